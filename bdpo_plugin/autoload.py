@@ -1,0 +1,78 @@
+"""The entry point: PyTorch calls :func:`install` at the end of `import torch`.
+
+It makes a host know `rl: bdpo` by that key alone, once the host itself is imported. Whoever only
+imports torch pays for reading this file. Standard library and wrapt only, and nothing raised:
+an exception here would break `import torch`. ``BDPO_AUTOLOAD=0`` turns it off.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
+
+#: Module of a host -> the function ("module:function") that takes it, once it is complete.
+HOOKS = {
+    "axolotl.utils.config": "bdpo_plugin.hosts.axolotl.activate:wrap_validate_config",
+    "axolotl.cli.config_options": "bdpo_plugin.hosts.axolotl.activate:add_options",
+}
+
+
+def install() -> None:
+    """Register the hooks of :data:`HOOKS`; a failure is a warning."""
+    if os.environ.get("BDPO_AUTOLOAD", "1") == "0":
+        return
+    try:
+        for name, hook in HOOKS.items():
+            _when_imported(name, _guarded(hook))
+    except Exception as error:
+        _warn(error)
+
+
+def _when_imported(name: str, hook: Callable[[ModuleType], None]) -> None:
+    import wrapt
+
+    module = sys.modules.get(name)
+    if module is not None and getattr(module.__spec__, "_initializing", False):
+        # `name` is itself importing torch: wrapt would hand it over half-made.
+        _when_bound(*name.rpartition(".")[::2], hook)
+    else:
+        wrapt.register_post_import_hook(hook, name)
+
+
+def _when_bound(parent_name: str, child: str, hook: Callable[[ModuleType], None]) -> None:
+    """Call ``hook`` when the import system binds the finished submodule in its parent."""
+    parent = sys.modules[parent_name]
+    before = parent.__class__
+
+    class Waiting(before):
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if name == child:
+                self.__class__ = before
+                hook(value)
+
+    parent.__class__ = Waiting
+
+
+def _guarded(hook: str) -> Callable[[ModuleType], None]:
+    def call(module: ModuleType) -> None:
+        try:
+            path, function = hook.split(":")
+            getattr(import_module(path), function)(module)
+        except Exception as error:
+            _warn(error)
+
+    return call
+
+
+def _warn(error: Exception) -> None:
+    warnings.warn(
+        f"B-DPO could not hook into its host, so `rl: bdpo` will not be known to it: {error!r}. "
+        "Reinstall bdpo-plugin, or set BDPO_AUTOLOAD=0 to silence this.",
+        RuntimeWarning,
+        stacklevel=2,
+    )

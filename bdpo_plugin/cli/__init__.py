@@ -1,0 +1,19 @@
+"""The `bdpo` command: one file per subcommand, each importing what is heavy only when it runs."""
+
+import click
+
+from bdpo_plugin import __version__
+from bdpo_plugin.cli.compare import compare
+from bdpo_plugin.cli.plot import plot
+from bdpo_plugin.cli.recipes import recipes
+from bdpo_plugin.cli.tiny import tiny
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, package_name="bdpo-plugin")
+def main() -> None:
+    """Balanced Direct Preference Optimization: recipes, pictures and a demo."""
+
+
+for _command in (compare, plot, recipes, tiny):
+    main.add_command(_command)

@@ -1,0 +1,1 @@
+"""Thin layers over the trainer, one package a host, independent of each other."""

@@ -1,0 +1,11 @@
+"""The keys that Axolotl's schema must keep: it drops what nobody declares."""
+
+from typing import Any
+
+from pydantic import create_model
+
+from bdpo_plugin.hosts.axolotl.resolve import MARK
+from bdpo_plugin.settings import BDPOSettings
+
+#: Any value, None where left out (and then dropped again): BDPOSettings alone validates.
+BDPOArgs = create_model("BDPOArgs", **dict.fromkeys((*BDPOSettings.keys(), MARK), (Any, None)))

@@ -1,0 +1,67 @@
+"""The plugin of Axolotl's plugin manager."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from axolotl.integrations.base import BasePlugin, PluginManager
+from axolotl.utils.dict import DictDefault
+from transformers import Trainer
+
+from bdpo_plugin.hosts.axolotl.resolve import MARK, PLUGIN, check_resolved, resolve
+from bdpo_plugin.settings import BDPOError, BDPOSettings
+
+
+class BDPOPlugin(BasePlugin):
+    """`rl: bdpo` in Axolotl. Without that key in a configuration, none of its hooks does anything.
+
+    It keeps no state: one process may hold several configurations, B-DPO's and others.
+    """
+
+    def register(self, cfg: DictDefault) -> None:
+        """Rewrite a raw B-DPO configuration (see :func:`~.resolve.resolve`)."""
+        if not resolve(cfg):
+            return
+        from axolotl.core.builders import rl
+
+        from bdpo_plugin.hosts.axolotl import AxolotlBDPOConfig
+
+        # Axolotl merges the plugins' training arguments once a process, at an import that a run
+        # without us may have done before.
+        if not hasattr(rl.AxolotlDPOConfig, "bdpo_alpha"):
+            rl.AxolotlDPOConfig = AxolotlBDPOConfig
+
+    def get_input_args(self) -> str:
+        return "bdpo_plugin.hosts.axolotl.args.BDPOArgs"
+
+    def get_training_args_mixin(self) -> str:
+        return "bdpo_plugin.trainer.config.BDPOArguments"
+
+    def get_training_args(self, cfg: DictDefault) -> dict[str, Any] | None:
+        return BDPOSettings.from_keys(cfg).to_keys() if cfg.get(MARK) else None
+
+    def pre_model_load(self, cfg: DictDefault) -> None:
+        """Raise BDPOError if the run would not come to our trainer."""
+        if not cfg.get(MARK):
+            return
+        check_resolved(cfg)
+        if (other := PluginManager.get_instance().get_trainer_cls(cfg)) is not None:
+            raise BDPOError(
+                f"Another plugin brings its own trainer, {other.__name__}, which would take the "
+                f"place of B-DPO's. Remove it from `plugins: {list(cfg.plugins)}`, or `rl: bdpo`."
+            )
+
+    def post_trainer_create(self, cfg: DictDefault, trainer: Trainer) -> None:
+        """Raise BDPOError if the trainer is not ours; nothing has been trained yet."""
+        if not cfg.get(MARK):
+            return
+        from bdpo_plugin.hosts.axolotl import AxolotlBDPOTrainer
+
+        if not isinstance(trainer, AxolotlBDPOTrainer):
+            raise BDPOError(
+                f"This run asked for B-DPO, but Axolotl made a {type(trainer).__name__}. "
+                f"Nothing has been trained. Is `{PLUGIN}` the only plugin with a trainer?"
+            )
+        # Axolotl tells the datasets only to its own DPO trainer.
+        trainer.dataset_tags = [d["path"] for d in cfg.datasets if not Path(d["path"]).is_dir()]

@@ -1,0 +1,32 @@
+"""B-DPO's trainer with what Axolotl adds to TRL's DPO trainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
+from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
+from torch import Tensor
+
+from bdpo_plugin.trainer import BDPOTrainer
+from bdpo_plugin.trainer.config import BDPOArguments
+
+
+@dataclass
+class AxolotlBDPOConfig(AxolotlDPOConfig, BDPOArguments):
+    """Axolotl's DPO arguments with the ``bdpo_*`` fields."""
+
+
+class _AxolotlDPOTrainer(AxolotlDPOTrainer):
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        # AxolotlDPOTrainer collects garbage and empties the CUDA cache after every step. Who needs
+        # that has `gc_collect_steps` and `torch_empty_cache_steps`.
+        return super(AxolotlDPOTrainer, self).training_step(*args, **kwargs)
+
+
+class AxolotlBDPOTrainer(BDPOTrainer, _AxolotlDPOTrainer):
+    """:class:`~bdpo_plugin.trainer.BDPOTrainer` with Axolotl's samplers, schedulers, optimizers,
+    tokenisation and model-card tags."""
+
+    tag_names = [*AxolotlDPOTrainer.tag_names, "bdpo"]  # noqa: RUF012

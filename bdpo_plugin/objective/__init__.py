@@ -1,0 +1,11 @@
+"""The method as pure tensor maths: no model, no dataset, no framework but torch.
+
+Notation of the shapes: B pairs in a batch, N response positions, V vocabulary entries.
+Equations and section numbers refer to the README's "The method".
+"""
+
+from bdpo_plugin.objective.balance import BalanceWeights, balance_weights
+from bdpo_plugin.objective.loss import bdpo_loss
+from bdpo_plugin.objective.mutual_information import mutual_information
+
+__all__ = ["BalanceWeights", "balance_weights", "bdpo_loss", "mutual_information"]

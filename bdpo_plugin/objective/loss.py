@@ -1,0 +1,85 @@
+"""Weighted log-ratios of a batch of pairs -> their losses."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bdpo_plugin.objective.balance import BalanceWeights
+from bdpo_plugin.settings import PAIR_LOSSES
+
+
+def bdpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    weights: BalanceWeights,
+    *,
+    beta: float = 0.1,
+    loss_type: str = "sigmoid",
+    label_smoothing: float = 0.0,
+    chosen_lengths: Tensor | None = None,
+    rejected_lengths: Tensor | None = None,
+) -> Tensor:
+    """The B-DPO loss of each pair (method section 7).
+
+    r_w = s w_w log[pi(y_w|x) / pi_ref(y_w|x)], r_l likewise, h = r_w - r_l; then
+
+    sigmoid: -log sigmoid(beta h)
+    hinge:   max(0, 1 - beta h)
+    ipo:     (r_w / |y_w| - r_l / |y_l| - 1 / (2 beta))^2
+    robust:  (-(1 - e) log sigmoid(beta h) + e log sigmoid(-beta h)) / (1 - 2 e)
+
+    with e = `label_smoothing`, which only `robust` reads, as in TRL. With all weights 1 each is
+    TRL's own.
+
+    Args:
+        policy_chosen_logps, policy_rejected_logps: (B,) log pi_theta(y|x), nats, summed.
+        ref_chosen_logps, ref_rejected_logps: (B,) log pi_ref(y|x), nats, summed.
+        weights: of the same B pairs; constants, as are the reference's log-probabilities.
+        beta: strength of the tie to the reference; for `ipo` its tau.
+        chosen_lengths, rejected_lengths: (B,) response tokens, both or neither; read by `ipo`
+            only. Left out, the log-probabilities are taken to be per-token averages already.
+
+    Returns:
+        (B,) the loss of each pair, with gradient to the policy's log-probabilities alone.
+
+    Raises:
+        ValueError: shapes differ, one of the two lengths alone, an unknown loss type, or a
+            `label_smoothing` outside [0, 0.5) for `robust`.
+    """
+    tensors = {
+        "policy_chosen_logps": policy_chosen_logps,
+        "policy_rejected_logps": policy_rejected_logps,
+        "ref_chosen_logps": ref_chosen_logps,
+        "ref_rejected_logps": ref_rejected_logps,
+        **{f"weights.{name}": tensor for name, tensor in weights._asdict().items()},
+    }
+    if (chosen_lengths is None) != (rejected_lengths is None):
+        raise ValueError("chosen_lengths and rejected_lengths must be given both, or neither")
+    if chosen_lengths is not None:
+        tensors |= {"chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if len(set(shapes.values())) != 1 or policy_chosen_logps.dim() != 1:
+        raise ValueError(f"every argument must be (B,), got {shapes}")
+    if loss_type not in PAIR_LOSSES:
+        raise ValueError(f"unknown loss type {loss_type!r}, must be one of {PAIR_LOSSES}")
+    if loss_type == "robust" and not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing must be in [0, 0.5) for robust, got {label_smoothing!r}")
+    weight_chosen, weight_rejected, scale = (weight.detach() for weight in weights)
+    chosen = scale * weight_chosen * (policy_chosen_logps - ref_chosen_logps.detach())
+    rejected = scale * weight_rejected * (policy_rejected_logps - ref_rejected_logps.detach())
+    if loss_type == "ipo":
+        if chosen_lengths is not None:
+            chosen, rejected = chosen / chosen_lengths, rejected / rejected_lengths
+        return (chosen - rejected - 1 / (2 * beta)) ** 2
+    logits = beta * (chosen - rejected)
+    if loss_type == "hinge":
+        return torch.relu(1 - logits)
+    if loss_type == "robust":
+        clean = -(1 - label_smoothing) * F.logsigmoid(logits)
+        flipped = -label_smoothing * F.logsigmoid(-logits)
+        return (clean - flipped) / (1 - 2 * label_smoothing)
+    return -F.logsigmoid(logits)

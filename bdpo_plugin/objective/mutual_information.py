@@ -1,0 +1,58 @@
+"""Log-probabilities of a response with and without its query -> their mutual information."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def mutual_information(
+    cond_logps: Tensor, null_logps: Tensor, lengths: Tensor, *, normalize: bool = True
+) -> Tensor:
+    """Pointwise mutual information I(x; y) = log pi_ref(y | x) - log pi_ref(y | x0).
+
+    Args:
+        cond_logps: (B,) log pi_ref(y | x), nats, summed over the response tokens.
+        null_logps: (B,) log pi_ref(y | x0), nats, of the same tokens after the null prompt x0.
+        lengths: (B,) number of response tokens |y|, each >= 1.
+        normalize: divide by |y|.
+
+    Returns:
+        (B,) nats per token if `normalize`, else nats; may be negative. float32 at least. No
+        gradient.
+
+    Raises:
+        ValueError: shapes differ, or a length below 1.
+    """
+    if not cond_logps.shape == null_logps.shape == lengths.shape or cond_logps.dim() != 1:
+        raise ValueError(
+            "cond_logps, null_logps and lengths must be three (B,) tensors, got "
+            f"{tuple(cond_logps.shape)}, {tuple(null_logps.shape)}, {tuple(lengths.shape)}"
+        )
+    if bool((lengths < 1).any()):
+        row = int((lengths < 1).nonzero()[0])
+        raise ValueError(
+            f"response {row} of the batch has length {lengths[row].item()}: an empty response has "
+            "no mutual information with its query"
+        )
+    dtype = torch.promote_types(cond_logps.dtype, torch.float32)
+    information = cond_logps.detach().to(dtype) - null_logps.detach()
+    return information / lengths if normalize else information
+
+
+def information_gain(cond_logits: Tensor, null_logits: Tensor) -> Tensor:
+    """KL( pi_ref(. | x, y_<t) || pi_ref(. | x0, y_<t) ) at each response position.
+
+    Its sum over the positions of a response is the `expected` estimator of I(x; y), its mean
+    the normalised one (method section 3).
+
+    Args:
+        cond_logits: (N, V) next-token logits after the query.
+        null_logits: (N, V) next-token logits at the same positions after the null prompt.
+
+    Returns:
+        (N,) nats, float32, never negative beyond rounding.
+    """
+    cond = torch.log_softmax(cond_logits.float(), dim=-1)
+    null = torch.log_softmax(null_logits.float(), dim=-1)
+    return (cond.exp() * (cond - null)).sum(dim=-1)

@@ -1,0 +1,132 @@
+"""A preference pair as training sees it, and what makes one useless."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from bdpo_plugin.settings import BDPOError
+
+
+class Side(NamedTuple):
+    """One prompt and response, (n,) token ids each; the response's are those trained on."""
+
+    prompt: np.ndarray
+    response: np.ndarray
+
+
+class Pair(NamedTuple):
+    """The two sides of a preference pair, after the host's truncation."""
+
+    chosen: Side
+    rejected: Side
+
+
+def split_sequence(input_ids: Sequence[int], trained: Sequence[bool]) -> Side:
+    """One row of a host's batch -> prompt and response.
+
+    Args:
+        input_ids: (T,) token ids without padding.
+        trained: (T,) where the host trains on the token.
+
+    Raises:
+        ValueError: the trained tokens are not the end of the sequence.
+    """
+    ids = np.asarray(input_ids, dtype=np.int64)
+    mask = np.asarray(trained, dtype=bool)
+    start = int(mask.argmax()) if mask.any() else len(ids)
+    if not mask[start:].all():
+        raise ValueError("the tokens trained on are not contiguous to the end of the sequence")
+    # a first token has no position that predicts it, so no host trains on it
+    start = max(start, min(1, len(ids)))
+    return Side(ids[:start], ids[start:])
+
+
+#: What can be wrong with a pair, in the user's words, and whether it can still teach.
+PROBLEMS = {
+    "empty": ("a response is empty", False),
+    "truncated": ("no token of a response is left after truncation", False),
+    "identical": ("chosen and rejected are identical", False),
+    "boundary": ("the prompt's tokens are not where the response begins", True),
+    "double_bos": ("the prompt begins with two BOS tokens", True),
+}
+
+
+@dataclass
+class DataReport:
+    """Which rows of a dataset have which problem.
+
+    Attributes:
+        name: of the dataset.
+        total: rows checked.
+        rows: row numbers by problem, a key of :data:`PROBLEMS`; a row is listed once.
+    """
+
+    name: str
+    total: int
+    rows: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def dropped(self) -> set[int]:
+        """The rows that cannot teach anything."""
+        return {row for p, rows in self.rows.items() if not PROBLEMS[p][1] for row in rows}
+
+    def lines(self) -> list[str]:
+        """One line for each problem found."""
+        out = []
+        for problem, rows in self.rows.items():
+            words, teaches = PROBLEMS[problem]
+            examples = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+            fate = "kept" if teaches else "dropped"
+            out.append(
+                f"{len(rows)} of {self.total} pairs of the {self.name} data: {words} "
+                f"({fate}; rows {examples})"
+            )
+        return out
+
+    def raise_if_nothing_left(self) -> None:
+        """Raises BDPOError where no pair can teach anything."""
+        if len(self.dropped) == self.total:
+            raise BDPOError(
+                f"No pair of the {self.name} data can be trained on. " + "; ".join(self.lines())
+            )
+
+
+def check_pairs(
+    pairs: Iterable[Pair],
+    name: str,
+    *,
+    lengths: Sequence[tuple[int, int]] | None = None,
+    bos: int | None = None,
+    misplaced: Iterable[int] = (),
+) -> DataReport:
+    """Looks for the problems of :data:`PROBLEMS` in the pairs of a dataset.
+
+    Args:
+        pairs: as training sees them.
+        name: of the dataset, for the messages.
+        lengths: response tokens (chosen, rejected) of each pair before truncation.
+        bos: id of the BOS token.
+        misplaced: rows whose prompt is known not to end where the response begins.
+    """
+    report = DataReport(name, 0)
+    boundary = set(misplaced)
+    for row, (chosen, rejected) in enumerate(pairs):
+        report.total += 1
+        sides = (chosen, rejected)
+        if any(not len(side.response) for side in sides):
+            cut = lengths is not None and all(lengths[row])
+            problem = "truncated" if cut else "empty"
+        elif np.array_equal(chosen.response, rejected.response):
+            problem = "identical"
+        elif row in boundary:
+            problem = "boundary"
+        elif bos is not None and any(list(side.prompt[:2]) == [bos, bos] for side in sides):
+            problem = "double_bos"
+        else:
+            continue
+        report.rows.setdefault(problem, []).append(row)
+    return report

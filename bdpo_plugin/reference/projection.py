@@ -1,0 +1,289 @@
+"""Reading a causal model at its response positions alone.
+
+A causal language model projects every position to the vocabulary, although a preference loss
+reads the response positions only. Here the projection runs inside the model's own forward (so
+that DDP, FSDP, DeepSpeed, PEFT and quantised heads see nothing unusual), of the response
+positions only, a chunk of them at a time.
+
+Shapes: B rows, T positions, N positions read, H hidden size, V vocabulary entries.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+#: Logits held at once: 2**25 of them are 128 MiB in float32.
+CHUNK_ELEMENTS = 2**25
+
+
+class Head(NamedTuple):
+    """The model's projection of hidden states to logits, post-processing included.
+
+    Attributes:
+        project: (n, H) -> (n, V) float32.
+        rows: how many rows at a time keep the logits within the chunk.
+        trained: whether a parameter of the projection wants a gradient.
+    """
+
+    project: Callable[[Tensor], Tensor]
+    rows: int
+    trained: bool
+
+
+class TokenStatistics(NamedTuple):
+    """What is read at each of N positions; all (N,) float32, only `logps` with gradient.
+
+    Attributes:
+        logps: log pi(token), nats.
+        entropy: of the next-token distribution, nats.
+        mean_logits: over the vocabulary.
+        correct: 1 where the token is the most likely one, else 0.
+    """
+
+    logps: Tensor
+    entropy: Tensor
+    mean_logits: Tensor
+    correct: Tensor
+
+
+class ResponseReader:
+    """Runs models and reads them at chosen positions, holding a chunk of logits at most.
+
+    The first time that it meets a model it compares what it would compute with the model's own
+    logits on one row, and on disagreement lets the model project the positions itself, all at
+    once. One reader serves a whole run.
+    """
+
+    def __init__(self, chunk_elements: int = CHUNK_ELEMENTS) -> None:
+        self.chunk_elements = chunk_elements
+        self._chunked: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+    def read(
+        self,
+        model: nn.Module,
+        positions: Tensor,
+        function: Callable[[Tensor, Head], Any],
+        **inputs: Any,
+    ) -> tuple[Any, Any]:
+        """`function(hidden, head)`, called with the states at the chosen positions.
+
+        Args:
+            model: a causal language model, however wrapped.
+            positions: (B, T) bool, where the next-token logits are wanted.
+            function: gets the (N, H) hidden states of the positions, row by row of the batch.
+            inputs: of the model's forward.
+
+        Returns:
+            what `function` returned, and the model's outputs, whose logits are of no use.
+        """
+        module = _output_head(model)
+        if module is not None and module not in self._chunked:
+            self._chunked[module] = self._agrees(model, module, positions, inputs)
+        if module is not None and self._chunked[module]:
+            head = self._head(model, module)
+            with _at_head(module, positions, lambda rows: function(rows, head)) as seen:
+                outputs = model(**inputs)
+            return seen.result, outputs
+        with _at_head(module, positions, None) as seen:
+            outputs = model(**inputs)
+        logits = outputs.logits[0] if seen.rows is not None else _select(outputs.logits, positions)
+        return function(logits, Head(Tensor.float, max(1, len(logits)), trained=False)), outputs
+
+    def token_statistics(
+        self, model: nn.Module, positions: Tensor, labels: Tensor, **inputs: Any
+    ) -> tuple[TokenStatistics, Any]:
+        """Statistics of the (N,) tokens `labels` that follow the N positions; see :meth:`read`."""
+        return self.read(model, positions, lambda h, head: statistics(h, head, labels), **inputs)
+
+    def _head(self, model: nn.Module, module: nn.Module) -> Head:
+        finish = _logits_postprocessing(model)
+        vocabulary = _config(model).vocab_size
+        return Head(
+            project=lambda rows: finish(module(rows).float()),
+            rows=max(1, self.chunk_elements // vocabulary),
+            trained=any(p.requires_grad for p in module.parameters()),
+        )
+
+    def _agrees(
+        self, model: nn.Module, module: nn.Module, positions: Tensor, inputs: dict[str, Any]
+    ) -> bool:
+        batch = positions.shape[0]
+        row = int(positions.any(dim=1).int().argmax())
+        one = {
+            k: v[row : row + 1] if isinstance(v, Tensor) and v.dim() and len(v) == batch else v
+            for k, v in inputs.items()
+        }
+        few = positions[row : row + 1].clone()
+        few[0, few[0].nonzero().flatten()[32:]] = False
+        project = self._head(model, module).project
+        with torch.no_grad(), _at_head(module, few, None, project) as seen:
+            theirs = model(**one).logits
+        if seen.rows is not None:
+            mine, theirs = seen.result, theirs[0].float()
+            # post-processing in float32 differs from the model's own by its dtype's rounding
+            tolerance = max(4 * torch.finfo(seen.dtype).eps, 1e-4)
+            if (
+                mine.shape == theirs.shape
+                and (mine - theirs).abs().max() <= tolerance * theirs.abs().max()
+            ):
+                return True
+        warnings.warn(
+            f"bdpo-plugin does not reproduce the logits of {type(model).__name__} from its output "
+            "layer, so the model projects all response positions of a batch at once: as correct, "
+            "with more memory.",
+            stacklevel=2,
+        )
+        return False
+
+
+def statistics(
+    hidden: Tensor, head: Head, labels: Tensor, *, extras: bool = True
+) -> TokenStatistics:
+    """:class:`TokenStatistics` of (N,) `labels` at (N, H) `hidden`, chunk by chunk.
+
+    Without `extras` only `logps` is computed, the rest is NaN.
+
+    With gradient, no chunk of logits outlives its turn: where the head is frozen, the gradient
+    with respect to the hidden states is computed along with the forward (each row's
+    log-probability depends on its own row alone), else the chunk is computed again in the
+    backward.
+    """
+    parts = []
+    for rows, targets in zip(hidden.split(head.rows), labels.split(head.rows), strict=True):
+        arguments = (rows, targets, head.project, extras)
+        if not (torch.is_grad_enabled() and rows.requires_grad) or head.rows >= len(hidden):
+            parts.append(_statistics(*arguments))
+        elif head.trained:
+            parts.append(checkpoint(_statistics, *arguments, use_reentrant=False))
+        else:
+            parts.append(_FrozenHead.apply(*arguments))
+    return TokenStatistics(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _statistics(
+    rows: Tensor, labels: Tensor, project: Callable[[Tensor], Tensor], extras: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    logits = project(rows)
+    all_logps = torch.log_softmax(logits, dim=-1)
+    logps = all_logps.gather(-1, labels[:, None]).squeeze(-1)
+    if not extras:
+        missing = torch.full_like(logps, torch.nan, requires_grad=False)
+        return logps, missing, missing, missing
+    with torch.no_grad():
+        entropy = -(all_logps.exp() * all_logps).sum(dim=-1)
+        correct = (logits.argmax(dim=-1) == labels).float()
+        return logps, entropy, logits.mean(dim=-1), correct
+
+
+class _FrozenHead(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, labels: Tensor, project: Callable[[Tensor], Tensor], extras: bool
+    ):
+        with torch.enable_grad():
+            leaf = rows.detach().requires_grad_()
+            logps, *rest = _statistics(leaf, labels, project, extras)
+            (gradient,) = torch.autograd.grad(logps.sum(), leaf)
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(*rest)
+        return (logps.detach(), *rest)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor):
+        (gradient,) = ctx.saved_tensors
+        return (gradient * upstream[:, None]).to(gradient.dtype), None, None, None
+
+
+@contextmanager
+def _at_head(
+    module: nn.Module | None,
+    positions: Tensor,
+    function: Callable[[Tensor], Any] | None,
+    compare: Callable[[Tensor], Any] | None = None,
+) -> Iterator[SimpleNamespace]:
+    """Hooks on the output layer for one forward of the model.
+
+    With `function`, the layer is given no position at all and `function` is called with the
+    states at the chosen ones; without, it is given the chosen ones as one row of a batch, and
+    `compare`, if given, is called with them too. What comes out is in `result`.
+    """
+    seen = SimpleNamespace(rows=None, result=None, dtype=None, busy=False)
+    if module is None:
+        yield seen
+        return
+
+    def before(_: nn.Module, args: tuple) -> tuple | None:
+        if seen.busy or args[0].dim() != 3 or args[0].shape[1] < positions.shape[1]:
+            return None
+        seen.rows = _select(args[0], positions)
+        return (args[0][:, :0] if function else seen.rows[None], *args[1:])
+
+    def after(_: nn.Module, __: tuple, output: Tensor) -> None:
+        if seen.busy or seen.rows is None:
+            return
+        seen.busy, seen.dtype = True, output.dtype
+        if called := function or compare:
+            seen.result = called(seen.rows)
+        seen.busy = False
+
+    handles = [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _select(states: Tensor, positions: Tensor) -> Tensor:
+    # the virtual tokens of prompt learning come before the positions of the real ones
+    return states[:, -positions.shape[1] :][positions.to(states.device)]
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    while isinstance(inner := getattr(model, "module", None), nn.Module):
+        model = inner
+    return model
+
+
+def _output_head(model: nn.Module) -> nn.Module | None:
+    find = getattr(_unwrapped(model), "get_output_embeddings", None)
+    head = find() if find else None
+    return head if isinstance(head, nn.Module) else None
+
+
+def _config(model: nn.Module) -> Any:
+    return _unwrapped(model).config.get_text_config()
+
+
+def _logits_postprocessing(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What the architectures of transformers do to their logits after the output layer.
+
+    :meth:`ResponseReader._agrees` finds out where this is not all, or wrong.
+    """
+    config = _config(model)
+    factor = next(
+        (
+            value
+            for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")
+            if (value := getattr(config, name, None)) is not None
+        ),
+        1.0,
+    )
+    if divisor := getattr(config, "logits_scaling", None):
+        factor = 1 / divisor
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def finish(logits: Tensor) -> Tensor:
+        logits = logits if factor == 1 else logits * factor
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    return finish

@@ -1,0 +1,175 @@
+"""Token ids -> log-probabilities and information gain under a frozen reference."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bdpo_plugin.objective.mutual_information import information_gain
+from bdpo_plugin.reference.projection import Head, ResponseReader, statistics
+from bdpo_plugin.reference.store import Score
+from bdpo_plugin.settings import BDPOError
+
+
+@dataclass
+class Reference:
+    """The frozen reference of a run and how to put it in force.
+
+    Attributes:
+        model: the model that holds its weights: of its own, or the policy's.
+        description: what it is, in words for the user.
+        peft: the PEFT model whose adapters have to be switched; None where there is none.
+        adapter: the adapter that is part of the reference; None: all off.
+        autocast: the context of the policy's own forward passes.
+    """
+
+    model: nn.Module
+    description: str
+    peft: Any = None
+    adapter: str | None = None
+    autocast: Callable[[], AbstractContextManager] = nullcontext
+
+    @contextmanager
+    def in_force(self) -> Iterator[nn.Module]:
+        """The model in evaluation mode, as the reference, without gradient."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(torch.no_grad())
+                if self.peft is not None and self.adapter is None:
+                    stack.enter_context(self.peft.disable_adapter())
+                elif self.peft is not None:
+                    stack.callback(self.peft.set_adapter, self.peft.active_adapter)
+                    self.peft.set_adapter(self.adapter)
+                stack.enter_context(self.autocast())
+                yield self.model
+        finally:
+            self.model.train(training)
+
+
+class Job(NamedTuple):
+    """One response to score after one prompt; all (n,) token ids.
+
+    With `null`, the information gain over the null prompt is wanted as well.
+    """
+
+    prompt: np.ndarray
+    response: np.ndarray
+    null: np.ndarray | None = None
+
+    @property
+    def rows(self) -> int:
+        return 1 if self.null is None else 2
+
+    @property
+    def length(self) -> int:
+        prompts = [self.prompt] if self.null is None else [self.prompt, self.null]
+        return max(len(p) for p in prompts) + len(self.response)
+
+
+def budgeted_batches(jobs: Sequence[Job], token_budget: int) -> list[list[int]]:
+    """Indices of `jobs` in batches of similar length, the longest first.
+
+    A batch holds at most `token_budget` tokens, padding included, or a single job.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(jobs)), key=lambda i: -jobs[i].length):
+        rows = jobs[index].rows
+        if batches:
+            batch = batches[-1]
+            if (len(batch) + 1) * rows * jobs[batch[0]].length <= token_budget:
+                batch.append(index)
+                continue
+        batches.append([index])
+    return batches
+
+
+def score_jobs(
+    model: nn.Module,
+    reader: ResponseReader,
+    jobs: Sequence[Job],
+    batches: Sequence[list[int]],
+    device: torch.device,
+) -> Iterator[tuple[list[int], list[Score]]]:
+    """The scores of each batch, as it is done; a batch that does not fit in memory is halved.
+
+    Raises:
+        BDPOError: a single sequence does not fit in the device's memory.
+    """
+    todo = deque(batches)
+    while todo:
+        batch = todo.popleft()
+        try:
+            yield batch, _score([jobs[i] for i in batch], model, reader, device)
+        except torch.OutOfMemoryError as error:
+            if len(batch) == 1:
+                raise BDPOError(
+                    f"A sequence of {jobs[batch[0]].length} tokens alone does not fit in the "
+                    "memory of the device under the reference model: shorten the host's sequence "
+                    "length, or load the model in fewer bits."
+                ) from error
+            half = len(batch) // 2
+            rest = [batch[:half], batch[half:]]
+            # the batches that follow would not fit either
+            rest += [part for b in todo for part in (b[: -(-len(b) // 2)], b[-(-len(b) // 2) :])]
+            todo = deque(part for part in rest if part)
+            torch.cuda.empty_cache()
+
+
+def _score(
+    jobs: list[Job], model: nn.Module, reader: ResponseReader, device: torch.device
+) -> list[Score]:
+    rows = [(job.prompt, job.response) for job in jobs]
+    with_gain = jobs[0].null is not None
+    if with_gain:
+        rows += [(job.null, job.response) for job in jobs]
+    batch, width = len(rows), max(len(p) + len(r) for p, r in rows)
+    input_ids = torch.zeros(batch, width, dtype=torch.long)
+    attention_mask = torch.zeros(batch, width, dtype=torch.long)
+    positions = torch.zeros(batch, width, dtype=torch.bool)
+    for i, (prompt, response) in enumerate(rows):
+        length = len(prompt) + len(response)
+        input_ids[i, :length] = torch.from_numpy(np.concatenate([prompt, response]))
+        attention_mask[i, :length] = 1
+        positions[i, len(prompt) - 1 : length - 1] = True
+    labels = torch.from_numpy(np.concatenate([r for _, r in rows])).to(device)
+    input_ids, attention_mask, positions = (
+        t.to(device) for t in (input_ids, attention_mask, positions)
+    )
+
+    def read(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+        if not with_gain:
+            return statistics(hidden, head, labels, extras=False).logps, hidden.new_zeros(0)
+        half = len(hidden) // 2
+        logps, gains = [], []
+        size = max(1, head.rows // 2)
+        for cond, null, target in zip(
+            hidden[:half].split(size), hidden[half:].split(size), labels.split(size), strict=False
+        ):
+            cond_logits = head.project(cond)
+            all_logps = torch.log_softmax(cond_logits, dim=-1)
+            logps.append(all_logps.gather(-1, target[:, None]).squeeze(-1))
+            gains.append(information_gain(cond_logits, head.project(null)))
+        return torch.cat(logps), torch.cat(gains)
+
+    (logps, gains), _ = reader.read(
+        model, positions, read, input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+    )
+    positions = positions[: len(jobs)]
+    sums = sum_by_row(logps, positions).tolist()
+    gain_sums = sum_by_row(gains, positions).tolist() if with_gain else [float("nan")] * len(jobs)
+    return [Score(logp, gain) for logp, gain in zip(sums, gain_sums, strict=True)]
+
+
+def sum_by_row(values: Tensor, positions: Tensor) -> Tensor:
+    """(N,) values at the (B, T) positions that are True, row by row -> (B,) float32 sums."""
+    spread = torch.zeros(positions.shape, dtype=torch.float32, device=values.device)
+    return spread.masked_scatter(positions.to(values.device), values.float()).sum(dim=1)

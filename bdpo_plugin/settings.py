@@ -1,0 +1,152 @@
+"""Every key of the method, once, and the only code that validates them.
+
+A host declares the keys of :func:`BDPOSettings.keys` in whatever form it wants and hands the
+raw values to :meth:`BDPOSettings.from_keys`; nothing else in the package checks a setting.
+Standard library only: this module is imported before torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+PREFIX = "bdpo_"
+
+WEIGHTINGS = ("softmax", "power")
+MI_ESTIMATORS = ("pointwise", "expected")
+
+#: Per-pair losses that are functions of the two (weighted) log-ratios; method section 7.
+PAIR_LOSSES = ("sigmoid", "hinge", "ipo", "robust")
+#: What a host's `loss_type` may name: the per-pair losses, and the additive term of the trainer.
+LOSS_TYPES = (*PAIR_LOSSES, "sft")
+
+
+class BDPOError(ValueError):
+    """A B-DPO run that cannot be honoured as asked. The message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BDPOSettings:
+    """The settings of B-DPO, validated. The key of field ``x`` is ``bdpo_x`` in every host.
+
+    Attributes:
+        alpha: strength of the balancing, dimensionless if ``mi_normalize`` (1 / (nats per
+            token)), finite and >= 0; 0 is exactly DPO. Method section 5.
+        weighting: MI of a pair -> weights, ``softmax`` or ``power``; section 5.
+        balance: use the balance weights; False is the "SF only" ablation; section 7.
+        scaling: use the scaling factor; False is the "BW only" ablation; section 7.
+        mi_estimator: ``pointwise`` or ``expected``; section 3.
+        mi_normalize: divide the MI by the response's length: nats per token, not nats.
+        null_prompt: the query-free prompt, as text; None derives it from the tokenizer's chat
+            template or the data; section 4.
+        precompute: score the whole dataset before training; False scores each batch in its step.
+        score_tokens: token budget, padding included, of one batch of the reference pass.
+        cache_dir: where computed scores are kept; None is ``bdpo`` under the user's cache.
+    """
+
+    alpha: float = 1.5
+    weighting: str = "softmax"
+    balance: bool = True
+    scaling: bool = True
+    mi_estimator: str = "pointwise"
+    mi_normalize: bool = True
+    null_prompt: str | None = None
+    precompute: bool = True
+    score_tokens: int = 16384
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        alpha = _number(self.alpha, "bdpo_alpha")
+        if not (math.isfinite(alpha) and alpha >= 0):
+            raise _refusal("bdpo_alpha", self.alpha, "a finite number >= 0 (0 is exactly DPO)")
+        put("alpha", alpha)
+        for name, choices in (("weighting", WEIGHTINGS), ("mi_estimator", MI_ESTIMATORS)):
+            if (value := getattr(self, name)) not in choices:
+                raise _refusal(PREFIX + name, value, " or ".join(f"'{c}'" for c in choices))
+        for name in ("balance", "scaling", "mi_normalize", "precompute"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise _refusal(PREFIX + name, value, "true or false")
+        for name in ("null_prompt", "cache_dir"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value):
+                raise _refusal(PREFIX + name, value, "a non-empty string, or left out")
+        tokens = _number(self.score_tokens, "bdpo_score_tokens")
+        if not (math.isfinite(tokens) and tokens == int(tokens) and tokens >= 1):
+            raise _refusal("bdpo_score_tokens", self.score_tokens, "a whole number >= 1")
+        put("score_tokens", int(tokens))
+
+    @classmethod
+    def keys(cls) -> tuple[str, ...]:
+        """The keys a user may write, in the order of the README's table."""
+        return tuple(PREFIX + f.name for f in fields(cls))
+
+    @classmethod
+    def from_keys(cls, values: Mapping[str, Any]) -> BDPOSettings:
+        """Settings from a host's configuration: its ``bdpo_*`` entries; all others are ignored.
+
+        An entry of None counts as left out, as hosts fill their undeclared defaults with it.
+
+        Raises:
+            BDPOError: an unknown ``bdpo_*`` key (with the nearest known one), or a bad value.
+        """
+        ours = {key: value for key, value in values.items() if key.startswith(PREFIX)}
+        known = cls.keys()
+        for key in ours:
+            if key not in known:
+                raise BDPOError(unknown_key_message(key))
+        return cls(**{k.removeprefix(PREFIX): v for k, v in ours.items() if v is not None})
+
+    def to_keys(self) -> dict[str, Any]:
+        """The inverse of :meth:`from_keys`."""
+        return {PREFIX + name: value for name, value in asdict(self).items()}
+
+
+def unknown_key_message(key: str) -> str:
+    """What to say of a ``bdpo_*`` key that does not exist."""
+    nearest = difflib.get_close_matches(key, BDPOSettings.keys(), n=1, cutoff=0.0)[0]
+    return (
+        f"Unknown key `{key}`. Did you mean `{nearest}`? "
+        f"The keys of B-DPO are: {', '.join(BDPOSettings.keys())}."
+    )
+
+
+def check_loss_types(loss_types: str | list[str] | tuple[str, ...], key: str) -> list[str]:
+    """The loss types of a run, as a list, or a refusal that names ``key``.
+
+    Raises:
+        BDPOError: a loss that is not in :data:`LOSS_TYPES`, or no per-pair loss among them.
+    """
+    names = [loss_types] if isinstance(loss_types, str) else list(loss_types)
+    for name in names:
+        if name not in LOSS_TYPES:
+            raise BDPOError(
+                f"`{key}: {name}` is not supported by B-DPO: its balance weights are defined for "
+                f"losses of the two log-ratios. Supported: {', '.join(LOSS_TYPES)} "
+                "('sft' only beside one of the others)."
+            )
+    if not set(names) & set(PAIR_LOSSES):
+        raise BDPOError(
+            f"`{key}: {names}` has no preference loss to balance. "
+            f"Add one of: {', '.join(PAIR_LOSSES)}."
+        )
+    return names
+
+
+def _number(value: Any, key: str) -> float:
+    # A YAML 1.1 reader hands `1e-1` over as a string.
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (ValueError, OverflowError):
+            pass
+    raise _refusal(key, value, "a number")
+
+
+def _refusal(key: str, value: Any, allowed: str) -> BDPOError:
+    return BDPOError(f"`{key}: {value!r}` cannot be used: it must be {allowed}.")

@@ -1,0 +1,51 @@
+"""The demo's model and data on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bdpo_plugin.tiny.conversations import demo_prompts, preference_pairs
+from bdpo_plugin.tiny.model import build_model, build_tokenizer
+from bdpo_plugin.tiny.pretrain import pretrain
+
+STEPS = 300
+
+
+def write(
+    directory: str | Path,
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    train_pairs: int = 256,
+    eval_pairs: int = 64,
+    progress: bool = True,
+    bos: bool = False,
+    **model_options: Any,
+) -> Path:
+    """Makes ``model/``, ``train.jsonl``, ``eval.jsonl`` and ``prompts.txt`` in `directory`.
+
+    Args:
+        directory: made if it does not exist; what is in it of the same names is replaced.
+        seed: of the weights, the pretraining text and the pairs.
+        steps: of pretraining; 0 leaves the weights random.
+        train_pairs, eval_pairs: see :func:`preference_pairs`.
+        progress: show a progress bar.
+        bos: see :func:`build_tokenizer`.
+        model_options: passed on to :func:`build_model`.
+
+    Returns:
+        `directory`.
+    """
+    directory = Path(directory)
+    tokenizer = build_tokenizer(bos=bos)
+    model = build_model(tokenizer, seed=seed, **model_options)
+    pretrain(model, tokenizer, steps=steps, seed=seed, progress=progress)
+    model.save_pretrained(directory / "model")
+    tokenizer.save_pretrained(directory / "model")
+    for split, count in (("train", train_pairs), ("eval", eval_pairs)):
+        lines = [json.dumps(pair) for pair in preference_pairs(count, seed=seed, split=split)]
+        (directory / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    (directory / "prompts.txt").write_text("".join(f"{p}\n" for p in demo_prompts()))
+    return directory

@@ -1,0 +1,220 @@
+"""From the preference pairs of a run to their scores and weights, whoever the host is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from bdpo_plugin.objective import BalanceWeights, balance_weights
+from bdpo_plugin.reference.dataset import PairScores, score_pairs
+from bdpo_plugin.reference.fingerprint import model_fingerprint, tokenizer_fingerprint
+from bdpo_plugin.reference.null_prompt import NullPrompt, find_null_prompt
+from bdpo_plugin.reference.pairs import Pair, check_pairs
+from bdpo_plugin.reference.projection import ResponseReader
+from bdpo_plugin.reference.scoring import Reference
+from bdpo_plugin.reference.store import ScoreStore
+from bdpo_plugin.settings import BDPOError, BDPOSettings
+from bdpo_plugin.trainer.report import print_problems, print_scores, print_settings, save_scores
+
+Balance = Callable[[Tensor, Tensor], BalanceWeights]
+
+#: What scoring adds to each row of a dataset, and so to each batch.
+SCORE_COLUMNS = (
+    "ref_chosen_logps",
+    "ref_rejected_logps",
+    "bdpo_mi_chosen",
+    "bdpo_mi_rejected",
+    "bdpo_weight_chosen",
+    "bdpo_weight_rejected",
+    "bdpo_scale",
+)
+
+
+class Balancer:
+    """Checks, scores and weighs the pairs of one run, and tells the user about it.
+
+    Args:
+        settings: of the run.
+        tokenizer: of the run.
+        accelerator: of the run.
+        output_dir: where ``bdpo/reference_scores*.parquet`` goes.
+        balance: in the place of :func:`balance_weights`; see :class:`BDPOTrainer`.
+    """
+
+    def __init__(
+        self,
+        settings: BDPOSettings,
+        tokenizer: Any,
+        accelerator: Accelerator,
+        output_dir: str,
+        balance: Balance | None = None,
+    ) -> None:
+        self.settings = settings
+        self.tokenizer = tokenizer
+        self.accelerator = accelerator
+        self.output_dir = Path(output_dir, "bdpo")
+        self.balance = balance
+        self.reader = ResponseReader()
+        self.null_prompt: NullPrompt | None = None
+
+    def usable_rows(
+        self,
+        pairs: Sequence[Pair],
+        name: str,
+        lengths: Sequence[tuple[int, int]],
+        misplaced: Iterable[int] = (),
+    ) -> list[int]:
+        """The rows that can teach something; what is wrong with the others is printed.
+
+        Args:
+            pairs: of a whole dataset, after truncation.
+            name: of the dataset.
+            lengths: response tokens (chosen, rejected) of each pair before truncation.
+            misplaced: rows whose prompt is known not to end where the response begins.
+
+        Raises:
+            BDPOError: no row is left.
+        """
+        report = check_pairs(
+            pairs, name, lengths=lengths, bos=self.tokenizer.bos_token_id, misplaced=misplaced
+        )
+        if self.accelerator.is_main_process:
+            print_problems(report.lines())
+        report.raise_if_nothing_left()
+        return [row for row in range(len(pairs)) if row not in report.dropped]
+
+    def find_null_prompt(self, pairs: Sequence[Pair], reference: Reference) -> None:
+        """Settle the null prompt on the training pairs, and print what the run resolved to."""
+        self.null_prompt = find_null_prompt(
+            self.tokenizer,
+            [pair.chosen.prompt.tolist() for pair in pairs],
+            self.settings.null_prompt,
+        )
+        if self.accelerator.is_main_process:
+            print_settings(
+                self.settings,
+                reference.description,
+                self.null_prompt,
+                custom=self.balance is not None,
+            )
+
+    def score_dataset(
+        self, pairs: Sequence[Pair], rows: Sequence[int], name: str, reference: Reference, file: str
+    ) -> dict[str, Tensor]:
+        """:data:`SCORE_COLUMNS` of a dataset, each (B,), from the store or computed now.
+
+        Args:
+            pairs: the usable pairs, the same in every rank.
+            rows: their numbers in the host's dataset.
+            name: of the dataset, for the user.
+            file: name of the Parquet file that they are saved to.
+        """
+        if self.null_prompt is None:
+            self.find_null_prompt(pairs, reference)
+        weights_of = self.accelerator.unwrap_model(reference.model)
+        identity = (
+            model_fingerprint(
+                weights_of, adapter=reference.adapter, compute=self.accelerator.mixed_precision
+            ),
+            tokenizer_fingerprint(self.tokenizer),
+        )
+        scores = score_pairs(
+            pairs,
+            reference,
+            self.null_prompt,
+            self.settings,
+            reader=self.reader,
+            device=self.accelerator.device,
+            store=ScoreStore(self.settings.cache_dir, identity),
+            name=name,
+            rows=rows,
+        )
+        weights = self._weigh(scores)
+        if self.accelerator.is_main_process:
+            print_scores(name, self.settings, scores, weights)
+            save_scores(self.output_dir / file, rows, scores, weights)
+        return _columns(scores, weights)
+
+    def score_batch(self, pairs: Sequence[Pair], reference: Reference) -> dict[str, Tensor]:
+        """:data:`SCORE_COLUMNS` of a batch, each (B,), computed now and not kept.
+
+        Raises:
+            BDPOError: a response has no token.
+        """
+        if any(not len(side.response) for pair in pairs for side in pair):
+            raise BDPOError(
+                "A pair of this batch has no response token left after truncation. Streaming data "
+                "cannot be checked in advance: filter such pairs out."
+            )
+        scores = score_pairs(
+            pairs,
+            reference,
+            self.null_prompt,
+            self.settings,
+            reader=self.reader,
+            device=self.accelerator.device,
+        )
+        columns = _columns(scores, self._weigh(scores))
+        return {name: column.to(self.accelerator.device) for name, column in columns.items()}
+
+    def batch_columns(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """:data:`SCORE_COLUMNS` that a batch brings along.
+
+        Raises:
+            BDPOError: one is missing.
+        """
+        missing = [column for column in SCORE_COLUMNS if column not in batch]
+        if missing:
+            raise BDPOError(
+                f"The batch has no {', '.join(missing)}: it does not come from a dataset that was "
+                "scored. Pass datasets to the trainer's constructor or to evaluate()."
+            )
+        return {column: batch[column] for column in SCORE_COLUMNS}
+
+    def _weigh(self, scores: PairScores) -> BalanceWeights:
+        mi = (scores.mi_chosen, scores.mi_rejected)
+        if self.balance is None:
+            return balance_weights(
+                *mi,
+                alpha=self.settings.alpha,
+                weighting=self.settings.weighting,
+                balance=self.settings.balance,
+                scaling=self.settings.scaling,
+            )
+        weights = BalanceWeights(*(t.detach().float() for t in self.balance(*mi)))
+        if any(t.shape != mi[0].shape or not t.isfinite().all() for t in weights):
+            raise BDPOError(
+                "The `balance` callable must return three finite tensors of the shape of its "
+                f"arguments, {tuple(mi[0].shape)}: chosen, rejected, scale."
+            )
+        return weights
+
+
+class ScoreCollator:
+    """The host's collator, with the :data:`SCORE_COLUMNS` of the rows as (B,) tensors."""
+
+    def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
+        self.collator = collator
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collator(examples)
+        for column in SCORE_COLUMNS:
+            if column in examples[0]:
+                batch[column] = torch.tensor([e[column] for e in examples], dtype=torch.float32)
+        return batch
+
+
+def _columns(scores: PairScores, weights: BalanceWeights) -> dict[str, Tensor]:
+    columns = (
+        scores.ref_chosen_logps,
+        scores.ref_rejected_logps,
+        scores.mi_chosen,
+        scores.mi_rejected,
+        *weights,
+    )
+    return dict(zip(SCORE_COLUMNS, columns, strict=True))

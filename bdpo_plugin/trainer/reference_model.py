@@ -1,0 +1,69 @@
+"""Which frozen model a run's reference is, resolved as TRL resolves it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate.utils import is_peft_model
+
+from bdpo_plugin.reference.scoring import Reference
+from bdpo_plugin.settings import BDPOError
+
+
+def resolve_reference(trainer: Any, wrapped: Any = None) -> Reference:
+    """The reference of a `trl.DPOTrainer`.
+
+    Args:
+        trainer: whose `model` and `ref_model` are set.
+        wrapped: the policy as prepared for training, in a training step.
+
+    Raises:
+        BDPOError: the model cannot run at this point.
+    """
+    autocast = trainer.accelerator.autocast
+    if trainer.ref_model is not None:
+        name = _name(trainer.ref_model)
+        return Reference(trainer.ref_model, f"separate model {name}", autocast=autocast)
+    model = wrapped if wrapped is not None else _placed(trainer)
+    if not is_peft_model(trainer.model):
+        return Reference(
+            model, f"{_name(trainer.model)} as it is before training", autocast=autocast
+        )
+    peft = trainer.accelerator.unwrap_model(trainer.model)
+    adapter = "ref" if "ref" in peft.peft_config else None
+    return Reference(
+        model,
+        f"base model {_name(peft.get_base_model())}, "
+        + ("with a frozen copy of the adapter given" if adapter else "adapter off"),
+        peft=peft,
+        adapter=adapter,
+        autocast=autocast,
+    )
+
+
+def release_reference_model(trainer: Any) -> None:
+    """Let go of the separate reference model: after the pass its scores are all that is needed."""
+    if trainer.ref_model is not None:
+        prepared = trainer.accelerator._models
+        prepared[:] = [model for model in prepared if model is not trainer.ref_model]
+        trainer.ref_model = None
+
+
+def _placed(trainer: Any) -> Any:
+    """The policy, where it can run before it is prepared for training."""
+    if trainer.is_fsdp_enabled:
+        raise BDPOError(
+            "Under FSDP the model can run only once training has begun, so its dataset cannot be "
+            "scored before: set `bdpo_precompute: false`."
+        )
+    if not trainer.is_deepspeed_enabled:
+        return trainer.model
+    if getattr(trainer, "_bdpo_engine", None) is None:
+        from trl.models import prepare_deepspeed
+
+        trainer._bdpo_engine = prepare_deepspeed(trainer.model, trainer.accelerator)
+    return trainer._bdpo_engine
+
+
+def _name(model: Any) -> str:
+    return getattr(model.config, "_name_or_path", "") or f"of class {type(model).__name__}"

@@ -1,0 +1,122 @@
+"""What a run resolved at its start: the table on the screen and the file of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from bdpo_plugin.objective import BalanceWeights
+from bdpo_plugin.reference.dataset import PairScores
+from bdpo_plugin.reference.null_prompt import NullPrompt
+from bdpo_plugin.settings import BDPOSettings
+
+
+def save_scores(
+    path: Path, rows: Sequence[int], scores: PairScores, weights: BalanceWeights
+) -> None:
+    """Write the scores of a dataset as Parquet, one row a pair, atomically.
+
+    Columns: ``row`` in the host's tokenised dataset, token counts, log-probabilities in nats,
+    MI in nats per token (nats where not normalised), weights and scale.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table(
+        {
+            "row": list(rows),
+            "chosen_tokens": scores.chosen_tokens.numpy(),
+            "rejected_tokens": scores.rejected_tokens.numpy(),
+            "ref_chosen_logps": scores.ref_chosen_logps.numpy(),
+            "ref_rejected_logps": scores.ref_rejected_logps.numpy(),
+            "mi_chosen": scores.mi_chosen.numpy(),
+            "mi_rejected": scores.mi_rejected.numpy(),
+            "weight_chosen": weights.chosen.numpy(),
+            "weight_rejected": weights.rejected.numpy(),
+            "scale": weights.scale.numpy(),
+        }
+    )
+    temporary = path.with_name(f".{path.name}.tmp")
+    pq.write_table(table, temporary)
+    temporary.replace(path)
+
+
+def print_settings(
+    settings: BDPOSettings, reference: str, null_prompt: NullPrompt, *, custom: bool = False
+) -> None:
+    """The table of what holds for the whole run; `custom` where a callable weighs the pairs."""
+    table = _table("B-DPO")
+    table.add_row("reference", escape(reference))
+    matched = ""
+    if null_prompt.match_rate is not None:
+        matched = f", {null_prompt.match_rate:.1%} of the prompts match"
+    table.add_row("null prompt", escape(f"{null_prompt.text!r}\n{null_prompt.source}{matched}"))
+    if null_prompt.warning:
+        table.add_row("[bold red]WARNING", escape(null_prompt.warning))
+    weighting = f"{settings.weighting}, alpha {settings.alpha:g}"
+    if not settings.balance:
+        weighting += ", balance weights off"
+    if not settings.scaling:
+        weighting += ", scaling factor off"
+    table.add_row("weights", "given as a callable" if custom else weighting)
+    unit = "nats per token" if settings.mi_normalize else "nats"
+    table.add_row("mutual information", f"{settings.mi_estimator}, {unit}")
+    when = "before training" if settings.precompute else "in each step"
+    table.add_row("scored", f"{when}, {settings.score_tokens} tokens at a time")
+    _print(table)
+
+
+def print_problems(problems: Sequence[str]) -> None:
+    """The table of what is wrong with the data, if anything is."""
+    if problems:
+        table = _table("[bold red]B-DPO: problems in the data")
+        for problem in problems:
+            table.add_row(escape(problem))
+        _print(table)
+
+
+def print_scores(
+    name: str, settings: BDPOSettings, scores: PairScores, weights: BalanceWeights
+) -> None:
+    """The table of one dataset's scores."""
+    table = _table(f"B-DPO: the {name} data")
+    total, computed = len(scores.computed), int(scores.computed.sum())
+    table.add_row("pairs", f"{total}: {computed} scored now, {total - computed} reused")
+    unit = "nats per token" if settings.mi_normalize else "nats"
+    for side, mi in (("chosen", scores.mi_chosen), ("rejected", scores.mi_rejected)):
+        low, median, high = _quantiles(mi, 0.05, 0.5, 0.95)
+        table.add_row(
+            f"MI {side}",
+            f"{low:.3f} / {median:.3f} / {high:.3f} {unit} (5/50/95 %), "
+            f"{(mi < 0).float().mean():.1%} below 0",
+        )
+    share = (scores.mi_chosen > scores.mi_rejected).float().mean()
+    table.add_row("MI chosen > rejected", f"{share:.1%} of the pairs")
+    for side, weight in (("chosen", weights.chosen), ("rejected", weights.rejected)):
+        low, high = _quantiles(weight, 0.05, 0.95)
+        table.add_row(f"weight {side}", f"{low:.3f} to {high:.3f} (5 to 95 %)")
+    table.add_row("mean scale", f"{weights.scale.mean():.3f}")
+    _print(table)
+
+
+def _quantiles(values: Tensor, *at: float) -> list[float]:
+    # torch.quantile refuses more than 2**24 values
+    ordered = values.float().sort().values
+    return [float(ordered[round(q * (len(ordered) - 1))]) for q in at]
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
+    return table
+
+
+def _print(table: Table) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=100)
+    console.print(table)

@@ -1,0 +1,131 @@
+"""The loss of one batch, and what is reported of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bdpo_plugin.objective import BalanceWeights, bdpo_loss
+from bdpo_plugin.reference.projection import ResponseReader
+from bdpo_plugin.reference.scoring import sum_by_row
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The losses of a run: their names and weights, and what they read."""
+
+    types: Sequence[str]
+    weights: Sequence[float]
+    beta: float
+    label_smoothing: float = 0.0
+
+
+def preference_step(
+    reader: ResponseReader,
+    model: nn.Module,
+    inputs: dict[str, Any],
+    trained: Tensor,
+    scores: Mapping[str, Tensor],
+    terms: LossTerms,
+) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]], Any]:
+    """One forward of the policy on a batch of B pairs.
+
+    Args:
+        inputs: of the model's forward; `input_ids` (2B, T), the chosen rows first.
+        trained: (2B, T) bool, the tokens that are trained on.
+        scores: the columns of :data:`~bdpo_plugin.trainer.balancer.SCORE_COLUMNS`.
+        terms: of the loss.
+
+    Returns:
+        the loss, a scalar; the metrics, each as (sum, count) of this rank; the model's outputs.
+    """
+    weights = BalanceWeights(
+        scores["bdpo_weight_chosen"], scores["bdpo_weight_rejected"], scores["bdpo_scale"]
+    )
+    ref_chosen, ref_rejected = scores["ref_chosen_logps"], scores["ref_rejected_logps"]
+    trained = trained[:, 1:]
+    labels = inputs["input_ids"][:, 1:][trained]
+    tokens, outputs = reader.token_statistics(model, F.pad(trained, (0, 1)), labels, **inputs)
+    chosen, rejected = sum_by_row(tokens.logps, trained).chunk(2)
+    chosen_lengths, rejected_lengths = trained.sum(dim=1).chunk(2)
+    # the chosen rows come first, and so do their tokens
+    of_chosen = torch.arange(len(labels), device=labels.device) < chosen_lengths.sum()
+
+    loss = torch.zeros((), device=chosen.device)
+    for loss_type, loss_weight in zip(terms.types, terms.weights, strict=True):
+        if loss_type == "sft":
+            term = -(tokens.logps * of_chosen).sum() / of_chosen.sum()
+        else:
+            term = bdpo_loss(
+                chosen,
+                rejected,
+                ref_chosen,
+                ref_rejected,
+                weights,
+                beta=terms.beta,
+                loss_type=loss_type,
+                label_smoothing=terms.label_smoothing,
+                chosen_lengths=chosen_lengths,
+                rejected_lengths=rejected_lengths,
+            ).mean()
+        loss = loss + loss_weight * term
+
+    with torch.no_grad():
+        # plain DPO rewards, so that they compare across methods
+        chosen_rewards = terms.beta * (chosen - ref_chosen)
+        rejected_rewards = terms.beta * (rejected - ref_rejected)
+        advantage = scores["bdpo_mi_chosen"] - scores["bdpo_mi_rejected"]
+        per_pair = {
+            "rewards/chosen": chosen_rewards,
+            "rewards/rejected": rejected_rewards,
+            "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
+            "rewards/margins": chosen_rewards - rejected_rewards,
+            "logps/chosen": chosen,
+            "logps/rejected": rejected,
+            "bdpo/mi_chosen": scores["bdpo_mi_chosen"],
+            "bdpo/mi_rejected": scores["bdpo_mi_rejected"],
+            "bdpo/imbalance": advantage.abs(),
+            "bdpo/chosen_share": (advantage > 0).float(),
+            "bdpo/weight_chosen": weights.chosen,
+            "bdpo/weight_rejected": weights.rejected,
+            "bdpo/scale": weights.scale,
+        }
+        metrics = {k: (v.sum(), torch.full_like(v[0], len(v))) for k, v in per_pair.items()}
+        for name, values, where in (
+            ("entropy", tokens.entropy, torch.ones_like(of_chosen)),
+            ("mean_token_accuracy", tokens.correct, of_chosen),
+            ("logits/chosen", tokens.mean_logits, of_chosen),
+            ("logits/rejected", tokens.mean_logits, ~of_chosen),
+        ):
+            metrics[name] = ((values * where).sum(), where.sum())
+        metrics["num_tokens"] = (inputs["attention_mask"].sum(), torch.ones_like(chosen[0]))
+    return loss, metrics, outputs
+
+
+@dataclass
+class MetricSums:
+    """The metrics of the steps since the last log, summed over the ranks, left on the device."""
+
+    reduce: Callable[[Tensor], Tensor]
+    names: list[str] = field(default_factory=list)
+    steps: list[Tensor] = field(default_factory=list)
+
+    def add(self, metrics: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Take the (sum, count) of each metric of one step."""
+        self.names = list(metrics)
+        pairs = [torch.stack([t.detach().float() for t in pair]) for pair in metrics.values()]
+        self.steps.append(self.reduce(torch.stack(pairs)))
+
+    def drain(self) -> list[dict[str, float]]:
+        """The mean of each metric in each step; a metric of nothing is left out."""
+        rows = torch.stack(self.steps).tolist() if self.steps else []
+        self.steps = []
+        return [
+            {n: total / count for n, (total, count) in zip(self.names, row, strict=True) if count}
+            for row in rows
+        ]

@@ -1,0 +1,194 @@
+"""DPO with balance weights: what changes of TRL's trainer, and nothing else."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset, IterableDataset, concatenate_datasets
+from trl import DPOTrainer
+
+from bdpo_plugin.reference.pairs import Pair
+from bdpo_plugin.settings import BDPOError
+from bdpo_plugin.trainer.balancer import SCORE_COLUMNS, Balance, Balancer, ScoreCollator
+from bdpo_plugin.trainer.batch import batch_pairs, dataset_pairs, misplaced_rows, model_inputs
+from bdpo_plugin.trainer.checks import check_arguments
+from bdpo_plugin.trainer.config import BDPOConfig
+from bdpo_plugin.trainer.reference_model import release_reference_model, resolve_reference
+from bdpo_plugin.trainer.report import print_problems
+from bdpo_plugin.trainer.step import LossTerms, MetricSums, preference_step
+
+#: Rows of a streaming dataset that the null prompt is derived from.
+_PEEK = 256
+
+
+class BDPOTrainer(DPOTrainer):
+    """Balanced Direct Preference Optimization (arXiv 2603.22829, as read in the README).
+
+    What it changes of `trl.DPOTrainer`: the precomputation of the reference's log-probabilities
+    also gives the mutual information of both responses with their query, and from it the balance
+    weights; and the loss weighs the two log-ratios with them, reading the model at the response
+    positions alone. Rewards stay plain DPO rewards.
+
+    Args:
+        model, ref_model: as in `trl.DPOTrainer`.
+        args: a :class:`BDPOConfig`.
+        *rest, **kwargs: of `trl.DPOTrainer`.
+        balance: (mi_chosen, mi_rejected), each (B,), ->
+            :class:`~bdpo_plugin.objective.BalanceWeights`, in the place of the built-in
+            :func:`~bdpo_plugin.objective.balance_weights`. It is called once for a whole
+            dataset, or for each batch where ``bdpo_precompute`` is off.
+
+    Raises:
+        BDPOError: a setting that cannot be honoured, or data that cannot be trained on.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        ref_model: Any = None,
+        args: BDPOConfig | None = None,
+        *rest: Any,
+        balance: Balance | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = args if args is not None else BDPOConfig(output_dir="bdpo-output")
+        self.bdpo = check_arguments(args)
+        args.precompute_ref_log_probs = self.bdpo.precompute
+        self._balance = balance
+        self._balancer: Balancer | None = None
+        super().__init__(model, ref_model, args, *rest, **kwargs)
+        reduce = partial(self.accelerator.reduce, reduction="sum")
+        self._sums = {"train": MetricSums(reduce), "eval": MetricSums(reduce)}
+        self._terms = LossTerms(self.loss_types, self.loss_weights, self.beta, self.label_smoothing)
+        if self._is_vision_dataset:
+            raise BDPOError(
+                "B-DPO cannot train on a vision dataset: it measures the mutual information of "
+                "text with text. Remove the `image` or `images` column."
+            )
+        if self.bdpo.precompute:
+            release_reference_model(self)
+        else:
+            self._prepare_stepwise()
+        self.data_collator = ScoreCollator(self.data_collator)
+
+    @property
+    def balancer(self) -> Balancer:
+        """What checks, scores and weighs the pairs of this run."""
+        if self._balancer is None:  # TRL asks for scores from within its constructor
+            self._balancer = Balancer(
+                self.bdpo, self._tokenizer, self.accelerator, self.args.output_dir, self._balance
+            )
+        return self._balancer
+
+    # The datasets -------------------------------------------------------------------------------
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, name: str) -> Any:
+        prepared = super()._prepare_dataset(dataset, processing_class, args, name)
+        if isinstance(prepared, Dataset) and (lost := len(dataset) - len(prepared)):
+            problem = (
+                f"{lost} of {len(dataset)} pairs of the {name} data: the prompt alone fills the "
+                f"sequence length of {args.max_length} tokens (dropped)"
+            )
+            if not len(prepared):
+                raise BDPOError(f"{problem}. Nothing is left to train on: raise that length.")
+            if args.process_index == 0:
+                print_problems([problem])
+        return prepared
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        missing = [c for c in SCORE_COLUMNS if c not in self._signature_columns]
+        self._signature_columns = [*self._signature_columns, *missing]
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        if isinstance(dataset, IterableDataset):
+            raise BDPOError(
+                f"The {name} data is a stream, which cannot be scored before training: set "
+                "`bdpo_precompute: false`."
+            )
+        file = "reference_scores.parquet"
+        if dataset is not self.train_dataset:
+            file = f"reference_scores.{name}.parquet"
+        dataset, rows, pairs = self._usable(dataset, name)
+        columns = self.balancer.score_dataset(pairs, rows, name, resolve_reference(self), file)
+        added = Dataset.from_dict({name: column.tolist() for name, column in columns.items()})
+        return concatenate_datasets([dataset, added], axis=1)
+
+    def _usable(self, dataset: Dataset, name: str) -> tuple[Dataset, list[int], list[Pair]]:
+        """The dataset without the pairs that cannot teach; the row numbers and pairs kept."""
+        collator = getattr(self.data_collator, "collator", self.data_collator)
+        pairs = dataset_pairs(dataset, collator)
+        misplaced: list[Any] = [None]
+        if self.accelerator.is_main_process:
+            misplaced = [list(misplaced_rows(dataset, self._tokenizer))]
+        broadcast_object_list(misplaced)
+        lengths = [
+            (len(chosen), len(rejected))
+            for chosen, rejected in zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
+        ]
+        rows = self.balancer.usable_rows(pairs, name, lengths, misplaced[0])
+        if len(rows) < len(pairs):
+            dataset = dataset.select(rows)
+        return dataset, rows, [pairs[row] for row in rows]
+
+    def _prepare_stepwise(self) -> None:
+        """Without a pass: check the data that can be checked, and settle the null prompt."""
+        if isinstance(self.train_dataset, IterableDataset):
+            peek = Dataset.from_list(list(self.train_dataset.take(_PEEK)))
+            pairs = dataset_pairs(peek, self.data_collator)
+        else:
+            self.train_dataset, _, pairs = self._usable(self.train_dataset, "train")
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = {
+                name: self._usable(dataset, name)[0] if isinstance(dataset, Dataset) else dataset
+                for name, dataset in self.eval_dataset.items()
+            }
+        elif isinstance(self.eval_dataset, Dataset):
+            self.eval_dataset, *_ = self._usable(self.eval_dataset, "eval")
+        self.balancer.find_null_prompt(pairs, resolve_reference(self, self.model))
+
+    # The step -----------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        if self.bdpo.precompute:
+            scores = self.balancer.batch_columns(inputs)
+        else:
+            scores = self.balancer.score_batch(batch_pairs(inputs), resolve_reference(self, model))
+        kwargs = model_inputs(inputs)
+        if self.aux_loss_enabled:
+            kwargs["output_router_logits"] = True
+        loss, metrics, outputs = preference_step(
+            self.balancer.reader,
+            model,
+            kwargs,
+            inputs["completion_mask"].bool(),
+            scores,
+            self._terms,
+        )
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss
+            metrics["aux_loss"] = (outputs.aux_loss, torch.ones_like(outputs.aux_loss))
+        self._sums["train" if self.model.training else "eval"].add(metrics)
+        if not return_outputs:
+            return loss
+        with torch.no_grad():  # for `compute_metrics`, which wants all logits
+            return loss, model(**model_inputs(inputs))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        for step in self._sums[mode].drain():
+            tokens = step.pop("num_tokens")
+            self._total_train_tokens += round(tokens) if mode == "train" else 0
+            for name, value in step.items():
+                self._metrics[mode][name].append(value)
+            self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        super().log(logs, start_time)

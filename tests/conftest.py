@@ -1,0 +1,31 @@
+"""One environment for all tests: offline, on the CPU, with a score cache of its own."""
+
+import os
+
+import hypothesis
+import pytest
+
+os.environ |= {
+    "AXOLOTL_DO_NOT_TRACK": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "WANDB_DISABLED": "true",
+    "TOKENIZERS_PARALLELISM": "false",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+# No deadline: a slow machine is not a failure. Derandomised: what CI sees is what you see.
+hypothesis.settings.register_profile("bdpo", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("bdpo")
+
+
+@pytest.fixture(autouse=True)
+def _own_score_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from bdpo_plugin.tiny import build_tokenizer
+
+    return build_tokenizer()

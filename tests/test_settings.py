@@ -1,0 +1,182 @@
+"""Every key: its default, what it takes, and what a refusal says."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bdpo_plugin.settings import (
+    LOSS_TYPES,
+    PAIR_LOSSES,
+    BDPOError,
+    BDPOSettings,
+    check_loss_types,
+    unknown_key_message,
+)
+
+DEFAULTS = {
+    "bdpo_alpha": 1.5,
+    "bdpo_weighting": "softmax",
+    "bdpo_balance": True,
+    "bdpo_scaling": True,
+    "bdpo_mi_estimator": "pointwise",
+    "bdpo_mi_normalize": True,
+    "bdpo_null_prompt": None,
+    "bdpo_precompute": True,
+    "bdpo_score_tokens": 16384,
+    "bdpo_cache_dir": None,
+}
+NUMBER = "a finite number >= 0 (0 is exactly DPO)"
+BOOL = "true or false"
+TEXT = "a non-empty string, or left out"
+WHOLE = "a whole number >= 1"
+
+
+def test_keys_and_defaults() -> None:
+    assert BDPOSettings().to_keys() == DEFAULTS
+    assert BDPOSettings.keys() == tuple(DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "held"),
+    [
+        ("bdpo_alpha", 0, 0.0),
+        ("bdpo_alpha", 2, 2.0),
+        ("bdpo_alpha", "1e-1", 0.1),  # YAML 1.1 reads it as a string
+        ("bdpo_weighting", "power", "power"),
+        ("bdpo_balance", False, False),
+        ("bdpo_scaling", False, False),
+        ("bdpo_mi_estimator", "expected", "expected"),
+        ("bdpo_mi_normalize", False, False),
+        ("bdpo_null_prompt", "USER: \nASSISTANT:", "USER: \nASSISTANT:"),
+        ("bdpo_precompute", False, False),
+        ("bdpo_score_tokens", 1, 1),
+        ("bdpo_score_tokens", 1e4, 10000),
+        ("bdpo_score_tokens", "4096", 4096),
+        ("bdpo_cache_dir", "~/scores", "~/scores"),
+    ],
+)
+def test_takes(key, value, held) -> None:
+    settings = BDPOSettings.from_keys({key: value})
+    assert settings.to_keys() == DEFAULTS | {key: held}
+    assert type(settings.to_keys()[key]) is type(held)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("bdpo_alpha", -0.1, NUMBER),
+        ("bdpo_alpha", math.inf, NUMBER),
+        ("bdpo_alpha", math.nan, NUMBER),
+        ("bdpo_alpha", "nan", NUMBER),
+        ("bdpo_alpha", "high", "a number"),
+        ("bdpo_alpha", True, "a number"),
+        ("bdpo_alpha", [1.0, 1.5], "a number"),
+        ("bdpo_alpha", 10**400, "a number"),
+        ("bdpo_weighting", "linear", "'softmax' or 'power'"),
+        ("bdpo_weighting", ["softmax"], "'softmax' or 'power'"),
+        ("bdpo_mi_estimator", "kl", "'pointwise' or 'expected'"),
+        ("bdpo_balance", "yes", BOOL),
+        ("bdpo_scaling", 1, BOOL),
+        ("bdpo_mi_normalize", 0, BOOL),
+        ("bdpo_precompute", "false", BOOL),
+        ("bdpo_null_prompt", "", TEXT),
+        ("bdpo_null_prompt", 3, TEXT),
+        ("bdpo_cache_dir", "", TEXT),
+        ("bdpo_cache_dir", False, TEXT),
+        ("bdpo_score_tokens", 0, WHOLE),
+        ("bdpo_score_tokens", -1, WHOLE),
+        ("bdpo_score_tokens", 1.5, WHOLE),
+        ("bdpo_score_tokens", math.inf, WHOLE),
+        ("bdpo_score_tokens", math.nan, WHOLE),
+        ("bdpo_score_tokens", "many", "a number"),
+        ("bdpo_score_tokens", True, "a number"),
+    ],
+)
+def test_refuses(key, value, allowed) -> None:
+    with pytest.raises(BDPOError) as refusal:
+        BDPOSettings.from_keys({key: value})
+    assert str(refusal.value) == f"`{key}: {value!r}` cannot be used: it must be {allowed}."
+
+
+def test_direct_construction_validates_too() -> None:
+    with pytest.raises(BDPOError, match="`bdpo_alpha: -1` cannot be used"):
+        BDPOSettings(alpha=-1)
+
+
+@pytest.mark.parametrize(
+    ("typo", "nearest"),
+    [
+        ("bdpo_alhpa", "bdpo_alpha"),
+        ("bdpo_weights", "bdpo_weighting"),
+        ("bdpo_estimator", "bdpo_mi_estimator"),
+        ("bdpo_normalise", "bdpo_mi_normalize"),
+        ("bdpo_null", "bdpo_null_prompt"),
+        ("bdpo_cache", "bdpo_cache_dir"),
+        ("bdpo_scale", "bdpo_scaling"),
+        ("bdpo_Balance", "bdpo_balance"),
+        ("bdpo_precompute_ref", "bdpo_precompute"),
+    ],
+)
+def test_unknown_key_names_the_nearest(typo, nearest) -> None:
+    with pytest.raises(BDPOError) as refusal:
+        BDPOSettings.from_keys({"bdpo_alpha": 1.0, typo: None})
+    message = str(refusal.value)
+    assert message == unknown_key_message(typo)
+    assert message.startswith(f"Unknown key `{typo}`. Did you mean `{nearest}`?")
+    assert all(key in message for key in DEFAULTS)
+
+
+@given(st.sampled_from(tuple(DEFAULTS)), st.data())
+def test_one_lost_letter_finds_its_key(key, data) -> None:
+    at = data.draw(st.integers(len("bdpo_"), len(key) - 1))
+    assert f"Did you mean `{key}`?" in unknown_key_message(key[:at] + key[at + 1 :])
+
+
+def test_none_is_left_out_and_other_keys_are_not_ours() -> None:
+    values = dict.fromkeys(DEFAULTS) | {"rl": "bdpo", "beta": "not ours", "dpo_alpha": -1}
+    assert BDPOSettings.from_keys(values) == BDPOSettings()
+
+
+@given(
+    st.builds(
+        BDPOSettings,
+        alpha=st.floats(0, 1e6),
+        weighting=st.sampled_from(["softmax", "power"]),
+        balance=st.booleans(),
+        scaling=st.booleans(),
+        mi_estimator=st.sampled_from(["pointwise", "expected"]),
+        mi_normalize=st.booleans(),
+        null_prompt=st.none() | st.text(min_size=1),
+        precompute=st.booleans(),
+        score_tokens=st.integers(1, 10**9),
+        cache_dir=st.none() | st.text(min_size=1),
+    )
+)
+def test_keys_roundtrip(settings) -> None:
+    assert BDPOSettings.from_keys(settings.to_keys()) == settings
+
+
+@pytest.mark.parametrize("loss", PAIR_LOSSES)
+def test_loss_types_taken(loss) -> None:
+    assert check_loss_types(loss, "rl_loss") == [loss]
+    assert check_loss_types((loss, "sft"), "rl_loss") == [loss, "sft"]
+
+
+@pytest.mark.parametrize("loss_types", ["kto_pair", ["sigmoid", "apo_zero"], ["aot", "sft"]])
+def test_unsupported_loss_names_the_key_the_loss_and_the_list(loss_types) -> None:
+    culprit = next(n for n in [loss_types, *loss_types] if n in ("kto_pair", "apo_zero", "aot"))
+    with pytest.raises(BDPOError) as refusal:
+        check_loss_types(loss_types, "dpo_loss_type")
+    message = str(refusal.value)
+    assert message.startswith(f"`dpo_loss_type: {culprit}` is not supported by B-DPO")
+    assert f"Supported: {', '.join(LOSS_TYPES)}" in message
+
+
+@pytest.mark.parametrize("loss_types", ["sft", ["sft"], []])
+def test_a_preference_loss_is_needed(loss_types) -> None:
+    with pytest.raises(BDPOError, match="has no preference loss to balance") as refusal:
+        check_loss_types(loss_types, "loss_type")
+    assert str(refusal.value).startswith("`loss_type: ")
+    assert str(refusal.value).endswith(f"Add one of: {', '.join(PAIR_LOSSES)}.")
