@@ -30,10 +30,12 @@ def compare(base: str, trained: Path, prompts: Path, max_new_tokens: int) -> Non
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+    from transformers.utils import logging
 
     questions = [line for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not questions:
         raise click.ClickException(f"{prompts} has no prompt: put one user message on each line")
+    logging.disable_progress_bar()
     tokenizer = load_tokenizer(base)
     columns = [
         generate(load_model(base, adapter=None), tokenizer, questions, max_new_tokens),

@@ -93,7 +93,7 @@ def mi_scatter(runs: Sequence[Run], path: Path) -> Path:
     ]
     low = min(np.min(p[:2]) for p in points)
     high = max(np.max(p[:2]) for p in points)
-    margin = 0.06 * max(high - low, 1e-3)
+    margin = 0.13 * max(high - low, 1e-3)  # room for the shares in the corners
     limits = (low - margin, high + margin)
     reach = max(max(np.abs(p[2] - 1).max() for p in points), 1e-3)
     with plt.rc_context(_STYLE):
@@ -122,7 +122,7 @@ def mi_scatter(runs: Sequence[Run], path: Path) -> Path:
                 side.set_major_locator(MaxNLocator(nbins=6))
             axis.set_xlabel("MI of chosen with its query, nats per token")
             axis.set_ylabel("MI of rejected with its query, nats per token")
-            axis.set_title(f"{run.name}: {len(chosen):,} pairs")
+            axis.set_title(f"{run.name}: {len(chosen):,} training pairs")
         bar = figure.colorbar(dots, ax=axes, shrink=0.75, aspect=28)
         bar.set_label("weight of chosen (1 is DPO)")
         bar.outline.set_visible(False)
@@ -154,6 +154,5 @@ def _share(axis: plt.Axes, x: float, y: float, share: float, side: str, align: s
         va="top" if y > 0.5 else "bottom",
         color="#222222",
         linespacing=1.3,
-        bbox={"boxstyle": "round,pad=0.35", "fc": "white", "ec": "none", "alpha": 0.8},
-        zorder=4,
+        zorder=1,
     )

@@ -125,7 +125,7 @@ class ResponseReader:
         few = positions[row : row + 1].clone()
         few[0, few[0].nonzero().flatten()[32:]] = False
         project = self._head(model, module).project
-        with torch.no_grad(), _at_head(module, few, None, project) as seen:
+        with torch.no_grad(), _evaluation(model), _at_head(module, few, None, project) as seen:
             theirs = model(**one).logits
         if seen.rows is not None:
             mine, theirs = seen.result, theirs[0].float()
@@ -204,6 +204,18 @@ class _FrozenHead(torch.autograd.Function):
 
 
 @contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """No dropout, and so no random number drawn."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
 def _at_head(
     module: nn.Module | None,
     positions: Tensor,
@@ -212,7 +224,7 @@ def _at_head(
 ) -> Iterator[SimpleNamespace]:
     """Hooks on the output layer for one forward of the model.
 
-    With `function`, the layer is given no position at all and `function` is called with the
+    With `function`, the layer is given a single position and `function` is called with the
     states at the chosen ones; without, it is given the chosen ones as one row of a batch, and
     `compare`, if given, is called with them too. What comes out is in `result`.
     """
@@ -225,7 +237,8 @@ def _at_head(
         if seen.busy or args[0].dim() != 3 or args[0].shape[1] < positions.shape[1]:
             return None
         seen.rows = _select(args[0], positions)
-        return (args[0][:, :0] if function else seen.rows[None], *args[1:])
+        # some quantised layers cannot take an empty input
+        return (args[0][:1, :1] if function else seen.rows[None], *args[1:])
 
     def after(_: nn.Module, __: tuple, output: Tensor) -> None:
         if seen.busy or seen.rows is None:

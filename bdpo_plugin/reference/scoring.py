@@ -151,9 +151,8 @@ def _score(
         half = len(hidden) // 2
         logps, gains = [], []
         size = max(1, head.rows // 2)
-        for cond, null, target in zip(
-            hidden[:half].split(size), hidden[half:].split(size), labels.split(size), strict=False
-        ):
+        halves = (hidden[:half], hidden[half:], labels[:half])
+        for cond, null, target in zip(*(h.split(size) for h in halves), strict=True):
             cond_logits = head.project(cond)
             all_logps = torch.log_softmax(cond_logits, dim=-1)
             logps.append(all_logps.gather(-1, target[:, None]).squeeze(-1))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -55,24 +56,44 @@ def dataset_pairs(
 
 
 def misplaced_rows(dataset: Dataset, tokenizer: Any) -> Iterator[int]:
-    """Rows whose prompt and response, tokenised together, are not the tokens trained on."""
+    """Rows whose prompt's tokens change when a response follows.
+
+    Releases of TRL differ in what they train on then: a response without its first tokens, or a
+    prompt without its last.
+    """
     if not {"prompt", "chosen", "rejected"} <= set(dataset.column_names):
         return
     for start in range(0, len(dataset), 256):
         rows = [dataset[i] for i in range(start, min(start + 256, len(dataset)))]
-        for side in ("chosen", "rejected"):
-            texts, special = zip(*(_full_text(row, side, tokenizer) for row in rows), strict=True)
-            together = tokenizer(list(texts), add_special_tokens=special[0])["input_ids"]
-            for i, (row, ids) in enumerate(zip(rows, together, strict=True)):
-                if ids != row["prompt_ids"] + row[f"{side}_ids"]:
-                    yield start + i
+        trained = [
+            (ids, ids + row["chosen_ids"], ids + row["rejected_ids"])
+            for row in rows
+            for ids in [row["prompt_ids"]]
+        ]
+        texts = [_texts(row, tokenizer) for row in rows]
+        special = isinstance(rows[0]["prompt"], str)
+        found = [
+            tokenizer(list(column), add_special_tokens=special)["input_ids"]
+            for column in zip(*texts, strict=True)
+        ]
+        for i, ids in enumerate(zip(*found, strict=True)):
+            if ids != trained[i]:
+                yield start + i
 
 
-def _full_text(row: Mapping[str, Any], side: str, tokenizer: Any) -> tuple[str, bool]:
-    if isinstance(row["prompt"], str):
-        return row["prompt"] + row[side], True
-    messages: Sequence[Mapping[str, str]] = row["prompt"] + row[side]
-    extra = row.get("chat_template_kwargs") or {}
-    return tokenizer.apply_chat_template(
-        messages, tokenize=False, tools=row.get("tools"), **extra
-    ), False
+def _texts(row: Mapping[str, Any], tokenizer: Any) -> tuple[str, str, str]:
+    """A row's prompt, prompt with chosen and prompt with rejected, as text."""
+    prompt = row["prompt"]
+    if isinstance(prompt, str):
+        return prompt, prompt + row["chosen"], prompt + row["rejected"]
+    render = partial(
+        tokenizer.apply_chat_template,
+        tokenize=False,
+        tools=row.get("tools"),
+        **(row.get("chat_template_kwargs") or {}),
+    )
+    return (
+        render(prompt, add_generation_prompt=True),
+        render(prompt + row["chosen"]),
+        render(prompt + row["rejected"]),
+    )

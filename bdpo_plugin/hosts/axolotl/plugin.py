@@ -64,4 +64,5 @@ class BDPOPlugin(BasePlugin):
                 f"Nothing has been trained. Is `{PLUGIN}` the only plugin with a trainer?"
             )
         # Axolotl tells the datasets only to its own DPO trainer.
-        trainer.dataset_tags = [d["path"] for d in cfg.datasets if not Path(d["path"]).is_dir()]
+        paths = [dataset["path"] for dataset in cfg.datasets or []]
+        trainer.dataset_tags = [path for path in paths if not Path(path).is_dir()]

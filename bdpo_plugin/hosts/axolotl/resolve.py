@@ -34,6 +34,7 @@ _OFF = {
     "dpo_padding_free": "B-DPO needs one row for each response",
     "processor_type": "B-DPO has no mutual information for images: text datasets only",
     "image_size": "B-DPO has no mutual information for images: text datasets only",
+    "pad_to_multiple_of": "Axolotl's collator for it makes batches that TRL's DPO cannot read",
 }
 #: Keys that must be at most 1, and why.
 _ONE = {
@@ -73,7 +74,8 @@ def resolve(cfg: MutableMapping[str, Any]) -> bool:
         LOG.warning(f"B-DPO has not been tested with axolotl {found}; tested: {', '.join(TESTED)}.")
     cfg.pop("precompute_ref_log_probs", None)  # B-DPO's own pass does it
     cfg.update({"rl": "dpo", "trainer_cls": TRAINER, MARK: True})
-    LOG.info(f"B-DPO: `rl: bdpo` runs as `rl: dpo` with {TRAINER}, {settings}")
+    keys = ", ".join(f"{key}: {value}" for key, value in settings.to_keys().items())
+    LOG.info(f"B-DPO: `rl: bdpo` resolved to `rl: dpo` with `trainer_cls: {TRAINER}`; {keys}")
     return True
 
 
@@ -90,7 +92,7 @@ def check_resolved(cfg: MutableMapping[str, Any]) -> None:
 def _check_no_keys(cfg: MutableMapping[str, Any]) -> None:
     if cfg.get("inference"):  # `axolotl inference` sets `rl` to nothing
         return
-    keys = [key for key in cfg if key.startswith(PREFIX) and cfg[key] is not None]
+    keys = [key for key in cfg if str(key).startswith(PREFIX) and cfg[key] is not None]
     if keys:
         raise BDPOError(
             f"`{keys[0]}` has no effect with `rl: {cfg.get('rl')}`. Write `rl: bdpo`, or remove: "
@@ -126,7 +128,12 @@ def _check_options(
             f"`precompute_ref_log_probs: {cfg['precompute_ref_log_probs']}` contradicts "
             f"`bdpo_precompute: {settings.precompute}`, which decides. Remove the former."
         )
-    smoothing = cfg.get("dpo_label_smoothing") or 0.0
+    if settings.precompute and cfg.get("adapter") and (cfg.get("fsdp") or cfg.get("fsdp_config")):
+        raise BDPOError(
+            "Under FSDP a model with an adapter can run only once training has begun, so its "
+            "dataset cannot be scored before: set `bdpo_precompute: false`."
+        )
+    smoothing = float(cfg.get("dpo_label_smoothing") or 0)
     if smoothing and "robust" not in losses:
         raise BDPOError(
             f"`dpo_label_smoothing: {smoothing}` has no effect on `dpo_loss_type: {losses}`. "

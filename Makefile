@@ -1,0 +1,96 @@
+# One environment for each host, as their pins exclude each other: .venv (Axolotl, the demo),
+# .venv-trl (the newest TRL). A host's release is pinned here and nowhere else in this file.
+
+PYTHON  ?= python3
+TORCH   := torch==2.13.0
+AXOLOTL := axolotl==0.19.0
+TRL     := trl==1.16.0 peft
+
+export AXOLOTL_DO_NOT_TRACK := 1
+export DO_NOT_TRACK         := 1
+export HF_HUB_OFFLINE       := 1
+export WANDB_DISABLED       := true
+export TOKENIZERS_PARALLELISM := false
+export OMP_NUM_THREADS      ?= 2
+
+DEMO   := bdpo-demo
+CONFIG := example_configs/axolotl/tiny-cpu.yml
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-axolotl test-trl lint clean
+.DEFAULT_GOAL := help
+
+help: ## Show this
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' \
+		| while IFS='|' read -r name what; do printf '  make %-14s %s\n' "$$name" "$$what"; done
+
+# --- What there is to run ----------------------------------------------------------------------
+
+# Axolotl starts `accelerate` from the PATH.
+demo test-axolotl: export PATH := $(CURDIR)/.venv/bin:$(PATH)
+test-trl: export PATH := $(CURDIR)/.venv-trl/bin:$(PATH)
+
+demo: .venv/.installed $(DEMO)/tiny/prompts.txt ## Train a tiny model with B-DPO on the CPU and look at it
+	@rm -rf $(DEMO)/run $(DEMO)/prepared
+	@echo "==> axolotl train $(CONFIG)"
+	@axolotl train $(CONFIG)
+	@echo "==> The run in pictures, and the model before and after"
+	@bdpo plot $(DEMO)/run
+	@bdpo compare $(DEMO)/tiny/model $(DEMO)/run --prompts $(DEMO)/tiny/prompts.txt
+	@echo
+	@echo "The curves:               $(CURDIR)/$(DEMO)/run/curves.png"
+	@echo "The mutual information:   $(CURDIR)/$(DEMO)/run/mi_scatter.png"
+	@echo "The adapter:              $(CURDIR)/$(DEMO)/run"
+
+test: lint test-axolotl test-trl ## Everything: linters, and the tests beside each host
+
+test-axolotl: .venv/.installed-test ## The tests beside Axolotl
+	@echo "==> Tests beside $(AXOLOTL)"
+	@python -m pytest
+
+test-trl: .venv-trl/.installed-test ## The tests beside the newest TRL; those of Axolotl skip
+	@echo "==> Tests beside $(TRL)"
+	@python -m pytest
+
+lint: .venv/.installed-test ## ruff and the import rules
+	@echo "==> ruff, lint-imports"
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/lint-imports
+
+clean: ## Remove the environments and the demo's output
+	rm -rf .venv .venv-* $(DEMO)
+
+# --- Environments ------------------------------------------------------------------------------
+# torch first and by its exact version, or the newest one comes with what the host asks for. The
+# pins are said again with our own extras, so that these cannot move them.
+
+.venv/.host .venv-trl/.host:
+	@echo "==> $(@D): $(HOST), some minutes"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install -qq $(TORCH)
+	@$(@D)/bin/python -m pip install -qq $(HOST) $(TORCH)
+	@touch $@
+
+%/.installed: %/.host pyproject.toml
+	@echo "==> $(@D): bdpo-plugin, editable, and what draws its pictures"
+	@$(@D)/bin/python -m pip install -qq -e '.[plot]' $(HOST) $(TORCH)
+	@touch $@
+
+%/.installed-test: %/.installed
+	@echo "==> $(@D): what the tests need"
+	@$(@D)/bin/python -m pip install -qq -e '.[test]' $(HOST) $(TORCH)
+	@touch $@
+
+.venv/.host .venv/.installed .venv/.installed-test: private HOST := $(AXOLOTL)
+.venv-trl/.host .venv-trl/.installed .venv-trl/.installed-test: private HOST := $(TRL)
+.PRECIOUS: %/.host %/.installed
+
+# --- The demo's input --------------------------------------------------------------------------
+
+$(DEMO)/tiny/prompts.txt: $(wildcard bdpo_plugin/tiny/*.py) | .venv/.installed
+	@echo "==> A tiny chat model and preference data, made from nothing"
+	@.venv/bin/bdpo tiny $(@D)

@@ -1,0 +1,89 @@
+"""The `bdpo` command as a whole, `bdpo tiny` and `bdpo recipes`."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+from commandline import bdpo
+
+from bdpo_plugin import __version__
+from bdpo_plugin.cli.recipes import recipe_root
+from bdpo_plugin.settings import BDPOSettings
+
+
+def test_version_and_help() -> None:
+    assert __version__ in bdpo("--version")[1]
+    code, shown = bdpo("--help")
+    assert code == 0
+    for command in ("compare", "plot", "recipes", "tiny"):
+        assert command in shown
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, bdpo_plugin.cli\n"
+        "print(*{'torch', 'transformers', 'matplotlib', 'numpy', 'pyarrow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_tiny(tmp_path) -> None:
+    code, shown = bdpo("tiny", str(tmp_path), "--steps", "1", "--train-pairs", "8")
+    assert code == 0, shown
+    assert len((tmp_path / "train.jsonl").read_text().splitlines()) == 8
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_tiny_with_more_pairs_than_there_are(tmp_path) -> None:
+    code, shown = bdpo("tiny", str(tmp_path), "--steps", "0", "--train-pairs", "1000000")
+    assert code == 1
+    assert "train pairs at most, not 1000000" in shown
+
+
+def test_recipes_are_listed_with_their_paths() -> None:
+    code, shown = bdpo("recipes")
+    assert code == 0
+    listed = [line.split() for line in shown.splitlines()]
+    assert "axolotl/tiny-cpu.yml" in [name for name, _ in listed]
+    for name, path in listed:
+        assert path == str(recipe_root() / name)
+
+
+@pytest.mark.parametrize("path", sorted(recipe_root().rglob("*.yml")), ids=lambda p: p.stem)
+def test_every_recipe_asks_for_bdpo_with_keys_that_exist(path) -> None:
+    recipe = yaml.safe_load(path.read_text())
+    assert "bdpo" in (recipe.get("rl"), recipe.get("pref_loss"))
+    BDPOSettings.from_keys(recipe)
+
+
+@pytest.mark.parametrize("name", ["tiny-cpu", "tiny-cpu.yml", "axolotl/tiny-cpu.yml"])
+def test_copy_a_recipe(name, tmp_path) -> None:
+    code, shown = bdpo("recipes", "copy", name, str(tmp_path))
+    assert code == 0, shown
+    source = recipe_root() / "axolotl" / "tiny-cpu.yml"
+    assert (tmp_path / "tiny-cpu.yml").read_bytes() == source.read_bytes()
+
+
+def test_copy_never_overwrites(tmp_path) -> None:
+    mine = tmp_path / "tiny-cpu.yml"
+    mine.write_text("mine")
+    for destination in (tmp_path, mine):
+        code, shown = bdpo("recipes", "copy", "tiny-cpu", str(destination))
+        assert code == 1
+        assert f"{mine} exists already" in shown
+    assert mine.read_text() == "mine"
+
+
+def test_copy_an_unknown_recipe(tmp_path) -> None:
+    code, shown = bdpo("recipes", "copy", "nonesuch", str(tmp_path))
+    assert code == 1
+    assert "no recipe is called 'nonesuch'" in shown
+    assert "axolotl/tiny-cpu" in shown
+
+
+def test_copy_into_a_folder_that_is_not_there(tmp_path) -> None:
+    code, shown = bdpo("recipes", "copy", "tiny-cpu", str(tmp_path / "no" / "config.yml"))
+    assert code == 1
+    assert f"there is no folder {tmp_path / 'no'}" in shown

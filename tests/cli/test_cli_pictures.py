@@ -1,0 +1,169 @@
+"""`bdpo plot` and `bdpo compare` on what real runs leave behind."""
+
+import shutil
+
+import matplotlib.image
+import pytest
+import torch
+from commandline import bdpo
+from running import history, pairs, scores, trainer
+from transformers import AutoModelForCausalLM
+from trl import DPOTrainer
+
+from bdpo_plugin.cli.compare import load_trained
+from bdpo_plugin.cli.plot import read_run
+from bdpo_plugin.tiny import write
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("base"), steps=0, hidden_size=32, layers=1, progress=False)
+
+
+@pytest.fixture(scope="module")
+def runs(base, tmp_path_factory):
+    """A finished B-DPO run with LoRA and evaluation, and a full fine-tune with plain DPO."""
+    root = tmp_path_factory.mktemp("runs")
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "learning_rate": 5e-3}
+    finished = {}
+    for name, extra in {
+        "bdpo": {"evaluation": pairs(8, split="eval"), "eval_strategy": "steps", "eval_steps": 2},
+        "dpo": {"cls": DPOTrainer, "lora": False},
+    }.items():
+        model = AutoModelForCausalLM.from_pretrained(base / "model")
+        run = trainer(output_dir=root / name, model=model, **options, **extra)
+        run.train()
+        run.save_model()
+        finished[name] = run
+    return finished, root
+
+
+def assert_drawn(path) -> None:
+    picture = matplotlib.image.imread(path)[..., :3]
+    height, width, _ = picture.shape
+    assert min(height, width) > 400
+    inked = (picture < 0.9).any(axis=-1)
+    assert 0.005 < inked.mean() < 0.5
+    # something in each quarter of the picture, and more than greys
+    for rows in (slice(None, height // 2), slice(height // 2, None)):
+        for columns in (slice(None, width // 2), slice(width // 2, None)):
+            assert inked[rows, columns].any()
+    assert (picture.max(axis=-1) - picture.min(axis=-1)).max() > 0.3
+
+
+def test_plot_one_run(runs, tmp_path) -> None:
+    _, root = runs
+    code, shown = bdpo("plot", str(root / "bdpo"), "--out", str(tmp_path / "new" / "folder"))
+    assert code == 0, shown
+    for name in ("curves.png", "mi_scatter.png"):
+        assert str(tmp_path / "new" / "folder" / name) in shown
+        assert_drawn(tmp_path / "new" / "folder" / name)
+
+
+def test_plot_draws_the_runs_own_numbers(runs) -> None:
+    finished, root = runs
+    run = read_run(root / "bdpo", "bdpo")
+    for key in ("loss", "rewards/margins", "eval_loss"):
+        assert [e[key] for e in run.log if key in e] == history(finished["bdpo"], key)
+    assert run.scores.to_pydict() == scores(root / "bdpo")
+    assert read_run(root / "dpo", "dpo").scores is None
+
+
+def test_plot_lays_several_runs_over_each_other(runs, tmp_path) -> None:
+    _, root = runs
+    code, shown = bdpo("plot", str(root / "bdpo"), "--out", str(tmp_path / "one"))
+    assert code == 0, shown
+    directories = [str(root / name) for name in ("bdpo", "dpo")]
+    code, shown = bdpo("plot", *directories, "--out", str(tmp_path / "two"))
+    assert code == 0, shown
+    one, two = (
+        matplotlib.image.imread(tmp_path / n / "curves.png")[..., :3] for n in ("one", "two")
+    )
+
+    def has_orange(picture) -> bool:  # the second run's colour
+        distance = abs(picture - torch.tensor([0xD5, 0x5E, 0x00]).div(255).numpy()).max(axis=-1)
+        return bool((distance < 0.02).any())
+
+    assert has_orange(two)
+    assert not has_orange(one)
+
+
+def test_plot_of_plain_dpo_says_why_there_is_no_scatter(runs, tmp_path) -> None:
+    _, root = runs
+    code, shown = bdpo("plot", str(root / "dpo"), "--out", str(tmp_path))
+    assert code == 0
+    assert "not a B-DPO run" in shown
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+
+
+def test_plot_reads_the_last_checkpoint(runs, tmp_path) -> None:
+    finished, root = runs
+    shutil.copytree(root / "bdpo", tmp_path / "run")
+    shutil.move(tmp_path / "run" / "checkpoint-4", tmp_path / "run" / "checkpoint-10")
+    loss = [e["loss"] for e in read_run(tmp_path / "run", "run").log if "loss" in e]
+    assert loss == history(finished["bdpo"], "loss")
+
+
+def test_plot_of_a_run_without_a_log(runs, tmp_path) -> None:
+    code, shown = bdpo("plot", str(tmp_path))
+    assert code == 1
+    assert f"{tmp_path} has no trainer_state.json" in shown
+    assert "saves_per_epoch: 1" in shown
+
+
+@pytest.mark.parametrize("name", ["bdpo", "dpo"])
+def test_compare(name, base, runs, tmp_path) -> None:
+    _, root = runs
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("How do I [bold]bake[/bold] bread?\n\nHow do I pick a lock?\n")
+    code, shown = bdpo(
+        *("compare", str(base / "model"), str(root / name)),
+        *("--prompts", str(prompts), "--max-new-tokens", "8"),
+    )
+    assert code == 0, shown
+    for expected in ("Prompt", "Before", "After", "[bold]bake[/bold]", "pick a lock?"):
+        assert expected in shown
+
+
+@pytest.mark.parametrize("name", ["bdpo", "dpo"])
+def test_the_after_column_is_the_trained_model(name, base, runs) -> None:
+    finished, root = runs
+    ids = torch.tensor([[5, 6, 7, 8]])
+    before = AutoModelForCausalLM.from_pretrained(base / "model").eval()(ids).logits
+    after = load_trained(str(base / "model"), root / name)(ids).logits
+    with torch.no_grad():
+        trained = finished[name].model.eval()(ids).logits
+    torch.testing.assert_close(after, trained, rtol=1e-5, atol=1e-5)
+    assert (after - before).abs().max() > 1e-2
+
+
+def test_an_adapter_goes_before_full_weights_beside_it(base, runs, tmp_path) -> None:
+    finished, root = runs
+    shutil.copytree(root / "bdpo", tmp_path / "run")
+    for name in ("config.json", "model.safetensors"):  # as Axolotl leaves them
+        shutil.copy(base / "model" / name, tmp_path / "run" / name)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    after = load_trained(str(base / "model"), tmp_path / "run")(ids).logits
+    with torch.no_grad():
+        trained = finished["bdpo"].model.eval()(ids).logits
+    torch.testing.assert_close(after, trained, rtol=1e-5, atol=1e-5)
+
+
+def test_compare_with_a_folder_that_is_no_run(base, tmp_path) -> None:
+    code, shown = bdpo(
+        *("compare", str(base / "model"), str(tmp_path)),
+        *("--prompts", str(base / "prompts.txt"), "--max-new-tokens", "1"),
+    )
+    assert code == 1
+    assert "has neither adapter_config.json nor config.json" in shown
+
+
+def test_compare_without_a_prompt(base, runs, tmp_path) -> None:
+    _, root = runs
+    (tmp_path / "prompts.txt").write_text("\n \n")
+    code, shown = bdpo(
+        *("compare", str(base / "model"), str(root / "bdpo")),
+        *("--prompts", str(tmp_path / "prompts.txt")),
+    )
+    assert code == 1
+    assert "has no prompt" in shown

@@ -1,0 +1,108 @@
+"""What the tests of the reference pass share: small models, batches and jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from transformers import (
+    CohereConfig,
+    FalconH1Config,
+    Gemma2Config,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MixtralConfig,
+    Qwen2Config,
+)
+
+from bdpo_plugin.reference.pairs import Pair, Side
+from bdpo_plugin.reference.projection import ResponseReader
+from bdpo_plugin.reference.scoring import Job, budgeted_batches, score_jobs
+from bdpo_plugin.tiny import build_model
+
+CPU = torch.device("cpu")
+
+#: Name -> configuration class and fields: every way to get from hidden states to logits.
+ARCHITECTURES = {
+    "tied": (Qwen2Config, {}),
+    "untied": (LlamaConfig, {"tie_word_embeddings": False}),
+    "soft-capped": (Gemma2Config, {"final_logit_softcapping": 0.5}),
+    "logit_scale": (CohereConfig, {"logit_scale": 0.25}),
+    "logits_scaling": (GraniteConfig, {"logits_scaling": 5.0, "tie_word_embeddings": False}),
+    "moe": (MixtralConfig, {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "gpt2": (GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 2}),
+}
+#: Slow to make; has `lm_head_multiplier`, and layers of state space models.
+HYBRID = (
+    FalconH1Config,
+    {"lm_head_multiplier": 0.3, "mamba_d_ssm": 32, "mamba_n_heads": 2, "mamba_d_head": 16},
+)
+
+
+def small_model(tokenizer, architecture="tied", *, seed=0, scale=6.0, **options):
+    """A model of hidden size 32 whose next-token distributions are far from uniform."""
+    config, fields = ARCHITECTURES.get(architecture) or HYBRID
+    model = build_model(
+        tokenizer,
+        config=config,
+        **{"hidden_size": 32, "layers": 2, "heads": 2, "seed": seed, **fields, **options},
+    )
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(scale)
+    return model.eval()
+
+
+def truth_model(model):
+    """`model` as tests/truth.py wants one."""
+
+    @torch.no_grad()
+    def logits(ids):
+        return model(input_ids=torch.tensor([ids])).logits[0].double().numpy()
+
+    return logits
+
+
+def random_side(rng, vocabulary, prompt=(1, 9), response=(1, 9)):
+    return Side(
+        rng.integers(5, vocabulary, rng.integers(*prompt)),
+        rng.integers(5, vocabulary, rng.integers(*response)),
+    )
+
+
+def random_pairs(n, *, seed=0, vocabulary=1000, prompt=(2, 9), response=(1, 9)):
+    """`n` pairs, each with one prompt."""
+    rng = np.random.default_rng(seed)
+    pairs = []
+    for _ in range(n):
+        chosen = random_side(rng, vocabulary, prompt, response)
+        rejected = random_side(rng, vocabulary, prompt, response)
+        pairs.append(Pair(chosen, Side(chosen.prompt, rejected.response)))
+    return pairs
+
+
+def scores_of(model, jobs: list[Job], *, budget=256, reader=None, batches=None):
+    """The scores of `jobs`, in their order."""
+    batches = batches or budgeted_batches(jobs, budget)
+    found = {}
+    with torch.no_grad():
+        for batch, scores in score_jobs(model, reader or ResponseReader(), jobs, batches, CPU):
+            found |= dict(zip(batch, scores, strict=True))
+    return [found[i] for i in range(len(jobs))]
+
+
+@contextmanager
+def counted_rows(model) -> Iterator[list[int]]:
+    """The number of rows of each forward pass of `model`."""
+    rows: list[int] = []
+
+    def count(_, args, kwargs):
+        rows.append(len(kwargs["input_ids"] if "input_ids" in kwargs else args[0]))
+
+    handle = model.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield rows
+    finally:
+        handle.remove()

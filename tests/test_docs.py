@@ -1,0 +1,141 @@
+"""README, CHANGELOG and the recipes say what the code does."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import bdpo_plugin
+from bdpo_plugin.settings import PREFIX, BDPOSettings
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SOURCES = sorted((ROOT / "bdpo_plugin").rglob("*.py"))
+RECIPES = sorted((ROOT / "example_configs").rglob("*.yml"))
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def section(title: str) -> str:
+    (text,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL)
+    return text
+
+
+def table(title: str) -> list[list[str]]:
+    """The cells of the rows, without the header, of the tables of a section."""
+    lines = [line for line in section(title).splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [row for i, row in enumerate(rows) if i > 0 and not set(row[0]) <= {"-"}]
+
+
+def messages() -> str:
+    """All string constants of the package; a placeholder of an f-string ends one."""
+    found = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n\n".join(found)
+
+
+def test_keys_table_has_every_key_with_its_default() -> None:
+    documented = {}
+    for key, default, *_ in table("Keys"):
+        quoted = re.fullmatch("`(.+)`", default)  # in words where the code has None
+        documented[key.strip("`")] = yaml.safe_load(quoted[1]) if quoted else None
+    assert documented == BDPOSettings().to_keys()
+    assert tuple(documented) == BDPOSettings.keys()
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_yaml_blocks_are_valid(text) -> None:
+    config = yaml.safe_load(text)
+    assert config["rl"] == "bdpo"
+    BDPOSettings.from_keys(config)
+
+
+@pytest.mark.parametrize("text", blocks("python"))
+def test_python_blocks_use_public_names(text) -> None:
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module == "bdpo_plugin":
+            assert {name.name for name in node.names} <= set(bdpo_plugin.__all__)
+
+
+def test_readme_has_blocks_of_both_kinds() -> None:
+    assert blocks("yaml")
+    assert blocks("python")
+
+
+def test_keys_named_anywhere_exist() -> None:
+    named = set(re.findall(rf"`({PREFIX}\w+)[`:]", README)) - {"bdpo_plugin", "bdpo_loss"}
+    assert named == set(BDPOSettings.keys())
+
+
+def test_set_up_takes_two_commands() -> None:
+    commands = re.findall(r"^make .*$", README, re.MULTILINE)
+    assert commands == ["make demo", "make test"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert {"demo", "test"} <= set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
+
+
+def test_troubleshooting_quotes_messages_of_the_code() -> None:
+    known = messages()
+    quotes = [
+        fragment.strip()
+        for symptom, _ in table("Troubleshooting")
+        if not symptom.startswith("Axolotl: ")
+        for quote in re.findall("`(.+?)`", symptom)
+        for fragment in quote.split("...")
+    ]
+    assert len(quotes) > 10
+    assert [quote for quote in quotes if quote not in known] == []
+
+
+def test_method_sections_referred_to_exist() -> None:
+    numbers = [int(n) for n in re.findall(r"^### (\d+)\. ", section("The method"), re.MULTILINE)]
+    assert numbers == list(range(1, 9))
+    referred = set()
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        for first, second in re.findall(r"\bsections?\s+(\d+)(?:\s+and\s+(\d+))?", text):
+            referred |= {int(n) for n in (first, second) if n}
+    assert referred
+    assert referred <= set(numbers)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_recipe_is_valid(path) -> None:
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert config["rl"] == "bdpo"
+    assert config["plugins"] == ["bdpo_plugin.BDPOPlugin"]
+    BDPOSettings.from_keys(config)
+
+
+def test_changelog_has_the_version() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{bdpo_plugin.__version__}]" in changelog
+
+
+# Spelt so that this file does not name them itself.
+_REGISTRIES = [".".join(n) for n in (("pypi", "org"), ("pythonhosted", "org"), ("anaconda", "org"))]
+_OF_ONE_MACHINE = re.compile(
+    "|".join(map(re.escape, [*_REGISTRIES, "index" + "-url"]))
+    + r"|(?<![\w.~}/])/(?:home|root|work|tmp|mnt|Users)/\w"
+)
+
+
+def test_nothing_is_of_one_machine() -> None:
+    folders = ("bdpo_plugin", "tests", "benchmarks", "example_configs")
+    files = [p for f in folders for p in (ROOT / f).rglob("*") if p.suffix in (".py", ".yml")]
+    files += [ROOT / n for n in ("README.md", "CHANGELOG.md", "Makefile", "pyproject.toml")]
+    files.append(ROOT / ".ci" / "run")
+    found = {
+        str(path.relative_to(ROOT)): match[0]
+        for path in files
+        if (match := _OF_ONE_MACHINE.search(path.read_text(encoding="utf-8")))
+    }
+    assert found == {}

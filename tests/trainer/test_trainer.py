@@ -1,0 +1,282 @@
+"""What the trainer does beside the loss: metrics, files, reuse, memory, refusals, data."""
+
+import gc
+import re
+import weakref
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from running import history, pairs, scores, sharp_model, trainer, weights
+
+from bdpo_plugin import BalanceWeights, BDPOError
+from bdpo_plugin.reference import scoring
+
+METRICS = (
+    "mi_chosen",
+    "mi_rejected",
+    "imbalance",
+    "chosen_share",
+    "weight_chosen",
+    "weight_rejected",
+    "scale",
+)
+
+
+@pytest.fixture
+def scored_rows(monkeypatch):
+    """Counts the sequences that the reference really runs on."""
+    count = []
+    real = scoring._score
+
+    def counting(jobs, *args):
+        count.append(len(jobs))
+        return real(jobs, *args)
+
+    monkeypatch.setattr(scoring, "_score", counting)
+    return count
+
+
+def test_metrics_files_and_evaluation(tmp_path, capsys):
+    made = trainer(
+        output_dir=tmp_path,
+        evaluation={"small": pairs(6, seed=1), "other": pairs(4, seed=2)},
+        eval_strategy="steps",
+        eval_steps=2,
+    )
+    made.train()
+    for prefix in ("", "eval_"):
+        for name in METRICS:
+            assert history(made, f"{prefix}bdpo/{name}"), (prefix, name)
+        assert history(made, f"{prefix}rewards/margins")
+
+    saved = scores(tmp_path)
+    assert list(saved) == [
+        "row",
+        "chosen_tokens",
+        "rejected_tokens",
+        "ref_chosen_logps",
+        "ref_rejected_logps",
+        "mi_chosen",
+        "mi_rejected",
+        "weight_chosen",
+        "weight_rejected",
+        "scale",
+    ]
+    assert saved["row"] == list(range(24))
+    assert saved["chosen_tokens"] == [len(ids) for ids in made.train_dataset["chosen_ids"]]
+    assert len(scores(tmp_path, "reference_scores.small.parquet")["row"]) == 6
+    assert len(scores(tmp_path, "reference_scores.other.parquet")["row"]) == 4
+
+    out = capsys.readouterr().out
+    for words in (
+        "adapter off",
+        "<|im_start|>user",
+        "100.0% of the prompts match",
+        "softmax, alpha 1.5",
+        "24: 24 scored now, 0 reused",
+        "(5/50/95 %)",
+        "below 0",
+        "MI chosen > rejected",
+        "mean scale",
+    ):
+        assert words in out
+
+    extra = made.evaluate(pairs(5, seed=3))
+    assert extra["eval_bdpo/scale"] > 0
+
+
+def test_metrics_are_means_over_the_pairs(tmp_path):
+    made = trainer(output_dir=tmp_path, per_device_train_batch_size=24, max_steps=1)
+    made.train()
+    saved = {name: torch.tensor(column) for name, column in scores(tmp_path).items()}
+    difference = saved["mi_chosen"] - saved["mi_rejected"]
+    for name, wanted in {
+        "mi_chosen": saved["mi_chosen"].mean(),
+        "imbalance": difference.abs().mean(),
+        "chosen_share": (difference > 0).float().mean(),
+        "weight_rejected": saved["weight_rejected"].mean(),
+        "scale": saved["scale"].mean(),
+    }.items():
+        assert history(made, f"bdpo/{name}") == [pytest.approx(float(wanted), abs=1e-5)]
+
+
+def test_another_alpha_seed_rate_or_rank_scores_nothing_again(tmp_path, scored_rows, capsys):
+    trainer(output_dir=tmp_path / "first")
+    assert sum(scored_rows) > 0
+    scored_rows.clear()
+    for name, options in {
+        "alpha": {"bdpo_alpha": 3.0, "bdpo_weighting": "power", "bdpo_mi_normalize": False},
+        "seed": {"seed": 7, "learning_rate": 3e-4},
+        "rank": {"lora": LoraConfig(r=8, target_modules=["q_proj"], modules_to_save=["lm_head"])},
+        "full": {"lora": False},
+    }.items():
+        capsys.readouterr()
+        trainer(output_dir=tmp_path / name, **options)
+        assert "24: 0 scored now, 24 reused" in capsys.readouterr().out, name
+        assert not scored_rows, name
+        assert scores(tmp_path / name)["ref_chosen_logps"] == (
+            scores(tmp_path / "first")["ref_chosen_logps"]
+        )
+
+
+def test_changed_data_scores_only_what_changed(tmp_path, scored_rows):
+    rows = pairs().to_list()
+    trainer(output_dir=tmp_path / "first", dataset=Dataset.from_list(rows))
+    scored_rows.clear()
+    rows[3]["chosen"][0]["content"] += " And more."
+    rows = rows[::-1]
+    trainer(output_dir=tmp_path / "second", dataset=Dataset.from_list(rows))
+    assert sum(scored_rows) == 2  # one response, after its query and after the null prompt
+
+
+def test_another_reference_or_null_prompt_is_scored_anew(tmp_path, scored_rows):
+    trainer(output_dir=tmp_path / "first")
+    first = sum(scored_rows)
+    scored_rows.clear()
+    trainer(output_dir=tmp_path / "model", model=sharp_model(seed=1))
+    assert sum(scored_rows) == first
+    scored_rows.clear()
+    trainer(output_dir=tmp_path / "null", bdpo_null_prompt="<|im_start|>user\n")
+    assert 0 < sum(scored_rows) < first  # what follows the queries is known already
+
+
+def test_a_run_that_breaks_in_the_pass_goes_on_where_it_was(tmp_path, scored_rows, monkeypatch):
+    trainer(output_dir=tmp_path / "whole", bdpo_score_tokens=400)
+    whole = sum(scored_rows)
+    wanted = scores(tmp_path / "whole")
+    counting = scoring._score
+
+    def failing(jobs, *args):
+        if len(scored_rows) == 5:
+            raise KeyboardInterrupt
+        return counting(jobs, *args)
+
+    scored_rows.clear()
+    monkeypatch.setattr(scoring, "_score", failing)
+    options = {"bdpo_score_tokens": 400, "bdpo_cache_dir": str(tmp_path / "new")}
+    with pytest.raises(KeyboardInterrupt):
+        trainer(output_dir=tmp_path / "broken", **options)
+    done = sum(scored_rows)
+    monkeypatch.setattr(scoring, "_score", counting)
+    scored_rows.clear()
+    trainer(output_dir=tmp_path / "again", **options)
+    assert done > 0
+    assert sum(scored_rows) == whole - done
+    for name, column in scores(tmp_path / "again").items():
+        assert column == pytest.approx(wanted[name], abs=1e-4)
+
+
+def test_a_separate_reference_model_is_let_go_after_the_pass(tmp_path):
+    reference = sharp_model(seed=5)
+    alive = weakref.ref(reference)
+    made = trainer(output_dir=tmp_path, lora=False, ref_model=reference)
+    del reference
+    gc.collect()
+    assert alive() is None
+    assert made.ref_model is None
+    made.train()
+    assert history(made, "rewards/chosen")[0] != 0  # the policy is another model
+
+
+def test_resume_gives_the_same_run(tmp_path):
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3}
+    whole = trainer(output_dir=tmp_path / "whole", **options)
+    whole.train()
+    resumed = trainer(output_dir=tmp_path / "whole", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert history(resumed, "loss") == pytest.approx(history(whole, "loss"), abs=1e-6)
+    wanted = weights(whole)
+    for name, parameter in weights(resumed).items():
+        torch.testing.assert_close(parameter, wanted[name], rtol=0, atol=1e-6)
+
+
+def test_an_adapter_to_go_on_from_is_part_of_the_reference(tmp_path, capsys):
+    from peft import get_peft_model
+
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    adapted = get_peft_model(sharp_model(), config)
+    made = trainer(output_dir=tmp_path, model=adapted, lora=False)
+    out = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
+    assert "with a frozen copy of the adapter given" in out
+    assert made.model.active_adapter == "default"
+    made.train()
+    assert history(made, "rewards/chosen")[0] == pytest.approx(0, abs=1e-5)
+    trainer(output_dir=tmp_path / "base")
+    assert scores(tmp_path)["ref_chosen_logps"] != scores(tmp_path / "base")["ref_chosen_logps"]
+
+
+def test_a_stream_is_scored_step_by_step(tmp_path, capsys):
+    stream = pairs().to_iterable_dataset()
+    with pytest.raises(BDPOError, match="bdpo_precompute: false"):
+        trainer(output_dir=tmp_path / "refused", dataset=stream)
+    made = trainer(output_dir=tmp_path / "stream", dataset=stream, bdpo_precompute=False)
+    made.train()
+    assert "in each step" in capsys.readouterr().out
+    assert len(history(made, "bdpo/scale")) == 4
+
+
+def test_a_callable_may_weigh_the_pairs(tmp_path, capsys):
+    seen = []
+
+    def shuffled(mi_chosen, mi_rejected):
+        seen.append(mi_chosen)
+        order = torch.arange(len(mi_chosen)).flip(0)
+        weight = 1 + 0.5 * torch.tanh(mi_rejected - mi_chosen)[order]
+        return BalanceWeights(weight, 2 - weight, torch.ones_like(weight))
+
+    trainer(output_dir=tmp_path, balance=shuffled)
+    assert len(seen) == 1
+    assert len(seen[0]) == 24  # the whole dataset at once
+    assert "given as a callable" in capsys.readouterr().out
+    saved = scores(tmp_path)
+    wanted = shuffled(torch.tensor(saved["mi_chosen"]), torch.tensor(saved["mi_rejected"]))
+    assert saved["weight_chosen"] == pytest.approx(wanted.chosen.tolist())
+
+    with pytest.raises(BDPOError, match=r"three finite tensors of the shape .*\(24,\)"):
+        trainer(
+            output_dir=tmp_path,
+            balance=lambda w, l: BalanceWeights(w[:1], l, l),  # noqa: E741
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss_type": ["apo_zero"]}, r"`loss_type: apo_zero`.*sigmoid, hinge, ipo, robust, sft"),
+        ({"loss_type": ["sft"]}, "no preference loss to balance"),
+        ({"use_weighting": True}, "`use_weighting: True`"),
+        ({"f_divergence_type": "js_divergence"}, "`f_divergence_type: js_divergence`"),
+        ({"ld_alpha": 0.5}, "`ld_alpha: 0.5`"),
+        ({"padding_free": True}, "`padding_free: True`"),
+        ({"label_smoothing": 0.1}, "`label_smoothing: 0.1` has no effect.*robust"),
+        ({"label_smoothing": 0.6, "loss_type": ["robust"]}, r"must lie in \[0, 0.5\)"),
+        ({"bdpo_alpha": -1}, r"`bdpo_alpha: -1`.*finite number >= 0"),
+        (
+            {"precompute_ref_log_probs": True, "bdpo_precompute": False},
+            "contradicts `bdpo_precompute: false`",
+        ),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_honoured_is_refused(tmp_path, options, message):
+    with pytest.raises(BDPOError, match=message):
+        trainer(output_dir=tmp_path, **options)
+
+
+def test_plain_arguments_are_refused(tmp_path):
+    from trl import DPOConfig
+
+    from bdpo_plugin import BDPOTrainer
+
+    with pytest.raises(BDPOError, match="needs `args` to be a bdpo_plugin.BDPOConfig"):
+        BDPOTrainer("model", args=DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False))
+
+
+def test_a_batch_without_scores_is_refused(tmp_path):
+    made = trainer(output_dir=tmp_path)
+    made.train_dataset = made.train_dataset.remove_columns("bdpo_scale")
+    with pytest.raises(BDPOError, match="The batch has no bdpo_scale"):
+        made.train()
