@@ -11,7 +11,9 @@ export DO_NOT_TRACK         := 1
 export HF_HUB_OFFLINE       := 1
 export WANDB_DISABLED       := true
 export TOKENIZERS_PARALLELISM := false
+# Tiny models: few threads, which sleep while they wait and do not take a busy machine's cores.
 export OMP_NUM_THREADS      ?= 2
+export OMP_WAIT_POLICY      ?= passive
 
 DEMO   := bdpo-demo
 CONFIG := example_configs/axolotl/tiny-cpu.yml

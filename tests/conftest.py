@@ -1,6 +1,7 @@
 """One environment for all tests: offline, on the CPU, with a score cache of its own."""
 
 import os
+import tempfile
 
 import hypothesis
 import pytest
@@ -12,6 +13,8 @@ os.environ |= {
     "WANDB_DISABLED": "true",
     "TOKENIZERS_PARALLELISM": "false",
     "CUDA_VISIBLE_DEVICES": "",
+    "XDG_CACHE_HOME": tempfile.mkdtemp(),  # never the user's, in fixtures of any scope
+    "OMP_WAIT_POLICY": "passive",
 }
 
 # No deadline: a slow machine is not a failure. Derandomised: what CI sees is what you see.

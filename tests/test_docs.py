@@ -51,14 +51,14 @@ def test_keys_table_has_every_key_with_its_default() -> None:
     assert tuple(documented) == BDPOSettings.keys()
 
 
-@pytest.mark.parametrize("text", blocks("yaml"))
+@pytest.mark.parametrize("text", blocks("yaml"), ids=lambda _: "block")
 def test_yaml_blocks_are_valid(text) -> None:
     config = yaml.safe_load(text)
     assert config["rl"] == "bdpo"
     BDPOSettings.from_keys(config)
 
 
-@pytest.mark.parametrize("text", blocks("python"))
+@pytest.mark.parametrize("text", blocks("python"), ids=lambda _: "block")
 def test_python_blocks_use_public_names(text) -> None:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom) and node.module == "bdpo_plugin":

@@ -85,7 +85,7 @@ def mi_scatter(runs: Sequence[Run], path: Path) -> Path:
     """MI of chosen against rejected, coloured by the weight of the chosen response.
 
     Args:
-        runs: each with its scores, `mi_*` in nats per token (nats if not normalised).
+        runs: each with its scores.
     """
     points = [
         [run.scores[column].to_numpy() for column in ("mi_chosen", "mi_rejected", "weight_chosen")]
@@ -120,8 +120,9 @@ def mi_scatter(runs: Sequence[Run], path: Path) -> Path:
             axis.set(xlim=limits, ylim=limits, aspect="equal")
             for side in (axis.xaxis, axis.yaxis):
                 side.set_major_locator(MaxNLocator(nbins=6))
-            axis.set_xlabel("MI of chosen with its query, nats per token")
-            axis.set_ylabel("MI of rejected with its query, nats per token")
+            unit = run.scores.schema.metadata[b"mi_unit"].decode()
+            axis.set_xlabel(f"MI of chosen with its query, {unit}")
+            axis.set_ylabel(f"MI of rejected with its query, {unit}")
             axis.set_title(f"{run.name}: {len(chosen):,} training pairs")
         bar = figure.colorbar(dots, ax=axes, shrink=0.75, aspect=28)
         bar.set_label("weight of chosen (1 is DPO)")
@@ -154,5 +155,6 @@ def _share(axis: plt.Axes, x: float, y: float, share: float, side: str, align: s
         va="top" if y > 0.5 else "bottom",
         color="#222222",
         linespacing=1.3,
-        zorder=1,
+        bbox={"boxstyle": "square,pad=0.2", "fc": "white", "ec": "none"},
+        zorder=1,  # above the grid, below the points
     )

@@ -170,7 +170,7 @@ def _check_coverage(
 ) -> None:
     for problem, bad in (
         ("has no score", lambda key: key not in scores),
-        ("has a score that is not finite", lambda key: not np.isfinite(scores[key].logps)),
+        ("has a score that is not finite", lambda key: not scores[key].finite),
     ):
         found = [row for row, pair in zip(rows, keys, strict=True) if any(map(bad, pair))]
         if found:

@@ -58,20 +58,38 @@ def _reference_tensors(model: nn.Module, adapter: str | None) -> Iterator[Tensor
     skipped: list[str] = []
     for name, module in model.named_modules():
         # what PEFT adds: the layers of its adapters, and the trained copies of whole modules
-        for attribute in (*getattr(module, "adapter_layer_names", ()), "modules_to_save"):
-            if isinstance(getattr(module, attribute, None), (nn.Module, nn.ParameterDict)):
+        for attribute in (
+            *getattr(module, "adapter_layer_names", ()),
+            *getattr(module, "other_param_names", ()),
+            "modules_to_save",
+        ):
+            if isinstance(getattr(module, attribute, None), nn.Module):
                 skipped.append(f"{name}.{attribute}." if name else f"{attribute}.")
+        scaling = getattr(module, "scaling", None)
+        if isinstance(scaling, dict) and adapter in scaling:
+            yield torch.tensor(float(scaling[adapter]))
     skipped.append("prompt_encoder.")
     prefixes = tuple(skipped)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name.startswith(prefixes) and not (adapter and adapter in name.split(".")):
             continue
         yield getattr(tensor, "ds_tensor", tensor).detach()  # the shard of this rank under ZeRO-3
-        # 4-bit weights: the codes alone do not tell the scale
-        state = getattr(tensor, "quant_state", None)
-        for part in (state, getattr(state, "state2", None)):
-            if isinstance(absmax := getattr(part, "absmax", None), Tensor):
-                yield absmax
+        yield from _quantisation_scales(tensor)
+    # 8-bit layers move their weight's scale to themselves at its first use
+    for module in model.modules():
+        for holder in (getattr(module, "weight", None), getattr(module, "state", None)):
+            if isinstance(scale := getattr(holder, "SCB", None), Tensor):
+                yield scale
+                break
+
+
+def _quantisation_scales(tensor: Tensor) -> Iterator[Tensor]:
+    """What turns the codes of a 4-bit weight into numbers."""
+    state = getattr(tensor, "quant_state", None)
+    for part in (state, getattr(state, "state2", None)):
+        for field in ("absmax", "offset", "code"):
+            if isinstance(scale := getattr(part, field, None), Tensor):
+                yield scale
 
 
 def _tensor_digest(tensor: Tensor) -> bytes:

@@ -70,13 +70,13 @@ def find_null_prompt(
 
     front = _shared_front(prompts)
     back = _shared_front([p[::-1] for p in prompts])[::-1]
-    # A scaffold leaves room for a query: one that covers a prompt whole is no scaffold.
+    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    # A scaffold is more than BOS, and it leaves room for a query in every prompt.
     room = min((len(p) for p in prompts), default=0) - len(front) - len(back)
-    if (front or back) and room > 0:
-        ids = front + back
+    ids = front + back
+    if set(ids) - {bos} and room > 0:
         return NullPrompt(ids, tokenizer.decode(ids), "shared by all prompts", 1.0)
 
-    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if bos is None:
         raise BDPOError(
             "No null prompt: the prompts share no beginning or end, and the tokenizer has neither "

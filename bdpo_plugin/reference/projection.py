@@ -11,15 +11,23 @@ Shapes: B rows, T positions, N positions read, H hidden size, V vocabulary entri
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from bdpo_plugin.reference.output_layer import (
+    at_head,
+    evaluation,
+    keep_differentiable,
+    logits_postprocessing,
+    output_head,
+    select,
+    text_config,
+)
 
 #: Logits held at once: 2**25 of them are 128 MiB in float32.
 CHUNK_ELEMENTS = 2**25
@@ -85,17 +93,25 @@ class ResponseReader:
         Returns:
             what `function` returned, and the model's outputs, whose logits are of no use.
         """
-        module = _output_head(model)
+        module = output_head(model)
         if module is not None and module not in self._chunked:
+            keep_differentiable(model)
             self._chunked[module] = self._agrees(model, module, positions, inputs)
+        project = None
         if module is not None and self._chunked[module]:
             head = self._head(model, module)
-            with _at_head(module, positions, lambda rows: function(rows, head)) as seen:
-                outputs = model(**inputs)
-            return seen.result, outputs
-        with _at_head(module, positions, None) as seen:
+
+            def project(rows: Tensor) -> Any:
+                return function(rows, head)
+
+        with at_head(model, module, positions, project) as seen:
             outputs = model(**inputs)
-        logits = outputs.logits[0] if seen.rows is not None else _select(outputs.logits, positions)
+        if seen.rows is None:  # a graph that was compiled before calls no hook
+            logits = select(outputs.logits, positions)
+        elif project:
+            return outputs.logits, outputs
+        else:
+            logits = outputs.logits[0]
         return function(logits, Head(Tensor.float, max(1, len(logits)), trained=False)), outputs
 
     def token_statistics(
@@ -105,8 +121,8 @@ class ResponseReader:
         return self.read(model, positions, lambda h, head: statistics(h, head, labels), **inputs)
 
     def _head(self, model: nn.Module, module: nn.Module) -> Head:
-        finish = _logits_postprocessing(model)
-        vocabulary = _config(model).vocab_size
+        finish = logits_postprocessing(model)
+        vocabulary = text_config(model).vocab_size
         return Head(
             project=lambda rows: finish(module(rows).float()),
             rows=max(1, self.chunk_elements // vocabulary),
@@ -125,7 +141,11 @@ class ResponseReader:
         few = positions[row : row + 1].clone()
         few[0, few[0].nonzero().flatten()[32:]] = False
         project = self._head(model, module).project
-        with torch.no_grad(), _evaluation(model), _at_head(module, few, None, project) as seen:
+        with (
+            torch.no_grad(),
+            evaluation(model),
+            at_head(model, module, few, None, project) as seen,
+        ):
             theirs = model(**one).logits
         if seen.rows is not None:
             mine, theirs = seen.result, theirs[0].float()
@@ -201,102 +221,3 @@ class _FrozenHead(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor, *_: Tensor):
         (gradient,) = ctx.saved_tensors
         return (gradient * upstream[:, None]).to(gradient.dtype), None, None, None
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """No dropout, and so no random number drawn."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def _at_head(
-    module: nn.Module | None,
-    positions: Tensor,
-    function: Callable[[Tensor], Any] | None,
-    compare: Callable[[Tensor], Any] | None = None,
-) -> Iterator[SimpleNamespace]:
-    """Hooks on the output layer for one forward of the model.
-
-    With `function`, the layer is given a single position and `function` is called with the
-    states at the chosen ones; without, it is given the chosen ones as one row of a batch, and
-    `compare`, if given, is called with them too. What comes out is in `result`.
-    """
-    seen = SimpleNamespace(rows=None, result=None, dtype=None, busy=False)
-    if module is None:
-        yield seen
-        return
-
-    def before(_: nn.Module, args: tuple) -> tuple | None:
-        if seen.busy or args[0].dim() != 3 or args[0].shape[1] < positions.shape[1]:
-            return None
-        seen.rows = _select(args[0], positions)
-        # some quantised layers cannot take an empty input
-        return (args[0][:1, :1] if function else seen.rows[None], *args[1:])
-
-    def after(_: nn.Module, __: tuple, output: Tensor) -> None:
-        if seen.busy or seen.rows is None:
-            return
-        seen.busy, seen.dtype = True, output.dtype
-        if called := function or compare:
-            seen.result = called(seen.rows)
-        seen.busy = False
-
-    handles = [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _select(states: Tensor, positions: Tensor) -> Tensor:
-    # the virtual tokens of prompt learning come before the positions of the real ones
-    return states[:, -positions.shape[1] :][positions.to(states.device)]
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    while isinstance(inner := getattr(model, "module", None), nn.Module):
-        model = inner
-    return model
-
-
-def _output_head(model: nn.Module) -> nn.Module | None:
-    find = getattr(_unwrapped(model), "get_output_embeddings", None)
-    head = find() if find else None
-    return head if isinstance(head, nn.Module) else None
-
-
-def _config(model: nn.Module) -> Any:
-    return _unwrapped(model).config.get_text_config()
-
-
-def _logits_postprocessing(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What the architectures of transformers do to their logits after the output layer.
-
-    :meth:`ResponseReader._agrees` finds out where this is not all, or wrong.
-    """
-    config = _config(model)
-    factor = next(
-        (
-            value
-            for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")
-            if (value := getattr(config, name, None)) is not None
-        ),
-        1.0,
-    )
-    if divisor := getattr(config, "logits_scaling", None):
-        factor = 1 / divisor
-    cap = getattr(config, "final_logit_softcapping", None)
-
-    def finish(logits: Tensor) -> Tensor:
-        logits = logits if factor == 1 else logits * factor
-        return torch.tanh(logits / cap) * cap if cap else logits
-
-    return finish

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bdpo_plugin.objective.mutual_information import information_gain
+from bdpo_plugin.reference.output_layer import evaluation
 from bdpo_plugin.reference.projection import Head, ResponseReader, statistics
 from bdpo_plugin.reference.store import Score
 from bdpo_plugin.settings import BDPOError
@@ -39,20 +40,16 @@ class Reference:
     @contextmanager
     def in_force(self) -> Iterator[nn.Module]:
         """The model in evaluation mode, as the reference, without gradient."""
-        training = self.model.training
-        self.model.eval()
-        try:
-            with ExitStack() as stack:
-                stack.enter_context(torch.no_grad())
-                if self.peft is not None and self.adapter is None:
-                    stack.enter_context(self.peft.disable_adapter())
-                elif self.peft is not None:
-                    stack.callback(self.peft.set_adapter, self.peft.active_adapter)
-                    self.peft.set_adapter(self.adapter)
-                stack.enter_context(self.autocast())
-                yield self.model
-        finally:
-            self.model.train(training)
+        with ExitStack() as stack:
+            stack.enter_context(evaluation(self.model))
+            stack.enter_context(torch.no_grad())
+            if self.peft is not None and self.adapter is None:
+                stack.enter_context(self.peft.disable_adapter())
+            elif self.peft is not None:
+                stack.callback(self.peft.set_adapter, self.peft.active_adapter)
+                self.peft.set_adapter(self.adapter)
+            stack.enter_context(self.autocast())
+            yield self.model
 
 
 class Job(NamedTuple):
@@ -164,7 +161,7 @@ def _score(
     )
     positions = positions[: len(jobs)]
     sums = sum_by_row(logps, positions).tolist()
-    gain_sums = sum_by_row(gains, positions).tolist() if with_gain else [float("nan")] * len(jobs)
+    gain_sums = sum_by_row(gains, positions).tolist() if with_gain else [None] * len(jobs)
     return [Score(logp, gain) for logp, gain in zip(sums, gain_sums, strict=True)]
 
 

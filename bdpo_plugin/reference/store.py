@@ -24,11 +24,15 @@ class Score(NamedTuple):
 
     Attributes:
         logps: log pi_ref(y | x), summed over the response tokens.
-        gain: summed KL to the distribution after the null prompt; NaN where not computed.
+        gain: summed KL to the distribution after the null prompt; None where not wanted.
     """
 
     logps: float
-    gain: float
+    gain: float | None
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.logps) and (self.gain is None or math.isfinite(self.gain))
 
 
 def default_cache_dir() -> Path:
@@ -51,8 +55,9 @@ def score_key(prompt: np.ndarray, null: np.ndarray | None, response: np.ndarray)
 class ScoreStore:
     """The scores of one reference and tokenizer: a directory of Parquet files.
 
-    Each file is written under a temporary name and renamed, so a file that is there is whole;
-    files are only ever added, so that several processes and runs may write at once.
+    Each file is written under a temporary name and renamed to the hash of its content, so a file
+    that is there is whole; files are only ever added, so that several processes and runs may
+    write at once.
 
     Args:
         directory: the cache directory of the user.
@@ -60,28 +65,27 @@ class ScoreStore:
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None, identity: Iterable[str]) -> None:
-        name = hashlib.blake2b("/".join(identity).encode(), digest_size=16).hexdigest()
-        self.path = Path(directory).expanduser() if directory else default_cache_dir()
-        self.path = self.path / name
+        cache = Path(directory).expanduser() if directory else default_cache_dir()
+        self.path = cache / _hash("/".join(identity).encode())
 
     def read(self) -> dict[bytes, Score]:
         """All scores that are stored."""
         scores: dict[bytes, Score] = {}
         for file in sorted(self.path.glob("*.parquet")):
-            try:
-                columns = pq.read_table(file, schema=_SCHEMA).to_pydict()
-            except pa.ArrowInvalid as error:
+            content = file.read_bytes()
+            if _hash(content) != file.stem:
                 raise BDPOError(
-                    f"The score file {file} is damaged ({error}). Delete it: its scores, and only "
-                    "these, are computed again."
-                ) from error
+                    f"The score file {file} is damaged: its content is not what was written. "
+                    "Delete it: its scores, and only these, are computed again."
+                )
+            columns = pq.read_table(pa.BufferReader(content)).to_pydict()
             rows = zip(columns["key"], columns["logps"], columns["gain"], strict=True)
             scores.update((key, Score(logps, gain)) for key, logps, gain in rows)
         return scores
 
     def add(self, scores: Mapping[bytes, Score]) -> None:
         """Write more scores, atomically. One that is not finite is not worth keeping."""
-        scores = {key: score for key, score in scores.items() if math.isfinite(score.logps)}
+        scores = {key: score for key, score in scores.items() if score.finite}
         if not scores:
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -93,7 +97,12 @@ class ScoreStore:
             },
             schema=_SCHEMA,
         )
-        name = uuid.uuid4().hex
-        temporary = self.path / f".{name}.tmp"
-        pq.write_table(table, temporary)
-        temporary.replace(self.path / f"{name}.parquet")
+        pq.write_table(table, sink := pa.BufferOutputStream())
+        content = sink.getvalue().to_pybytes()
+        temporary = self.path / f".{uuid.uuid4().hex}.tmp"
+        temporary.write_bytes(content)
+        temporary.replace(self.path / f"{_hash(content)}.parquet")
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

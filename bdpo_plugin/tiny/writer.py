@@ -10,14 +10,12 @@ from bdpo_plugin.tiny.conversations import demo_prompts, preference_pairs
 from bdpo_plugin.tiny.model import build_model, build_tokenizer
 from bdpo_plugin.tiny.pretrain import pretrain
 
-STEPS = 300
-
 
 def write(
     directory: str | Path,
     *,
+    steps: int,
     seed: int = 0,
-    steps: int = STEPS,
     train_pairs: int = 256,
     eval_pairs: int = 64,
     progress: bool = True,
@@ -28,8 +26,8 @@ def write(
 
     Args:
         directory: made if it does not exist; what is in it of the same names is replaced.
+        steps: of pretraining; 0 leaves the weights random, 300 make a legible model.
         seed: of the weights, the pretraining text and the pairs.
-        steps: of pretraining; 0 leaves the weights random.
         train_pairs, eval_pairs: see :func:`preference_pairs`.
         progress: show a progress bar.
         bos: see :func:`build_tokenizer`.

@@ -137,7 +137,7 @@ class Balancer:
         weights = self._weigh(scores)
         if self.accelerator.is_main_process:
             print_scores(name, self.settings, scores, weights)
-            save_scores(self.output_dir / file, rows, scores, weights)
+            save_scores(self.output_dir / file, rows, scores, weights, self.settings)
         return _columns(scores, weights)
 
     def score_batch(self, pairs: Sequence[Pair], reference: Reference) -> dict[str, Tensor]:

@@ -19,12 +19,17 @@ from bdpo_plugin.settings import BDPOSettings
 
 
 def save_scores(
-    path: Path, rows: Sequence[int], scores: PairScores, weights: BalanceWeights
+    path: Path,
+    rows: Sequence[int],
+    scores: PairScores,
+    weights: BalanceWeights,
+    settings: BDPOSettings,
 ) -> None:
     """Write the scores of a dataset as Parquet, one row a pair, atomically.
 
     Columns: ``row`` in the host's tokenised dataset, token counts, log-probabilities in nats,
-    MI in nats per token (nats where not normalised), weights and scale.
+    MI, weights and scale. The file's metadata has the settings as ``bdpo_*``, and the unit of the
+    MI as ``mi_unit``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table(
@@ -41,6 +46,9 @@ def save_scores(
             "scale": weights.scale.numpy(),
         }
     )
+    metadata = {"mi_unit": mi_unit(settings)}
+    metadata |= {k: str(v) for k, v in settings.to_keys().items() if k != "bdpo_cache_dir"}
+    table = table.replace_schema_metadata(metadata)
     temporary = path.with_name(f".{path.name}.tmp")
     pq.write_table(table, temporary)
     temporary.replace(path)
@@ -87,7 +95,7 @@ def print_scores(
     table = _table(f"B-DPO: the {name} data")
     total, computed = len(scores.computed), int(scores.computed.sum())
     table.add_row("pairs", f"{total}: {computed} scored now, {total - computed} reused")
-    unit = "nats per token" if settings.mi_normalize else "nats"
+    unit = mi_unit(settings)
     for side, mi in (("chosen", scores.mi_chosen), ("rejected", scores.mi_rejected)):
         low, median, high = _quantiles(mi, 0.05, 0.5, 0.95)
         table.add_row(
@@ -102,6 +110,11 @@ def print_scores(
         table.add_row(f"weight {side}", f"{low:.3f} to {high:.3f} (5 to 95 %)")
     table.add_row("mean scale", f"{weights.scale.mean():.3f}")
     _print(table)
+
+
+def mi_unit(settings: BDPOSettings) -> str:
+    """The unit of a run's mutual information, in words."""
+    return "nats per token" if settings.mi_normalize else "nats"
 
 
 def _quantiles(values: Tensor, *at: float) -> list[float]:

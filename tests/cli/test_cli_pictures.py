@@ -27,7 +27,12 @@ def runs(base, tmp_path_factory):
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "learning_rate": 5e-3}
     finished = {}
     for name, extra in {
-        "bdpo": {"evaluation": pairs(8, split="eval"), "eval_strategy": "steps", "eval_steps": 2},
+        "bdpo": {
+            "evaluation": pairs(8, split="eval"),
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "bdpo_cache_dir": str(root / "cache"),
+        },
         "dpo": {"cls": DPOTrainer, "lora": False},
     }.items():
         model = AutoModelForCausalLM.from_pretrained(base / "model")

@@ -1,6 +1,7 @@
 """What is read at the response positions equals the plain path: all logits, then log_softmax."""
 
 import warnings
+import weakref
 from contextlib import nullcontext
 
 import pytest
@@ -63,7 +64,7 @@ def assert_equals_plain(model, reader, batch, *, rtol=1e-5, warns=False, **kwarg
     with expectation:
         if not warns:
             warnings.filterwarnings("error", message="bdpo-plugin")
-        mine, outputs = reader.token_statistics(
+        mine, _ = reader.token_statistics(
             model, positions, labels, **inputs, use_cache=False, **kwargs
         )
     for ours, other in zip(mine, theirs, strict=True):
@@ -76,7 +77,6 @@ def assert_equals_plain(model, reader, batch, *, rtol=1e-5, warns=False, **kwarg
     for name, gradient in wanted.items():
         atol = rtol * max(1.0, gradient.abs().max().item())
         torch.testing.assert_close(found[name], gradient, rtol=rtol, atol=atol, msg=name)
-    return outputs
 
 
 def assert_no_hooks(model):
@@ -84,10 +84,8 @@ def assert_no_hooks(model):
 
 
 @pytest.mark.parametrize("rows", CHUNK_ROWS)
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "hybrid"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_trained_and_frozen(tokenizer, batch, architecture, rows):
-    if architecture == "hybrid" and rows != 3:
-        pytest.skip("slow, and its chunks are as any other's")
     model = small_model(tokenizer, architecture)
     reader = reader_of(tokenizer, rows)
     assert_equals_plain(model, reader, batch)
@@ -204,16 +202,23 @@ def test_quantised_to_4_bits(saved_model, tokenizer, batch, head):
     model = peft.get_peft_model(
         model, peft.LoraConfig(r=4, init_lora_weights=False, target_modules=targets)
     )
-    assert_equals_plain(model, reader_of(tokenizer, 3), batch, rtol=5e-5)
+    # in evaluation mode bitsandbytes packs its weights, on some CPUs
+    assert_equals_plain(model.train(), reader_of(tokenizer, 3), batch)
+    model.eval()
+    with torch.no_grad():
+        reader_of(tokenizer, 3).token_statistics(model, *batch[1:], **batch[0])
+    assert_equals_plain(model.train(), reader_of(tokenizer, 3), batch)
 
 
 def test_auxiliary_loss_of_a_mixture_of_experts(tokenizer, batch):
     model = small_model(tokenizer, "moe")
     inputs, positions, labels = batch
-    outputs = assert_equals_plain(
-        model, reader_of(tokenizer, 2), batch, output_router_logits=True
-    )
+    reader = reader_of(tokenizer, 2)
+    assert_equals_plain(model, reader, batch, output_router_logits=True)
     theirs = model(**inputs, output_router_logits=True)
+    _, outputs = reader.token_statistics(
+        model, positions, labels, **inputs, output_router_logits=True
+    )
     assert outputs.aux_loss > 0
     torch.testing.assert_close(outputs.aux_loss, theirs.aux_loss)
     (mine,) = torch.autograd.grad(outputs.aux_loss, model.model.embed_tokens.weight)
@@ -336,12 +341,21 @@ def test_an_exception_of_the_function_leaves_no_hook(tokenizer, batch):
     assert_no_hooks(model)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_model(tokenizer, batch, backend):
-    model = torch.compile(small_model(tokenizer, "untied"), backend=backend)
+@pytest.mark.parametrize("plain_call_first", [False, True])
+def test_compiled_model(tokenizer, batch, plain_call_first):
+    """A graph that was compiled without our hooks does not call them."""
+    torch._dynamo.reset()
+    inputs, positions, labels = batch
+    model = small_model(tokenizer, "untied")
+    compiled = torch.compile(model, backend="eager")
+    wanted = plain(model, inputs, positions, labels)
+    if plain_call_first:
+        compiled(**inputs, use_cache=False)
     reader = reader_of(tokenizer, 4)
     for _ in range(2):
-        assert_equals_plain(model, reader, batch)
+        mine, _ = reader.token_statistics(compiled, positions, labels, **inputs, use_cache=False)
+        torch.testing.assert_close(mine.logps, wanted[0])
+        torch.testing.assert_close(mine.entropy, wanted[1])
 
 
 def test_one_reader_serves_two_models(tokenizer, batch):
@@ -402,15 +416,18 @@ def test_backward_keeps_no_logits(tokenizer):
     for trained in (True, False):
         model = small_model(tokenizer, "untied")
         model.lm_head.requires_grad_(trained)
-        saved = []
+        kept = weakref.WeakSet()
 
-        def pack(tensor, saved=saved):
-            saved.append(tuple(tensor.shape))
-            return tensor
+        class Saved:
+            def __init__(self, tensor, kept=kept):
+                self.tensor = tensor
+                kept.add(self)
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            reader_of(tokenizer, 8).token_statistics(
+        with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+            result = reader_of(tokenizer, 8).token_statistics(
                 model, positions, ids.roll(-1, dims=1)[positions], input_ids=ids
             )
-        assert saved
-        assert (8, vocabulary) not in saved
+        shapes = {tuple(saved.tensor.shape) for saved in kept}
+        assert (2, 40, 32) in shapes
+        assert not [shape for shape in shapes if shape[-1:] == (vocabulary,) and shape[0] == 8]
+        del result

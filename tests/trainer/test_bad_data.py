@@ -1,10 +1,11 @@
 """Pairs that cannot teach are counted, shown and dropped; suspicious ones are shown."""
 
 import re
+from functools import partial
 
 import pytest
 from datasets import Dataset
-from running import history, pairs, scores, trainer
+from running import history, pairs, scores, sharp_model, trainer
 
 from bdpo_plugin import BDPOError
 from bdpo_plugin.tiny import build_tokenizer
@@ -81,16 +82,11 @@ def test_a_boundary_that_the_tokenizer_moves(tmp_path, capsys):
 def test_a_doubled_bos(tmp_path, capsys):
     tokenizer = build_tokenizer(bos=True)
     # a chat template that writes the BOS, as text, to a tokenizer that adds one
+    render = partial(tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=False)
     rows = [
-        plain(
-            tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False),
-            row["chosen"][0]["content"],
-            row["rejected"][0]["content"],
-        )
+        plain(render(row["prompt"]), row["chosen"][0]["content"], row["rejected"][0]["content"])
         for row in pairs(5)
     ]
-    from running import sharp_model
-
     trainer(
         output_dir=tmp_path,
         dataset=Dataset.from_list(rows),

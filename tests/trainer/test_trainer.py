@@ -116,8 +116,9 @@ def test_another_alpha_seed_rate_or_rank_scores_nothing_again(tmp_path, scored_r
         trainer(output_dir=tmp_path / name, **options)
         assert "24: 0 scored now, 24 reused" in capsys.readouterr().out, name
         assert not scored_rows, name
-        assert scores(tmp_path / name)["ref_chosen_logps"] == (
-            scores(tmp_path / "first")["ref_chosen_logps"]
+        assert (
+            scores(tmp_path / name)["ref_chosen_logps"]
+            == (scores(tmp_path / "first")["ref_chosen_logps"])
         )
 
 
@@ -271,7 +272,7 @@ def test_plain_arguments_are_refused(tmp_path):
 
     from bdpo_plugin import BDPOTrainer
 
-    with pytest.raises(BDPOError, match="needs `args` to be a bdpo_plugin.BDPOConfig"):
+    with pytest.raises(BDPOError, match="needs `args` to be a"):
         BDPOTrainer("model", args=DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False))
 
 

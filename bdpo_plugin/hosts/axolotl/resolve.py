@@ -145,9 +145,12 @@ def _check_options(
 
 def _check_command_line() -> None:
     """Refuse ``--bdpo-...`` options that `axolotl train` would drop, as it does unknown ones."""
-    if "axolotl.cli.main" not in sys.modules:
+    for module in ("axolotl.cli.main", "__main__"):
+        declared = getattr(sys.modules.get(module), "AXOLOTL_CONFIG_CLI_OPTIONS", None)
+        if declared is not None:
+            break
+    else:  # not the `axolotl` command
         return
-    declared = sys.modules["axolotl.cli.config_options"].AXOLOTL_CONFIG_CLI_OPTIONS
     known = {name for option in declared for name in option[0][0].split("/")}
     for argument in sys.argv[1:]:
         option = argument.partition("=")[0]

@@ -2,11 +2,6 @@
 
 import pytest
 
-pytest.importorskip("axolotl", reason="axolotl is not installed", exc_type=ImportError)
-
-from axolotl.integrations.base import PluginManager
-from axolotl.utils.dict import DictDefault
-
 #: A DPO run as a user writes it; its model does not exist, so whoever loads it fails otherwise.
 DPO = {
     "base_model": "./no-such-model",
@@ -28,6 +23,8 @@ DPO = {
 def config(tmp_path):
     """Makes a raw B-DPO configuration; a key of None is left out."""
 
+    from axolotl.utils.dict import DictDefault
+
     def make(**keys) -> DictDefault:
         ours = {"rl": "bdpo", "plugins": ["bdpo_plugin.BDPOPlugin"]}
         places = {
@@ -42,6 +39,8 @@ def config(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _no_plugins_of_other_tests():
+    from axolotl.integrations.base import PluginManager
+
     PluginManager.get_instance().plugins.clear()
 
 

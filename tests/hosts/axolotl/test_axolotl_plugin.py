@@ -190,8 +190,8 @@ def test_training_arguments_composed_without_us(config, monkeypatch) -> None:
     assert builders.AxolotlDPOConfig is Composed
     validated(config())
     assert builders.AxolotlDPOConfig is host.AxolotlBDPOConfig
-    assert host.AxolotlBDPOConfig(output_dir="x", **CHOSEN).bdpo_alpha == 0.5
+    assert host.AxolotlBDPOConfig(output_dir="x", bf16=False, **CHOSEN).bdpo_alpha == 0.5
 
 
 def test_trainer_name_is_the_class() -> None:
-    assert TRAINER == f"{host.__name__}.{host.AxolotlBDPOTrainer.__name__}"
+    assert f"{host.__name__}.{host.AxolotlBDPOTrainer.__name__}" == TRAINER

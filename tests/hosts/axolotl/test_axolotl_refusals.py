@@ -83,7 +83,7 @@ def test_is_refused(case, config) -> None:
 
 
 def test_no_key_is_refused_for_a_value_that_switches_it_off(config) -> None:
-    off = {key: False for key in resolving._OFF} | {key: 1 for key in resolving._ONE}
+    off = dict.fromkeys(resolving._OFF, False) | dict.fromkeys(resolving._ONE, 1)
     resolving.resolve(
         config(
             **off,
@@ -103,7 +103,7 @@ def test_untested_release_is_a_warning(config, caplog, monkeypatch) -> None:
         assert resolving.resolve(config())
     finally:
         logger.removeHandler(caplog.handler)
-    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    (warning,) = {r.getMessage() for r in caplog.records if r.levelno == logging.WARNING}
     assert "not been tested with axolotl 99.0 of axolotl; tested: 0.19.0" in warning
 
 

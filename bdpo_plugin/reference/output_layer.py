@@ -1,0 +1,132 @@
+"""The output layer of a causal language model: where it is, hooks on it, and what follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode: no dropout, and so no random number drawn. Each module gets its own back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def at_head(
+    model: nn.Module,
+    module: nn.Module | None,
+    positions: Tensor,
+    function: Callable[[Tensor], Any] | None,
+    compare: Callable[[Tensor], Any] | None = None,
+) -> Iterator[SimpleNamespace]:
+    """Hooks on the output layer for one forward of the model.
+
+    With `function`, the layer is given a single position and `function` is called with the
+    states at the chosen ones; what it returns leaves the model in the place of the logits, since
+    FSDP prepares the backward pass at what leaves the model. Without, the layer is given the
+    chosen positions as one row of a batch, and `compare`, if given, is called with them too.
+    What was called returned `result`.
+    """
+    seen = SimpleNamespace(rows=None, result=None, dtype=None, busy=False)
+    if module is None:
+        yield seen
+        return
+
+    def before(_: nn.Module, args: tuple) -> tuple | None:
+        if seen.busy or args[0].dim() != 3 or args[0].shape[1] < positions.shape[1]:
+            return None
+        seen.rows = select(args[0], positions)
+        # some quantised layers cannot take an empty input
+        return (args[0][:1, :1] if function else seen.rows[None], *args[1:])
+
+    def after(_: nn.Module, __: tuple, output: Tensor) -> None:
+        if seen.busy or seen.rows is None:
+            return
+        seen.busy, seen.dtype = True, output.dtype
+        if called := function or compare:
+            seen.result = called(seen.rows)
+        seen.busy = False
+
+    def leave(_: nn.Module, __: tuple, outputs: Any) -> None:
+        if function and seen.rows is not None:
+            outputs.logits = seen.result
+
+    handles = [
+        module.register_forward_pre_hook(before),
+        module.register_forward_hook(after),
+        _unwrapped(model).register_forward_hook(leave),
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def select(states: Tensor, positions: Tensor) -> Tensor:
+    """(B, T, H) states or logits -> (N, H), at the (B, T) positions that are True."""
+    # the virtual tokens of prompt learning come before the positions of the real ones
+    return states[:, -positions.shape[1] :][positions.to(states.device)]
+
+
+def keep_differentiable(model: nn.Module) -> None:
+    """Where the CPU has AVX512-BF16, bitsandbytes packs a layer's 4-bit weights at its first use
+    in evaluation mode: in place, with a rounding, and without a gradient ever after."""
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    while isinstance(inner := getattr(model, "module", None), nn.Module):
+        model = inner
+    return model
+
+
+def output_head(model: nn.Module) -> nn.Module | None:
+    """The layer that projects to the vocabulary, if the model tells."""
+    find = getattr(_unwrapped(model), "get_output_embeddings", None)
+    head = find() if find else None
+    return head if isinstance(head, nn.Module) else None
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the language model in it."""
+    return _unwrapped(model).config.get_texttext_config()
+
+
+def logits_postprocessing(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What the architectures of transformers do to their logits after the output layer.
+
+    The comparison of :class:`~bdpo_plugin.reference.projection.ResponseReader` finds out where this is not all, or wrong.
+    """
+    config = text_config(model)
+    factor = next(
+        (
+            value
+            for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")
+            if (value := getattr(config, name, None)) is not None
+        ),
+        1.0,
+    )
+    if divisor := getattr(config, "logits_scaling", None):
+        factor = 1 / divisor
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def finish(logits: Tensor) -> Tensor:
+        logits = logits if factor == 1 else logits * factor
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    return finish

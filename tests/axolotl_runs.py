@@ -1,0 +1,96 @@
+"""Short real runs of Axolotl's own command line on the tiny model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+BASE: dict[str, Any] = {
+    "plugins": ["bdpo_plugin.BDPOPlugin"],
+    "rl": "bdpo",
+    "adapter": "lora",
+    "lora_r": 4,
+    "lora_alpha": 8,
+    "lora_target_linear": True,
+    "sequence_len": 256,
+    "micro_batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "max_steps": 4,
+    "num_epochs": 1,
+    "learning_rate": 1e-3,
+    "optimizer": "adamw_torch",
+    "lr_scheduler": "constant",
+    "logging_steps": 1,
+    "saves_per_epoch": 0,
+    "save_strategy": "no",
+    "seed": 0,
+    "bf16": False,
+    "fp16": False,
+    "tf32": False,
+    "dataset_num_proc": 1,
+    "dataloader_num_workers": 0,
+    "dataloader_pin_memory": False,
+}
+
+
+def write_config(path: Path, tiny: Path, **changes: Any) -> Path:
+    """A complete configuration; a change to None takes the key out."""
+    data = {"ds_type": "json", "type": "chat_template.default", "split": "train"}
+    config = {
+        **BASE,
+        "base_model": str(tiny / "model"),
+        "datasets": [{"path": str(tiny / "train.jsonl"), **data}],
+        "dataset_prepared_path": str(path.parent / "prepared"),
+        "output_dir": str(path.parent / path.stem),
+        **changes,
+    }
+    path.write_text(yaml.safe_dump({k: v for k, v in config.items() if v is not None}))
+    return path
+
+
+#: Axolotl's functions in a script. Its command line leaves the seed of a new adapter to chance.
+SCRIPT = """
+import sys
+import torch
+from axolotl.cli.args import TrainerCliArgs
+from axolotl.cli.config import load_cfg
+from axolotl.common.datasets import load_preference_datasets
+from axolotl.train import train
+
+cfg = load_cfg(sys.argv[1])
+data = load_preference_datasets(cfg=cfg, cli_args=TrainerCliArgs())
+torch.manual_seed(0)
+train(cfg=cfg, dataset_meta=data)
+"""
+
+
+def axolotl(*arguments: Any, **environment: str) -> subprocess.CompletedProcess:
+    """Run Axolotl's command of this environment; its output is in `stdout`."""
+    return _run([str(Path(sys.executable).with_name("axolotl")), *map(str, arguments)], environment)
+
+
+def script(config: Path) -> subprocess.CompletedProcess:
+    """The same from a Python script."""
+    return _run([sys.executable, "-c", SCRIPT, str(config)], {})
+
+
+def _run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess:
+    scripts = Path(sys.executable).parent
+    path = f"{scripts}{os.pathsep}{os.environ['PATH']}"  # as in an activated environment
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PATH": path, "COLUMNS": "200", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    if done.returncode:
+        raise AssertionError(f"{command} failed:\n{done.stdout[-6000:]}")
+    return done

@@ -1,0 +1,152 @@
+"""Axolotl's command line, from the YAML to the finished model."""
+
+import json
+import re
+
+import pytest
+import torch
+
+pytest.importorskip("axolotl")
+
+import yaml
+from axolotl_runs import axolotl, script, write_config
+from running import scores
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from bdpo_plugin.tiny import write
+
+pytestmark = pytest.mark.slow
+
+SAVE = {"save_strategy": "steps", "saves_per_epoch": None}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The tiny model with weights that give a mutual information as large as a trained one's."""
+    directory = write(
+        tmp_path_factory.mktemp("tiny"), steps=0, train_pairs=32, eval_pairs=8, progress=False
+    )
+    model = AutoModelForCausalLM.from_pretrained(directory / "model", dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(6)
+    model.save_pretrained(directory / "model")
+    return directory
+
+
+def history(directory, step):
+    state = json.loads((directory / f"checkpoint-{step}" / "trainer_state.json").read_text())
+    return state["log_history"]
+
+
+def curve(entries, name):
+    return [entry[name] for entry in entries if name in entry]
+
+
+def weights(directory):
+    file = directory / "adapter_model.safetensors"
+    return load_file(file if file.exists() else directory / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("run", "setup"),
+    [(axolotl, {"adapter": None, "learning_rate": 1e-4}), (script, {})],
+    ids=["full, command line", "lora, script"],
+)
+def test_alpha_0_is_dpo_over_20_steps(tiny, tmp_path, run, setup):
+    same = {**SAVE, **setup, "max_steps": 20, "save_steps": 20, "num_epochs": 3}
+    for name, key in {
+        "dpo": {"rl": "dpo", "plugins": None},
+        "bdpo": {"rl": "bdpo", "bdpo_alpha": 0},
+    }.items():
+        config = write_config(tmp_path / f"{name}.yml", tiny, **same, **key)
+        _ = run("train", config) if run is axolotl else run(config)
+    theirs, ours = (history(tmp_path / name, 20) for name in ("dpo", "bdpo"))
+    for name in ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins"):
+        assert len(curve(theirs, name)) == 20
+        assert curve(ours, name) == pytest.approx(curve(theirs, name), abs=1e-5), name
+    trained = weights(tmp_path / "dpo")
+    for name, tensor in weights(tmp_path / "bdpo").items():
+        torch.testing.assert_close(tensor, trained[name], rtol=0, atol=1e-5)
+
+
+def test_a_sweep_over_the_ablations_costs_one_pass_and_gives_four_curves(tiny, tmp_path):
+    sweep = tmp_path / "sweep.yml"
+    sweep.write_text(yaml.safe_dump({"bdpo_balance": [True, False], "bdpo_scaling": [True, False]}))
+    config = write_config(tmp_path / "base.yml", tiny, **SAVE, save_steps=4)
+    out = axolotl("train", config, "--sweep", sweep, "--launcher", "python").stdout
+    assert (
+        re.findall(r"32: (\d+) scored now, (\d+) reused", out) == [("32", "0")] + [("0", "32")] * 3
+    )
+    runs = sorted(tmp_path.rglob("checkpoint-4"))
+    assert len(runs) == 4
+    curves = [curve(history(run.parent, 4), "loss") for run in runs]
+    for i, one in enumerate(curves):
+        for other in curves[i + 1 :]:
+            assert max(abs(a - b) for a, b in zip(one, other, strict=True)) > 1e-4
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [
+        {"adapter": "lora", "attn_implementation": "eager", "gradient_checkpointing": True},
+        {
+            "adapter": "qlora",
+            "load_in_4bit": True,
+            "attn_implementation": "sdpa",
+            "gradient_checkpointing": True,
+        },
+        {"adapter": "qlora", "load_in_4bit": True, "attn_implementation": "eager"},
+        {"adapter": None, "attn_implementation": "sdpa", "gradient_checkpointing": False},
+        {"adapter": None, "attn_implementation": "eager", "gradient_checkpointing": True},
+    ],
+    ids=["lora-eager-gc", "qlora-sdpa-gc", "qlora-eager", "full-sdpa", "full-eager-gc"],
+)
+def test_trains_evaluates_saves_and_resumes(tiny, tmp_path, setup):
+    data = {"ds_type": "json", "type": "chat_template.default", "split": "train"}
+    options = {
+        **SAVE,
+        **setup,
+        "save_steps": 2,
+        "eval_steps": 2,
+        "learning_rate": 1e-3 if setup["adapter"] else 1e-4,
+        "test_datasets": [{"path": str(tiny / "eval.jsonl"), **data}],
+    }
+    out = axolotl(
+        "train", write_config(tmp_path / "run.yml", tiny, **options), "--launcher", "python"
+    ).stdout
+    run = tmp_path / "run"
+    assert ("adapter off" if setup["adapter"] else "separate model") in out
+    entries = history(run, 4)
+    assert len(curve(entries, "loss")) == 4
+    assert len(curve(entries, "bdpo/scale")) == 4
+    assert len(curve(entries, "eval_bdpo/scale")) >= 2
+    rounding = 1e-4 if "load_in_4bit" not in setup else 2e-2  # QLoRA computes in half precision
+    assert curve(entries, "rewards/margins")[0] == pytest.approx(0, abs=rounding)
+    assert curve(entries, "loss")[-1] != curve(entries, "loss")[0]
+    assert len(scores(run)["row"]) == 32
+    assert len(scores(run, "reference_scores.eval.parquet")["row"]) == 8
+    assert weights(run)
+
+    whole = weights(run)
+    config = write_config(
+        tmp_path / "run.yml", tiny, resume_from_checkpoint=str(run / "checkpoint-2"), **options
+    )
+    out = axolotl("train", config, "--launcher", "python").stdout
+    assert "32: 0 scored now, 32 reused" in out
+    # TRL keeps QLoRA's adapter in bfloat16, and PEFT reads it back in float32
+    half = any(tensor.dtype == torch.bfloat16 for tensor in whole.values())
+    for name, tensor in weights(run).items():
+        wanted = whole[name].float()
+        torch.testing.assert_close(tensor.float(), wanted, rtol=0, atol=4e-3 if half else 1e-5)
+
+
+def test_preprocess_then_torchrun(tiny, tmp_path):
+    config = write_config(tmp_path / "run.yml", tiny)
+    axolotl("preprocess", config)
+    assert not (tmp_path / "run" / "bdpo").exists()
+    out = axolotl("train", config, "--launcher", "torchrun", "--", "--nproc_per_node", "1").stdout
+    assert "32: 32 scored now" in out
+    assert len(scores(tmp_path / "run")["row"]) == 32

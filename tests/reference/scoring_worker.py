@@ -1,0 +1,76 @@
+"""A reference pass in a process of its own, or in several under torchrun.
+
+Usage: scoring_worker.py DIRECTORY [SECONDS]: the store is DIRECTORY/store, each forward pass
+takes SECONDS more; DIRECTORY/rank{N}.pt gets what each rank saw.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import wrapped_training
+from small_models import CPU, counted_rows, random_pairs, small_model
+
+from bdpo_plugin.reference import dataset
+from bdpo_plugin.reference.null_prompt import NullPrompt
+from bdpo_plugin.reference.projection import ResponseReader
+from bdpo_plugin.reference.scoring import Reference
+from bdpo_plugin.reference.store import ScoreStore
+from bdpo_plugin.settings import BDPOSettings
+from bdpo_plugin.tiny import build_tokenizer
+
+NULL = NullPrompt((7, 8, 9), "", "")
+PAIRS = random_pairs(25, seed=5)
+SETTINGS = BDPOSettings(score_tokens=48)
+
+
+def environment():
+    """Of the worker's process: it imports what this one can."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def score(model, pairs, directory=None, settings=SETTINGS):
+    """The scores, and the number of rows of each forward pass that they took."""
+    store = ScoreStore(directory, ["model", "tokenizer"]) if directory else None
+    reader, reference = ResponseReader(), Reference(model, "itself")
+    with counted_rows(model) as rows:
+        scores = dataset.score_pairs(
+            pairs, reference, NULL, settings, reader=reader, device=CPU, store=store
+        )
+    return scores, rows
+
+
+def main():
+    directory, pause = Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 0
+    dataset._FLUSH_SECONDS = 0.2
+    model = small_model(build_tokenizer())
+    model.register_forward_hook(lambda *_: time.sleep(pause))
+    rank, world = 0, 1
+    if dist.is_torchelastic_launched():
+        dist.init_process_group("gloo")
+        rank, world = dist.get_rank(), dist.get_world_size()
+    seen = {"first": score(model, PAIRS, directory / "store")}
+    seen["again"] = score(model, PAIRS, directory / "store")
+    # in a training step every rank has a batch of its own, of any size
+    mine = PAIRS[: 5 + 3 * rank]
+    seen["own"] = score(model, mine)
+    seen["expected"] = score(
+        model, PAIRS[:7], directory / "store", BDPOSettings(mi_estimator="expected")
+    )
+    if world > 1:
+        seen["losses"] = {
+            case: (
+                wrapped_training.losses(case, ours=True),
+                wrapped_training.losses(case, ours=False),
+            )
+            for case in wrapped_training.CASES
+        }
+        dist.destroy_process_group()
+    torch.save({"world": world, **seen}, directory / f"rank{rank}.pt")
+
+
+if __name__ == "__main__":
+    main()

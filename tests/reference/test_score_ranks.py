@@ -1,0 +1,98 @@
+"""Two processes give the scores of one, row by row, share the work, and train as ever."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import scoring_worker
+import torch
+import wrapped_training
+from small_models import small_model
+
+from bdpo_plugin.reference.store import ScoreStore
+from bdpo_plugin.settings import BDPOSettings
+
+WORKER = Path(scoring_worker.__file__)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("ranks")
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+        *(WORKER, directory),
+    ]
+    environment = scoring_worker.environment()
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-3000:]
+    seen = [torch.load(directory / f"rank{i}.pt", weights_only=False) for i in range(2)]
+    assert [s["world"] for s in seen] == [2, 2]
+    return directory, seen
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return small_model(tokenizer)
+
+
+def assert_equal(mine, theirs):
+    for name, ours, other in zip(mine._fields, mine, theirs, strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-4, msg=name)
+
+
+def test_the_scores_of_one_process(ranks, model):
+    alone, _ = scoring_worker.score(model, scoring_worker.PAIRS)
+    for seen in ranks[1]:
+        assert_equal(seen["first"][0], alone)
+
+
+def test_the_ranks_share_the_work(ranks, model):
+    _, alone = scoring_worker.score(model, scoring_worker.PAIRS)
+    passes = [seen["first"][1] for seen in ranks[1]]
+    assert len(passes[0]) == len(passes[1]), "a sharded model would hang"
+    # each rank compares one row first, and the last batch is done twice
+    assert len(alone) % 2 == 0, "an even number of batches has no last one to do twice"
+    assert sum(len(p) - 1 for p in passes) == len(alone)
+    assert all(sum(p) < 0.7 * sum(alone) for p in passes)
+
+
+def test_the_store_holds_every_score_of_both(ranks, model, tmp_path):
+    directory, _ = ranks
+    scoring_worker.score(model, scoring_worker.PAIRS, tmp_path)
+    wanted = ScoreStore(tmp_path, ["model", "tokenizer"]).read()
+    stored = ScoreStore(directory / "store", ["model", "tokenizer"]).read()
+    assert wanted.keys() <= stored.keys()
+    for key, score in wanted.items():
+        assert stored[key].logps == pytest.approx(score.logps, rel=1e-5, abs=1e-4)
+
+
+def test_a_second_run_computes_nothing_in_any_rank(ranks):
+    for seen in ranks[1]:
+        scores, passes = seen["again"]
+        assert passes == []
+        assert not scores.computed.any()
+        for ours, other in zip(scores[:-1], seen["first"][0][:-1], strict=True):
+            assert torch.equal(ours, other)
+
+
+def test_without_a_store_each_rank_scores_its_own(ranks, model):
+    for rank, seen in enumerate(ranks[1]):
+        alone, _ = scoring_worker.score(model, scoring_worker.PAIRS[: 5 + 3 * rank])
+        assert_equal(seen["own"][0], alone)
+
+
+def test_the_expected_estimator(ranks, model):
+    settings = BDPOSettings(mi_estimator="expected")
+    alone, _ = scoring_worker.score(model, scoring_worker.PAIRS[:7], settings=settings)
+    for seen in ranks[1]:
+        assert_equal(seen["expected"][0], alone)
+
+
+@pytest.mark.parametrize("case", wrapped_training.CASES, ids=str)
+def test_training_through_wrappers_of_the_model(ranks, case):
+    """The response positions alone, read inside the forward of DDP and FSDP."""
+    for seen in ranks[1]:
+        mine, wanted = seen["losses"][case]
+        assert mine == pytest.approx(wanted, rel=1e-5)
+        assert wanted[2] < wanted[0]

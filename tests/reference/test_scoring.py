@@ -1,0 +1,403 @@
+"""Scores of single responses: against the float64 truth, and whatever batch they are in."""
+
+import itertools
+import math
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import truth
+from hypothesis import given
+from hypothesis import strategies as st
+from small_models import (
+    ARCHITECTURES,
+    CPU,
+    counted_rows,
+    random_side,
+    scores_of,
+    small_model,
+    truth_model,
+)
+from torch import nn
+from transformers import PretrainedConfig
+
+from bdpo_plugin.reference.projection import ResponseReader
+from bdpo_plugin.reference.scoring import (
+    Job,
+    Reference,
+    budgeted_batches,
+    score_jobs,
+    sum_by_row,
+)
+from bdpo_plugin.settings import BDPOError
+
+NULL = np.array([7, 8, 9])
+
+
+def random_jobs(n, *, gain=False, seed=0, **lengths):
+    rng = np.random.default_rng(seed)
+    sides = [random_side(rng, 1000, **lengths) for _ in range(n)]
+    return [Job(*side, NULL if gain else None) for side in sides]
+
+
+def table(scores):
+    return torch.tensor([[s.logps, 0.0 if s.gain is None else s.gain] for s in scores])
+
+
+def assert_same(mine, theirs):
+    torch.testing.assert_close(table(mine), table(theirs), rtol=1e-5, atol=1e-4)
+
+
+# --- against the truth ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gain", [False, True])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_scores_are_those_of_the_truth(tokenizer, architecture, gain):
+    model = small_model(tokenizer, architecture)
+    known = truth_model(model)
+    jobs = random_jobs(9, gain=gain)
+    reader = ResponseReader(chunk_elements=5 * len(tokenizer))
+    for job, score in zip(jobs, scores_of(model, jobs, budget=40, reader=reader), strict=True):
+        prompt, response = job.prompt.tolist(), job.response.tolist()
+        wanted = truth.response_logps(known, prompt, response)
+        assert score.logps == pytest.approx(wanted, rel=1e-5, abs=1e-4)
+        if gain:
+            wanted = truth.expected_mi(known, prompt, NULL.tolist(), response, normalize=False)
+            assert score.gain == pytest.approx(wanted, rel=1e-5, abs=1e-4)
+            assert wanted > 1e-3 * len(response), "a model that does not read its prompt"
+        else:
+            assert score.gain is None
+
+
+def test_expected_gain_where_the_model_projects_itself(tokenizer):
+    from test_projection import OddLogits, recast
+
+    model = recast(small_model(tokenizer), OddLogits)
+    known = truth_model(model)
+    jobs = random_jobs(5, gain=True)
+    with pytest.warns(UserWarning, match="OddLogits"):
+        scores = scores_of(model, jobs)
+    for job, score in zip(jobs, scores, strict=True):
+        ids = job.prompt.tolist(), NULL.tolist(), job.response.tolist()
+        wanted = truth.expected_mi(known, *ids, normalize=False)
+        assert score.gain == pytest.approx(wanted, rel=1e-5, abs=1e-4)
+
+
+# --- method section 8, property 6 ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("gain", [False, True])
+@pytest.mark.parametrize("architecture", ["tied", "soft-capped", "moe"])
+def test_scores_do_not_depend_on_the_batch(tokenizer, architecture, gain):
+    """On padding, batch size, order, composition, or the chunk of logits."""
+    model = small_model(tokenizer, architecture)
+    jobs = random_jobs(12, gain=gain, prompt=(1, 30), response=(1, 30))
+    reader = ResponseReader()
+    alone = [scores_of(model, [job], reader=reader)[0] for job in jobs]
+    for budget in (100, 10_000):
+        assert_same(scores_of(model, jobs, budget=budget), alone)
+    order = random.Random(0).sample(range(12), 12)
+    shuffled = scores_of(model, [jobs[i] for i in order], budget=200)
+    assert_same(shuffled, [alone[i] for i in order])
+    assert_same(scores_of(model, jobs[3:6], budget=10_000), alone[3:6])
+    # short and long together, which the budgeted batches avoid
+    assert_same(scores_of(model, jobs, batches=[[0, 5, 11], [1, 2], list(range(3, 11))]), alone)
+    for rows in (2, 13):
+        reader = ResponseReader(chunk_elements=rows * len(tokenizer))
+        assert_same(scores_of(model, jobs, budget=10_000, reader=reader), alone)
+
+
+def test_a_repeated_job_has_one_score(tokenizer):
+    (job,) = random_jobs(1)
+    scores = scores_of(small_model(tokenizer), [job] * 5, budget=10_000)
+    assert_same(scores, [scores[0]] * 5)
+
+
+# --- method section 8, property 7 ----------------------------------------------------------
+
+
+class TopicModel(nn.Module):
+    """Its responses are drawn, token by token, from the distribution of the prompt's topic.
+
+    The topic is the largest id below K that came so far, and 0 is no topic, so that
+    log pi(y | x) is the sum of `table[topic of x, y_t]`.
+    """
+
+    def __init__(self, table):
+        super().__init__()
+        self.topics = len(table)
+        self.config = PretrainedConfig(vocab_size=table.shape[1])
+        self.lm_head = nn.Linear(self.topics, table.shape[1], bias=False)
+        self.lm_head.weight.data = table.t().contiguous()
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def forward(self, input_ids, attention_mask=None, use_cache=None):
+        topic = input_ids.where(input_ids < self.topics, 0).cummax(dim=1).values
+        states = nn.functional.one_hot(topic, self.topics).float()
+        return SimpleNamespace(logits=self.lm_head(states))
+
+
+@pytest.fixture
+def topic_model():
+    torch.manual_seed(0)
+    return TopicModel(torch.log_softmax(3 * torch.randn(4, 50), dim=-1))
+
+
+def test_mutual_information_known_in_closed_form(topic_model):
+    distributions = topic_model.lm_head.weight.t().double()
+    null, responses = np.array([40, 41]), [np.array([10, 11, 12]), np.array([13])]
+    for topic in range(4):
+        for response in responses:
+            prompt = np.array([40, topic, 41]) if topic else np.array([40, 42, 41])
+            joint = scores_of(topic_model, [Job(prompt, response, null)])[0]
+            cond, bare = scores_of(topic_model, [Job(prompt, response), Job(null, response)])
+            gained = distributions[topic][response] - distributions[0][response]
+            divergence = distributions[topic].exp() * (distributions[topic] - distributions[0])
+            assert cond.logps - bare.logps == pytest.approx(gained.sum().item(), abs=1e-4)
+            assert joint.logps == pytest.approx(cond.logps, abs=1e-5)
+            wanted = len(response) * divergence.sum().item()
+            assert joint.gain == pytest.approx(wanted, abs=1e-4)
+            assert (abs(wanted) > 0.5) == (topic != 0)
+
+
+def test_a_response_that_does_not_depend_on_its_query(tokenizer):
+    """The model sees the last two tokens only, and those of the scaffold are the prompt's."""
+
+    class Blind(TopicModel):
+        def forward(self, input_ids, attention_mask=None, use_cache=None):
+            state = input_ids % self.topics
+            before = state.roll(1, dims=1)
+            before[:, 0] = 0
+            states = nn.functional.one_hot((state + 2 * before) % self.topics, self.topics)
+            return SimpleNamespace(logits=self.lm_head(states.float()))
+
+    model = Blind(torch.randn(5, 60))
+    rng = np.random.default_rng(1)
+    null = np.array([3, 30, 31])
+    jobs = []
+    for _ in range(10):
+        query = rng.integers(5, 60, rng.integers(1, 9))
+        jobs.append(Job(np.array([3, *query, 30, 31]), rng.integers(5, 60, 6), null))
+    joint = scores_of(model, jobs)
+    bare = scores_of(model, [Job(null, job.response) for job in jobs])
+    for score, alone in zip(joint, bare, strict=True):
+        assert score.logps == pytest.approx(alone.logps, abs=1e-5)
+        assert score.gain == pytest.approx(0, abs=1e-6)
+
+
+def test_the_null_prompt_itself_has_no_information(tokenizer):
+    model = small_model(tokenizer)
+    jobs = [job._replace(prompt=NULL) for job in random_jobs(4, gain=True)]
+    for score in scores_of(model, jobs):
+        assert score.gain == pytest.approx(0, abs=1e-6)
+
+
+# --- batches -------------------------------------------------------------------------------
+
+lengths = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), max_size=30)
+
+
+@given(lengths=lengths, gain=st.booleans(), budget=st.integers(1, 400))
+def test_batches(lengths, gain, budget):
+    null = np.ones(5, dtype=np.int64) if gain else None
+    jobs = [Job(np.ones(p, dtype=np.int64), np.ones(r, dtype=np.int64), null) for p, r in lengths]
+    batches = budgeted_batches(jobs, budget)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(jobs)))
+    sizes = [jobs[i].length for batch in batches for i in batch]
+    assert sizes == sorted(sizes, reverse=True)
+    for batch in batches:
+        tokens = sum(jobs[i].rows for i in batch) * max(jobs[i].length for i in batch)
+        assert tokens <= budget or len(batch) == 1
+    for batch, following in itertools.pairwise(batches):
+        rows = (len(batch) + 1) * jobs[batch[0]].rows
+        assert rows * jobs[batch[0]].length > budget, f"{following[0]} had room"
+
+
+def test_length_and_rows_of_a_job():
+    ids = np.arange
+    assert (Job(ids(3), ids(4)).length, Job(ids(3), ids(4)).rows) == (7, 1)
+    assert (Job(ids(3), ids(4), ids(9)).length, Job(ids(3), ids(4), ids(9)).rows) == (13, 2)
+    assert Job(ids(9), ids(4), ids(3)).length == 13
+
+
+def test_sum_by_row():
+    positions = torch.tensor([[False, True, True], [False] * 3, [True, False, True]])
+    sums = sum_by_row(torch.tensor([1.0, 2.0, 4.0, 8.0]).half(), positions)
+    assert sums.tolist() == [3, 0, 12]
+    assert sums.dtype == torch.float32
+
+
+# --- out of memory -------------------------------------------------------------------------
+
+
+def limited(model, rows):
+    """The model, on a device with memory for so many rows."""
+    tried = []
+
+    def check(_, __, kwargs):
+        tried.append(len(kwargs["input_ids"]))
+        if tried[-1] > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model.register_forward_pre_hook(check, with_kwargs=True)
+    return tried
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 16])
+def test_a_batch_that_does_not_fit_is_halved(tokenizer, rows):
+    jobs = random_jobs(17)
+    wanted = scores_of(small_model(tokenizer), jobs)
+    model = small_model(tokenizer)
+    tried = limited(model, rows)
+    assert_same(scores_of(model, jobs, budget=10_000), wanted)
+    failed = [n for n in tried if n > rows]
+    assert 1 <= len(failed) <= 5, "the batches that follow are halved with it"
+
+
+def test_a_single_sequence_that_does_not_fit(tokenizer):
+    model = small_model(tokenizer)
+    limited(model, 0)
+    jobs = random_jobs(3)
+    longest = max(job.length for job in jobs)
+    with pytest.raises(BDPOError, match=rf"{longest} tokens alone does not fit") as raised:
+        scores_of(model, jobs, budget=10_000)
+    assert isinstance(raised.value.__cause__, torch.OutOfMemoryError)
+
+
+def test_each_pair_of_rows_of_an_expected_score_counts_as_one(tokenizer):
+    model = small_model(tokenizer)
+    limited(model, 1)
+    with pytest.raises(BDPOError, match="alone does not fit"):
+        scores_of(model, random_jobs(4, gain=True))
+
+
+def test_batches_done_before_are_not_done_again(tokenizer):
+    model, jobs = small_model(tokenizer), random_jobs(12)
+    limited(model, 3)
+    batches = [[0, 1, 2], [3, 4, 5, 6, 7, 8], [9, 10, 11]]
+    with torch.no_grad(), counted_rows(model):
+        done = [b for b, _ in score_jobs(model, ResponseReader(), jobs, batches, CPU)]
+    assert done[0] == [0, 1, 2]
+    assert sorted(i for batch in done for i in batch) == list(range(12))
+
+
+# --- the reference in force ----------------------------------------------------------------
+
+
+def state_of(model):
+    return (
+        {n: m.training for n, m in model.named_modules()},
+        {n: p.requires_grad for n, p in model.named_parameters()},
+        getattr(model, "active_adapter", None),
+        torch.is_grad_enabled(),
+    )
+
+
+def peft_model(tokenizer, *, reference=False, **options):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(
+        **{"r": 4, "target_modules": ["q_proj"], "init_lora_weights": False, **options}
+    )
+    model = peft.get_peft_model(small_model(tokenizer), config)
+    if reference:
+        model.add_adapter("ref", config)
+    return model.train()
+
+
+def logits_of(model):
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits
+
+
+@pytest.mark.parametrize("error", [False, True])
+@pytest.mark.parametrize("kind", ["plain", "lora", "modules_to_save", "ref"])
+def test_everything_is_as_before(tokenizer, kind, error):
+    if kind == "plain":
+        model, reference = (m := small_model(tokenizer).train()), Reference(m, "itself")
+    else:
+        options = {"modules_to_save": ["norm"]} if kind == "modules_to_save" else {}
+        model = peft_model(tokenizer, reference=kind == "ref", **options)
+        adapter = "ref" if kind == "ref" else None
+        reference = Reference(model, "base", peft=model, adapter=adapter)
+    # some modules are kept in evaluation mode while the rest trains
+    next(m for n, m in model.named_modules() if n.endswith("layers.0")).eval()
+    before, logits = state_of(model), logits_of(model)
+    try:
+        with reference.in_force() as in_force:
+            assert in_force is model
+            assert not torch.is_grad_enabled()
+            assert not any(m.training for m in model.modules())
+            if error:
+                raise KeyError("in the middle of the pass")
+    except KeyError:
+        assert error
+    assert state_of(model) == before
+    torch.testing.assert_close(logits_of(model), logits, rtol=0, atol=0)
+
+
+def test_adapters_are_off(tokenizer):
+    model = peft_model(tokenizer, modules_to_save=["norm"])
+    for name, parameter in model.named_parameters():
+        if "modules_to_save" in name:
+            parameter.data.mul_(2)
+    base = logits_of(small_model(tokenizer))
+    assert not torch.allclose(logits_of(model), base)
+    with Reference(model, "base", peft=model).in_force() as reference:
+        torch.testing.assert_close(logits_of(reference), base)
+        jobs = random_jobs(4)
+        assert_same(scores_of(reference, jobs), scores_of(small_model(tokenizer), jobs))
+
+
+def test_the_adapter_of_the_reference_is_on(tokenizer):
+    model = peft_model(tokenizer, reference=True)
+    trained = logits_of(model)
+    model.set_adapter("ref")
+    wanted = logits_of(model)
+    model.set_adapter("default")
+    assert not torch.allclose(trained, wanted)
+    with Reference(model, "ref", peft=model, adapter="ref").in_force() as reference:
+        torch.testing.assert_close(logits_of(reference), wanted)
+    torch.testing.assert_close(logits_of(model), trained)
+
+
+def test_an_adapter_that_is_not_there(tokenizer):
+    model = peft_model(tokenizer)
+    before = state_of(model)
+    with (
+        pytest.raises(ValueError, match="ref"),
+        Reference(model, "ref", peft=model, adapter="ref").in_force(),
+    ):
+        pass
+    assert state_of(model) == before
+
+
+def test_autocast_of_the_policy_is_used(tokenizer):
+    model = small_model(tokenizer)
+    exact = logits_of(model)
+
+    def autocast():
+        return torch.autocast("cpu", torch.bfloat16)
+
+    with Reference(model, "itself", autocast=autocast).in_force():
+        rounded = logits_of(model)
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded.float(), exact, rtol=0.1, atol=0.2)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_dropout_is_off(tokenizer):
+    model = small_model(tokenizer, attention_dropout=0.5).train()
+    jobs = random_jobs(3)
+    with Reference(model, "itself").in_force() as reference:
+        assert_same(scores_of(reference, jobs), scores_of(reference, jobs))
+
+
+def test_scores_are_finite_numbers(tokenizer):
+    for score in scores_of(small_model(tokenizer), random_jobs(5, gain=True)):
+        assert math.isfinite(score.logps)
+        assert score.logps < 0 <= score.gain + 1e-6
