@@ -68,15 +68,33 @@ torch.manual_seed(0)
 train(cfg=cfg, dataset_meta=data)
 """
 
+#: How many models are in memory when the trainer is made.
+MODELS = """
+import gc
+import sys
+from transformers import PreTrainedModel
+from axolotl.cli.args import TrainerCliArgs
+from axolotl.cli.config import load_cfg
+from axolotl.common.datasets import load_preference_datasets
+from axolotl.train import setup_model_and_trainer
+
+cfg = load_cfg(sys.argv[1])
+data = load_preference_datasets(cfg=cfg, cli_args=TrainerCliArgs())
+made = setup_model_and_trainer(cfg, data)
+gc.collect()
+heads = [o for o in gc.get_objects() if isinstance(o, PreTrainedModel) and hasattr(o, "lm_head")]
+print(f"{len(heads)} models in memory")
+"""
+
 
 def axolotl(*arguments: Any, **environment: str) -> subprocess.CompletedProcess:
     """Run Axolotl's command of this environment; its output is in `stdout`."""
     return _run([str(Path(sys.executable).with_name("axolotl")), *map(str, arguments)], environment)
 
 
-def script(config: Path) -> subprocess.CompletedProcess:
+def script(config: Path, source: str = SCRIPT) -> subprocess.CompletedProcess:
     """The same from a Python script."""
-    return _run([sys.executable, "-c", SCRIPT, str(config)], {})
+    return _run([sys.executable, "-c", source, str(config)], {})
 
 
 def _run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess:

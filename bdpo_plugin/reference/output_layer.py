@@ -104,13 +104,14 @@ def output_head(model: nn.Module) -> nn.Module | None:
 
 def text_config(model: nn.Module) -> Any:
     """The configuration of the language model in it."""
-    return _unwrapped(model).config.get_texttext_config()
+    return _unwrapped(model).config.get_text_config()
 
 
 def logits_postprocessing(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """What the architectures of transformers do to their logits after the output layer.
 
-    The comparison of :class:`~bdpo_plugin.reference.projection.ResponseReader` finds out where this is not all, or wrong.
+    :class:`~bdpo_plugin.reference.projection.ResponseReader` finds out where this is not all, or
+    wrong.
     """
     config = text_config(model)
     factor = next(

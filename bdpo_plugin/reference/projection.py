@@ -106,7 +106,7 @@ class ResponseReader:
 
         with at_head(model, module, positions, project) as seen:
             outputs = model(**inputs)
-        if seen.rows is None:  # a graph that was compiled before calls no hook
+        if seen.rows is None:  # no head, or a graph compiled before, which calls no hook
             logits = select(outputs.logits, positions)
         elif project:
             return outputs.logits, outputs

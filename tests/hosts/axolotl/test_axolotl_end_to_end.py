@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("axolotl")
 
 import yaml
-from axolotl_runs import axolotl, script, write_config
+from axolotl_runs import MODELS, axolotl, script, write_config
 from running import scores
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -150,3 +150,9 @@ def test_preprocess_then_torchrun(tiny, tmp_path):
     out = axolotl("train", config, "--launcher", "torchrun", "--", "--nproc_per_node", "1").stdout
     assert "32: 32 scored now" in out
     assert len(scores(tmp_path / "run")["row"]) == 32
+
+
+@pytest.mark.parametrize(("rl", "models"), [("bdpo", 1), ("dpo", 2)])
+def test_a_full_fine_tune_holds_no_second_model(tiny, tmp_path, rl, models):
+    config = write_config(tmp_path / "run.yml", tiny, adapter=None, rl=rl)
+    assert f"{models} models in memory" in script(config, MODELS).stdout

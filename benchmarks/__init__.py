@@ -1,0 +1,1 @@
+"""What a run costs, beside the host's own: ``python -m benchmarks.NAME --help``."""

@@ -1,0 +1,54 @@
+"""``python -m benchmarks.epoch``: one epoch of the host's DPO trainer beside one of ours."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.runs import comparison, console, describe, json_option, make_runs, progress, save
+from benchmarks.setting import setting_options, take_setting
+
+MEASURES = {
+    "wall_s": "wall time, with pass [s]",
+    "pass_s": "  of which the pass [s]",
+    "step_s": "time per step [s]",
+    "tokens_per_s": "tokens per second",
+    "peak_mib": "peak memory [MiB]",
+    "peak_over_load_mib": "  beyond what is loaded [MiB]",
+}
+
+
+@click.command()
+@click.option("--repeats", default=3, show_default=True, help="Runs of each, alternating.")
+@click.option("--warm", is_flag=True, help="Ours once more, with the scores of the first run.")
+@json_option
+@setting_options
+def main(repeats: int, warm: bool, json_file: Path | None, **options: Any) -> None:
+    """One epoch of the host's own DPO trainer and of B-DPO's, in turn, and their ratios.
+
+    Model, data, batch, dtype and order are the same, and each run is a new process. B-DPO's
+    time includes its pass over the data with the reference model.
+    """
+    setting = take_setting(options)
+    methods = ["DPO", "B-DPO"] + ["B-DPO, warm"] * warm
+    results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
+    with make_runs(setting) as runs, progress(repeats * len(methods)) as show:
+        for turn in range(repeats):
+            cache = tempfile.mkdtemp(dir=runs.folder)
+            for method in methods:
+                show(f"{method}, run {turn + 1} of {repeats}")
+                result = runs.run("dpo") if method == "DPO" else runs.run("bdpo", cache=cache)
+                results[method].append(result)
+    screen = console()
+    title = f"One epoch, {setting.host}, {setting.device}, adapter {setting.adapter}"
+    screen.print(comparison(title, results, MEASURES, "DPO"))
+    screen.print(describe(setting, runs.machine), highlight=False)
+    save(json_file, setting=asdict(setting), machine=runs.machine, results=results)
+
+
+if __name__ == "__main__":
+    main()
