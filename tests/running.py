@@ -48,6 +48,7 @@ def trainer(
     ref_model: Any = None,
     tokenizer: Any = None,
     balance: Any = None,
+    config_class: Any = None,
     **options: Any,
 ) -> Any:
     tokenizer = tokenizer or build_tokenizer()
@@ -65,7 +66,8 @@ def trainer(
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }
-    config = (BDPOConfig if issubclass(cls, BDPOTrainer) else DPOConfig)(**(defaults | options))
+    config_class = config_class or (BDPOConfig if issubclass(cls, BDPOTrainer) else DPOConfig)
+    config = config_class(**(defaults | options))
     if ref_model is None and not lora and cls is DPOTrainer:
         ref_model = copy.deepcopy(model)  # TRL would load it by a name that a random model lacks
     if lora is True:

@@ -55,4 +55,6 @@ def information_gain(cond_logits: Tensor, null_logits: Tensor) -> Tensor:
     """
     cond = torch.log_softmax(cond_logits.float(), dim=-1)
     null = torch.log_softmax(null_logits.float(), dim=-1)
-    return (cond.exp() * (cond - null)).sum(dim=-1)
+    # a token that the model excludes adds nothing: p log p -> 0
+    gain = (cond - null).masked_fill(cond == -torch.inf, 0)
+    return (cond.exp() * gain).sum(dim=-1)

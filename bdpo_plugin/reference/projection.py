@@ -118,7 +118,13 @@ class ResponseReader:
         self, model: nn.Module, positions: Tensor, labels: Tensor, **inputs: Any
     ) -> tuple[TokenStatistics, Any]:
         """Statistics of the (N,) tokens `labels` that follow the N positions; see :meth:`read`."""
-        return self.read(model, positions, lambda h, head: statistics(h, head, labels), **inputs)
+
+        def function(hidden: Tensor, head: Head) -> TokenStatistics:
+            # a model spread over devices may end on another one than it began on
+            found = statistics(hidden, head, labels.to(hidden.device))
+            return TokenStatistics(*(tensor.to(labels.device) for tensor in found))
+
+        return self.read(model, positions, function, **inputs)
 
     def _head(self, model: nn.Module, module: nn.Module) -> Head:
         finish = logits_postprocessing(model)

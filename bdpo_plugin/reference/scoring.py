@@ -137,12 +137,13 @@ def _score(
         input_ids[i, :length] = torch.from_numpy(np.concatenate([prompt, response]))
         attention_mask[i, :length] = 1
         positions[i, len(prompt) - 1 : length - 1] = True
-    labels = torch.from_numpy(np.concatenate([r for _, r in rows])).to(device)
+    tokens = torch.from_numpy(np.concatenate([r for _, r in rows]))
     input_ids, attention_mask, positions = (
         t.to(device) for t in (input_ids, attention_mask, positions)
     )
 
     def read(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+        labels = tokens.to(hidden.device)
         if not with_gain:
             return statistics(hidden, head, labels, extras=False).logps, hidden.new_zeros(0)
         half = len(hidden) // 2

@@ -17,7 +17,11 @@ from bdpo_plugin.reference.scoring import sum_by_row
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The losses of a run: their names and weights, and what they read."""
+    """The losses of a run: their names and weights, and what they read.
+
+    The names are those of :data:`~bdpo_plugin.settings.LOSS_TYPES`, and ``sft_by_pair``: the mean
+    over the pairs of the chosen response's cross-entropy per token (``sft``: over all tokens).
+    """
 
     types: Sequence[str]
     weights: Sequence[float]
@@ -60,6 +64,8 @@ def preference_step(
     for loss_type, loss_weight in zip(terms.types, terms.weights, strict=True):
         if loss_type == "sft":
             term = -(tokens.logps * of_chosen).sum() / of_chosen.sum()
+        elif loss_type == "sft_by_pair":
+            term = -(chosen / chosen_lengths).mean()
         else:
             term = bdpo_loss(
                 chosen,

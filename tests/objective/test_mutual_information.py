@@ -185,3 +185,11 @@ def test_refusals() -> None:
         mutual_information(torch.zeros(2, 1), torch.zeros(2, 1), torch.ones(2, 1))
     with pytest.raises(ValueError, match="response 1 of the batch has length 0"):
         mutual_information(torch.zeros(2), torch.zeros(2), torch.tensor([3, 0]))
+
+
+def test_a_token_that_the_model_excludes_adds_nothing() -> None:
+    cond, null = torch.randn(2, 3, 7)
+    wanted = information_gain(cond, null)
+    excluded = torch.full((3, 2), -torch.inf)
+    gain = information_gain(torch.cat([cond, excluded], 1), torch.cat([null, excluded], 1))
+    torch.testing.assert_close(gain, wanted)

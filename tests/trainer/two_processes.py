@@ -13,9 +13,11 @@ from bdpo_plugin import BDPOTrainer
 
 
 def main(output_dir: str, host: str = "") -> None:
-    cls = BDPOTrainer
+    cls, config_class = BDPOTrainer, None
     if host == "axolotl":
-        from bdpo_plugin.hosts.axolotl import AxolotlBDPOTrainer as cls
+        from bdpo_plugin.hosts.axolotl import AxolotlBDPOConfig, AxolotlBDPOTrainer
+
+        cls, config_class = AxolotlBDPOTrainer, AxolotlBDPOConfig
     rows = pairs(25).to_list()
     rows[7]["rejected"] = rows[7]["chosen"]
     dataset = type(pairs()).from_list(rows)
@@ -23,6 +25,7 @@ def main(output_dir: str, host: str = "") -> None:
     made = trainer(
         cls,
         output_dir,
+        config_class=config_class,
         dataset=dataset,
         evaluation=pairs(5, seed=1),
         per_device_train_batch_size=8 // processes,
