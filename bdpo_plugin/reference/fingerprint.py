@@ -25,17 +25,21 @@ _VOLATILE = {
 _WIDTH = 4096
 _BLOCK = 2**22
 
+#: In the place of an adapter's name: the model with whatever adapters it has, as they are.
+AS_IT_IS = "*"
+
 
 def model_fingerprint(model: nn.Module, *, adapter: str | None = None, compute: str = "") -> str:
     """Hex digest of everything that a reference's log-probabilities depend on.
 
-    All weights are read (a 64-bit hash that is linear in them, so a 7B model takes seconds);
-    names are not, so that the base model under a LoRA adapter of any rank, seed or target and
-    the same weights loaded as a model of their own have one fingerprint.
+    All weights are read (a hash that is linear in them, so a 7B model takes seconds); names are
+    not, so that the base model under a LoRA adapter of any rank, seed or target and the same
+    weights loaded as a model of their own have one fingerprint.
 
     Args:
         model: the model, with or without PEFT adapters.
-        adapter: the PEFT adapter that is part of the reference; None: all adapters off.
+        adapter: the PEFT adapter that is part of the reference; None: all adapters off;
+            :data:`AS_IT_IS`: whatever is active.
         compute: the dtype of autocast, if any.
     """
     digest = hashlib.blake2b(digest_size=16)
@@ -65,13 +69,16 @@ def _reference_tensors(model: nn.Module, adapter: str | None) -> Iterator[Tensor
         ):
             if isinstance(getattr(module, attribute, None), nn.Module):
                 skipped.append(f"{name}.{attribute}." if name else f"{attribute}.")
+        active = [adapter] if adapter != AS_IT_IS else getattr(module, "active_adapters", [])
+        if adapter == AS_IT_IS and getattr(module, "disable_adapters", False):
+            active = []
         scaling = getattr(module, "scaling", None)
-        if isinstance(scaling, dict) and adapter in scaling:
-            yield torch.tensor(float(scaling[adapter]))
+        if isinstance(scaling, dict) and any(name in scaling for name in active):
+            yield torch.tensor([float(scaling[name]) for name in active if name in scaling])
     skipped.append("prompt_encoder.")
-    prefixes = tuple(skipped)
+    prefixes = tuple(skipped) if adapter != AS_IT_IS else ()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if name.startswith(prefixes) and not (adapter and adapter in name.split(".")):
+        if prefixes and name.startswith(prefixes) and adapter not in name.split("."):
             continue
         yield getattr(tensor, "ds_tensor", tensor).detach()  # the shard of this rank under ZeRO-3
         yield from _quantisation_scales(tensor)
@@ -96,11 +103,12 @@ def _tensor_digest(tensor: Tensor) -> bytes:
     if hasattr(tensor, "to_local"):
         tensor = tensor.to_local()
     raw = tensor.contiguous().view(-1).view(torch.uint8)
-    if raw.storage_offset() % 8:
+    if raw.storage_offset() % 4:
         raw = raw.clone()
-    whole = raw.numel() // 8 * 8
+    whole = raw.numel() // 4 * 4
     digest = hashlib.blake2b(raw[whole:].cpu().numpy().tobytes(), digest_size=16)
-    words = raw[:whole].view(torch.int64)
+    # 32-bit words in 64-bit sums, so that the highest bit of a word counts as the others do
+    words = raw[:whole].view(torch.int32)
     generator = torch.Generator().manual_seed(0)
     factors = torch.randint(-(2**62), 2**62, (_WIDTH,), generator=generator) | 1
     factors = factors.to(tensor.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -50,6 +50,7 @@ PROBLEMS = {
     "empty": ("a response is empty", False),
     "truncated": ("no token of a response is left after truncation", False),
     "identical": ("chosen and rejected are identical", False),
+    "blank": ("a response has no text, only special tokens", True),
     "boundary": ("the prompt's tokens are not where the response begins", True),
     "double_bos": ("the prompt begins with two BOS tokens", True),
 }
@@ -62,16 +63,18 @@ class DataReport:
     Attributes:
         name: of the dataset.
         total: rows checked.
-        rows: row numbers by problem, a key of :data:`PROBLEMS`; a row is listed once.
+        rows: positions by problem, a key of :data:`PROBLEMS`; a pair is listed once.
+        numbers: what the user knows the pairs by; default their position.
     """
 
     name: str
     total: int
     rows: dict[str, list[int]] = field(default_factory=dict)
+    numbers: Sequence[int] | None = None
 
     @property
     def dropped(self) -> set[int]:
-        """The rows that cannot teach anything."""
+        """The positions of the pairs that cannot teach anything."""
         return {row for p, rows in self.rows.items() if not PROBLEMS[p][1] for row in rows}
 
     def lines(self) -> list[str]:
@@ -79,7 +82,8 @@ class DataReport:
         out = []
         for problem, rows in self.rows.items():
             words, teaches = PROBLEMS[problem]
-            examples = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+            known = [self.numbers[row] if self.numbers else row for row in rows[:5]]
+            examples = ", ".join(map(str, known)) + (", ..." if len(rows) > 5 else "")
             fate = "kept" if teaches else "dropped"
             out.append(
                 f"{len(rows)} of {self.total} pairs of the {self.name} data: {words} "
@@ -102,6 +106,8 @@ def check_pairs(
     lengths: Sequence[tuple[int, int]] | None = None,
     bos: int | None = None,
     misplaced: Iterable[int] = (),
+    is_blank: Callable[[np.ndarray], bool] = lambda ids: False,
+    numbers: Sequence[int] | None = None,
 ) -> DataReport:
     """Looks for the problems of :data:`PROBLEMS` in the pairs of a dataset.
 
@@ -110,9 +116,11 @@ def check_pairs(
         name: of the dataset, for the messages.
         lengths: response tokens (chosen, rejected) of each pair before truncation.
         bos: id of the BOS token.
-        misplaced: rows whose prompt is known not to end where the response begins.
+        misplaced: positions whose prompt is known not to end where the response begins.
+        is_blank: whether the tokens of a response are no text.
+        numbers: see :class:`DataReport`.
     """
-    report = DataReport(name, 0)
+    report = DataReport(name, 0, numbers=numbers)
     boundary = set(misplaced)
     for row, (chosen, rejected) in enumerate(pairs):
         report.total += 1
@@ -122,6 +130,8 @@ def check_pairs(
             problem = "truncated" if cut else "empty"
         elif np.array_equal(chosen.response, rejected.response):
             problem = "identical"
+        elif any(is_blank(side.response) for side in sides):
+            problem = "blank"
         elif row in boundary:
             problem = "boundary"
         elif bos is not None and any(list(side.prompt[:2]) == [bos, bos] for side in sides):

@@ -27,7 +27,8 @@ class Reference:
         model: the model that holds its weights: of its own, or the policy's.
         description: what it is, in words for the user.
         peft: the PEFT model whose adapters have to be switched; None where there is none.
-        adapter: the adapter that is part of the reference; None: all off.
+        adapter: the adapter that is part of the reference; None: all off; ``AS_IT_IS`` (of
+            :mod:`~bdpo_plugin.reference.fingerprint`) where `peft` is None.
         autocast: the context of the policy's own forward passes.
     """
 

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from bdpo_plugin.objective import BalanceWeights, balance_weights
@@ -68,25 +70,40 @@ class Balancer:
         name: str,
         lengths: Sequence[tuple[int, int]],
         misplaced: Iterable[int] = (),
+        rows: Sequence[int] | None = None,
     ) -> list[int]:
-        """The rows that can teach something; what is wrong with the others is printed.
+        """The positions of the pairs that can teach something; what is wrong is printed.
 
         Args:
             pairs: of a whole dataset, after truncation.
             name: of the dataset.
             lengths: response tokens (chosen, rejected) of each pair before truncation.
-            misplaced: rows whose prompt is known not to end where the response begins.
+            misplaced: positions whose prompt is known not to end where the response begins.
+            rows: the numbers of the pairs in the user's dataset; default their position.
 
         Raises:
-            BDPOError: no row is left.
+            BDPOError: no pair is left.
         """
         report = check_pairs(
-            pairs, name, lengths=lengths, bos=self.tokenizer.bos_token_id, misplaced=misplaced
+            pairs,
+            name,
+            lengths=lengths,
+            bos=self.tokenizer.bos_token_id,
+            misplaced=misplaced,
+            is_blank=self._is_blank,
+            numbers=rows,
         )
         if self.accelerator.is_main_process:
             print_problems(report.lines())
         report.raise_if_nothing_left()
-        return [row for row in range(len(pairs)) if row not in report.dropped]
+        dropped = report.dropped
+        return [row for row in range(len(pairs)) if row not in dropped]
+
+    def _is_blank(self, response: np.ndarray) -> bool:
+        # no end of turn takes more tokens
+        return len(response) <= 8 and not (
+            self.tokenizer.decode(response, skip_special_tokens=True).strip()
+        )
 
     def find_null_prompt(self, pairs: Sequence[Pair], reference: Reference) -> None:
         """Settle the null prompt on the training pairs, and print what the run resolved to."""
@@ -116,13 +133,13 @@ class Balancer:
         """
         if self.null_prompt is None:
             self.find_null_prompt(pairs, reference)
-        weights_of = self.accelerator.unwrap_model(reference.model)
-        identity = (
-            model_fingerprint(
-                weights_of, adapter=reference.adapter, compute=self.accelerator.mixed_precision
-            ),
-            tokenizer_fingerprint(self.tokenizer),
+        digest = model_fingerprint(
+            self.accelerator.unwrap_model(reference.model),
+            adapter=reference.adapter,
+            compute=self.accelerator.mixed_precision,
         )
+        # each rank may hold a shard of the model: the reference is what all of them hold
+        identity = (*sorted(set(gather_object([digest]))), tokenizer_fingerprint(self.tokenizer))
         scores = score_pairs(
             pairs,
             reference,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -86,10 +87,11 @@ def _texts(row: Mapping[str, Any], tokenizer: Any) -> tuple[str, str, str]:
     prompt = row["prompt"]
     if isinstance(prompt, str):
         return prompt, prompt + row["chosen"], prompt + row["rejected"]
+    tools = row.get("tools")
     render = partial(
         tokenizer.apply_chat_template,
         tokenize=False,
-        tools=row.get("tools"),
+        tools=json.loads(tools) if isinstance(tools, str) else tools,
         **(row.get("chat_template_kwargs") or {}),
     )
     return (

@@ -6,6 +6,7 @@ from typing import Any
 
 from accelerate.utils import is_peft_model
 
+from bdpo_plugin.reference.fingerprint import AS_IT_IS
 from bdpo_plugin.reference.scoring import Reference
 from bdpo_plugin.settings import BDPOError
 
@@ -23,14 +24,15 @@ def resolve_reference(trainer: Any, wrapped: Any = None) -> Reference:
     autocast = trainer.accelerator.autocast
     if trainer.ref_model is not None:
         name = _name(trainer.ref_model)
-        return Reference(trainer.ref_model, f"separate model {name}", autocast=autocast)
+        return Reference(
+            trainer.ref_model, f"separate model {name}", adapter=AS_IT_IS, autocast=autocast
+        )
     model = wrapped if wrapped is not None else _placed(trainer)
     if not is_peft_model(trainer.model):
-        return Reference(
-            model, f"{_name(trainer.model)} as it is before training", autocast=autocast
-        )
+        words = f"{_name(trainer.model)} as it is before training"
+        return Reference(model, words, adapter=AS_IT_IS, autocast=autocast)
     peft = trainer.accelerator.unwrap_model(trainer.model)
-    adapter = "ref" if "ref" in peft.peft_config else None
+    adapter = "ref" if "ref" in peft.peft_config and not _is_fresh(peft, "ref") else None
     return Reference(
         model,
         f"base model {_name(peft.get_base_model())}, "
@@ -41,12 +43,18 @@ def resolve_reference(trainer: Any, wrapped: Any = None) -> Reference:
     )
 
 
-def release_reference_model(trainer: Any) -> None:
-    """Let go of the separate reference model: after the pass its scores are all that is needed."""
-    if trainer.ref_model is not None:
-        prepared = trainer.accelerator._models
-        prepared[:] = [model for model in prepared if model is not trainer.ref_model]
-        trainer.ref_model = None
+def release_reference_model(trainer: Any) -> bool:
+    """Let go of the separate reference model: after the pass its scores are all that is needed.
+
+    Returns:
+        whether there was one.
+    """
+    if trainer.ref_model is None:
+        return False
+    prepared = trainer.accelerator._models
+    prepared[:] = [model for model in prepared if model is not trainer.ref_model]
+    trainer.ref_model = None
+    return True
 
 
 def _placed(trainer: Any) -> Any:
@@ -63,6 +71,14 @@ def _placed(trainer: Any) -> Any:
 
         trainer._bdpo_engine = prepare_deepspeed(trainer.model, trainer.accelerator)
     return trainer._bdpo_engine
+
+
+def _is_fresh(peft: Any, adapter: str) -> bool:
+    """Whether a LoRA adapter changes nothing yet, its second matrices being zero."""
+    of_adapter = [(n, p) for n, p in peft.named_parameters() if adapter in n.split(".")]
+    lora = all("lora_A" in n or "lora_B" in n or "lora_embedding" in n for n, _ in of_adapter)
+    second = [p for n, p in of_adapter if "lora_B" in n or "lora_embedding_B" in n]
+    return lora and bool(second) and not any(bool(p.any()) for p in second)
 
 
 def _name(model: Any) -> str:

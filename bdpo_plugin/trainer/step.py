@@ -14,6 +14,9 @@ from bdpo_plugin.objective import BalanceWeights, bdpo_loss
 from bdpo_plugin.reference.projection import ResponseReader
 from bdpo_plugin.reference.scoring import sum_by_row
 
+#: The one metric that is a sum over the ranks, not a mean.
+TOTAL = "num_tokens"
+
 
 @dataclass(frozen=True)
 class LossTerms:
@@ -109,7 +112,7 @@ def preference_step(
             ("logits/rejected", tokens.mean_logits, ~of_chosen),
         ):
             metrics[name] = ((values * where).sum(), where.sum())
-        metrics["num_tokens"] = (inputs["attention_mask"].sum(), torch.ones_like(chosen[0]))
+        metrics[TOTAL] = (inputs["attention_mask"].sum(), torch.ones_like(chosen[0]))
     return loss, metrics, outputs
 
 
@@ -132,6 +135,10 @@ class MetricSums:
         rows = torch.stack(self.steps).tolist() if self.steps else []
         self.steps = []
         return [
-            {n: total / count for n, (total, count) in zip(self.names, row, strict=True) if count}
+            {
+                name: total if name == TOTAL else total / count
+                for name, (total, count) in zip(self.names, row, strict=True)
+                if count
+            }
             for row in rows
         ]

@@ -14,7 +14,7 @@ from bdpo_plugin.reference.pairs import Pair
 from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.trainer.balancer import SCORE_COLUMNS, Balance, Balancer, ScoreCollator
 from bdpo_plugin.trainer.batch import batch_pairs, dataset_pairs, misplaced_rows, model_inputs
-from bdpo_plugin.trainer.checks import check_arguments
+from bdpo_plugin.trainer.checks import check_arguments, check_columns, check_launch
 from bdpo_plugin.trainer.config import BDPOConfig
 from bdpo_plugin.trainer.reference_model import release_reference_model, resolve_reference
 from bdpo_plugin.trainer.report import print_problems
@@ -22,6 +22,9 @@ from bdpo_plugin.trainer.step import LossTerms, MetricSums, preference_step
 
 #: Rows of a streaming dataset that the null prompt is derived from.
 _PEEK = 256
+
+#: Column with the number of a row in the dataset that the trainer was given.
+_ROW = "bdpo_row"
 
 
 class BDPOTrainer(DPOTrainer):
@@ -59,17 +62,14 @@ class BDPOTrainer(DPOTrainer):
         args.precompute_ref_log_probs = self.bdpo.precompute
         self._balance = balance
         self._balancer: Balancer | None = None
+        self._reference_released = False
+        check_columns([*rest, *kwargs.values()])
         super().__init__(model, ref_model, args, *rest, **kwargs)
         reduce = partial(self.accelerator.reduce, reduction="sum")
         self._sums = {"train": MetricSums(reduce), "eval": MetricSums(reduce)}
         self._terms = LossTerms(self.loss_types, self.loss_weights, self.beta, self.label_smoothing)
-        if self._is_vision_dataset:
-            raise BDPOError(
-                "B-DPO cannot train on a vision dataset: it measures the mutual information of "
-                "text with text. Remove the `image` or `images` column."
-            )
         if self.bdpo.precompute:
-            release_reference_model(self)
+            self._reference_released = release_reference_model(self)
         else:
             self._prepare_stepwise()
         self.data_collator = ScoreCollator(self.data_collator)
@@ -78,6 +78,7 @@ class BDPOTrainer(DPOTrainer):
     def balancer(self) -> Balancer:
         """What checks, scores and weighs the pairs of this run."""
         if self._balancer is None:  # TRL asks for scores from within its constructor
+            check_launch(self.accelerator, self.args.n_gpu)
             self._balancer = Balancer(
                 self.bdpo, self._tokenizer, self.accelerator, self.args.output_dir, self._balance
             )
@@ -86,11 +87,15 @@ class BDPOTrainer(DPOTrainer):
     # The datasets -------------------------------------------------------------------------------
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, name: str) -> Any:
+        if isinstance(dataset, Dataset) and _ROW not in dataset.column_names:
+            dataset = dataset.add_column(_ROW, list(range(len(dataset))))
         prepared = super()._prepare_dataset(dataset, processing_class, args, name)
         if isinstance(prepared, Dataset) and (lost := len(dataset) - len(prepared)):
+            rows = sorted(set(dataset[_ROW]) - set(prepared[_ROW]))
+            examples = ", ".join(map(str, rows[:5])) + (", ..." if lost > 5 else "")
             problem = (
                 f"{lost} of {len(dataset)} pairs of the {name} data: the prompt alone fills the "
-                f"sequence length of {args.max_length} tokens (dropped)"
+                f"sequence length of {args.max_length} tokens (dropped; rows {examples})"
             )
             if not len(prepared):
                 raise BDPOError(f"{problem}. Nothing is left to train on: raise that length.")
@@ -108,6 +113,14 @@ class BDPOTrainer(DPOTrainer):
             raise BDPOError(
                 f"The {name} data is a stream, which cannot be scored before training: set "
                 "`bdpo_precompute: false`."
+            )
+        if set(SCORE_COLUMNS) <= set(dataset.column_names):
+            return dataset
+        if self._reference_released:
+            raise BDPOError(
+                f"The {name} data has no scores, and the separate reference model was let go after "
+                "the pass over the datasets that the trainer was made with. Give it to the "
+                "trainer's constructor as an `eval_dataset`, or set `bdpo_precompute: false`."
             )
         file = "reference_scores.parquet"
         if dataset is not self.train_dataset:
@@ -129,10 +142,11 @@ class BDPOTrainer(DPOTrainer):
             (len(chosen), len(rejected))
             for chosen, rejected in zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
         ]
-        rows = self.balancer.usable_rows(pairs, name, lengths, misplaced[0])
-        if len(rows) < len(pairs):
-            dataset = dataset.select(rows)
-        return dataset, rows, [pairs[row] for row in rows]
+        numbers = list(dataset[_ROW])
+        kept = self.balancer.usable_rows(pairs, name, lengths, misplaced[0], numbers)
+        if len(kept) < len(pairs):
+            dataset = dataset.select(kept)
+        return dataset, [numbers[i] for i in kept], [pairs[i] for i in kept]
 
     def _prepare_stepwise(self) -> None:
         """Without a pass: check the data that can be checked, and settle the null prompt."""

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from bdpo_plugin.reference.fingerprint import model_fingerprint, tokenizer_fingerprint
-from bdpo_plugin.tiny import build_tokenizer
+from bdpo_plugin.tiny import build_model, build_tokenizer
 
 
 class Config:
@@ -361,3 +361,18 @@ def test_speed_is_printed():
     print(f"\nfingerprint: {weights.nbytes / seconds / 1e9:.1f} GB/s on the CPU")
     weights[-1] += 1
     assert model_fingerprint(model) != before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_bit_of_a_column_counts(tokenizer, dtype):
+    model = build_model(tokenizer).to(dtype)
+    weight = model.model.layers[0].mlp.down_proj.weight
+    original = model_fingerprint(model)
+    with torch.no_grad():
+        for columns in ([0], [0, 1], [5, 9]):
+            for factor in (-1, 2):
+                kept = weight.detach().clone()
+                weight[:, columns] *= factor
+                assert model_fingerprint(model) != original, (columns, factor)
+                weight.copy_(kept)
+    assert model_fingerprint(model) == original

@@ -41,7 +41,8 @@ def test_empty_responses(tmp_path, capsys):
     rows[4]["chosen"] = tokenizer.eos_token  # the end of sequence alone is a response
     made = trainer(output_dir=tmp_path, dataset=Dataset.from_list(rows))
     assert len(made.train_dataset) == 6
-    capsys.readouterr()
+    out = shown(capsys)
+    assert "a response has no text, only special tokens (kept; rows 4)" in out
 
     conversations = pairs(6).to_list()
     # a template that renders nothing at all for an empty answer
@@ -60,9 +61,10 @@ def test_empty_responses(tmp_path, capsys):
 def test_truncation_that_leaves_no_response(tmp_path, capsys):
     rows = [plain(f"Question {i}? " * (40 if i == 3 else 1), "yes it is", "no") for i in range(6)]
     trainer(output_dir=tmp_path, dataset=Dataset.from_list(rows), max_length=30)
-    assert "1 of 6 pairs of the train data: the prompt alone fills the sequence length" in shown(
-        capsys
-    )
+    out = shown(capsys)
+    assert "1 of 6 pairs of the train data: the prompt alone fills the sequence length" in out
+    assert "(dropped; rows 3)" in out
+    assert scores(tmp_path)["row"] == [0, 1, 2, 4, 5]
 
 
 def test_a_boundary_that_the_tokenizer_moves(tmp_path, capsys):

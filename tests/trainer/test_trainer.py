@@ -252,6 +252,8 @@ def test_a_callable_may_weigh_the_pairs(tmp_path, capsys):
         ({"f_divergence_type": "js_divergence"}, "`f_divergence_type: js_divergence`"),
         ({"ld_alpha": 0.5}, "`ld_alpha: 0.5`"),
         ({"padding_free": True}, "`padding_free: True`"),
+        ({"use_liger_kernel": True}, "`use_liger_kernel: True`"),
+        ({"precompute_ref_batch_size": 4}, "`precompute_ref_batch_size: 4`.*bdpo_score_tokens"),
         ({"label_smoothing": 0.1}, "`label_smoothing: 0.1` has no effect.*robust"),
         ({"label_smoothing": 0.6, "loss_type": ["robust"]}, r"must lie in \[0, 0.5\)"),
         ({"bdpo_alpha": -1}, r"`bdpo_alpha: -1`.*finite number >= 0"),
@@ -281,3 +283,55 @@ def test_a_batch_without_scores_is_refused(tmp_path):
     made.train_dataset = made.train_dataset.remove_columns("bdpo_scale")
     with pytest.raises(BDPOError, match="The batch has no bdpo_scale"):
         made.train()
+
+
+def test_vision_data_is_refused(tmp_path):
+    rows = pairs(4)
+    with pytest.raises(BDPOError, match=r"vision dataset.*Remove the column images"):
+        trainer(output_dir=tmp_path, dataset=rows.add_column("images", [None] * 4))
+
+
+def test_adapters_of_a_reference_model_count(tmp_path, scored_rows):
+    from peft import get_peft_model
+
+    trainer(output_dir=tmp_path / "base")
+    logps = [scores(tmp_path / "base")["ref_chosen_logps"]]
+    for seed in (1, 2):
+        scored_rows.clear()
+        torch.manual_seed(seed)
+        config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+        reference = get_peft_model(sharp_model(), config)
+        trainer(output_dir=tmp_path / str(seed), lora=False, ref_model=reference)
+        assert scored_rows
+        logps.append(scores(tmp_path / str(seed))["ref_chosen_logps"])
+    assert logps[0] != logps[1] != logps[2] != logps[0]
+
+
+def test_a_fresh_adapter_given_is_the_base_model(tmp_path, scored_rows):
+    from peft import get_peft_model
+
+    trainer(output_dir=tmp_path / "base")
+    scored_rows.clear()
+    fresh = get_peft_model(sharp_model(), LoraConfig(r=8, target_modules=["q_proj"]))
+    trainer(output_dir=tmp_path / "fresh", model=fresh, lora=False)
+    assert not scored_rows
+
+
+def test_new_data_after_the_reference_was_let_go_is_refused(tmp_path):
+    made = trainer(
+        output_dir=tmp_path,
+        lora=False,
+        ref_model=sharp_model(seed=5),
+        evaluation=pairs(4, seed=1),
+    )
+    with pytest.raises(BDPOError, match=r"eval data has no scores.*was let go"):
+        made.evaluate(pairs(4, seed=2))
+    before = history(made, "eval_loss")
+    assert made.evaluate()["eval_loss"] > 0
+    assert made.evaluate(made.eval_dataset)["eval_loss"] > 0
+    assert len(history(made, "eval_loss")) == len(before) + 2
+
+
+def test_tools_may_be_written_as_json(tmp_path):
+    rows = [{**row, "tools": "[]"} for row in pairs(4).to_list()]
+    trainer(output_dir=tmp_path, dataset=Dataset.from_list(rows))

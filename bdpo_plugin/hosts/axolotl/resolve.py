@@ -109,7 +109,7 @@ def _check_options(
                 f"`{key}: {cfg[key]}` cannot be used with `rl: bdpo`: {why}. Remove it."
             )
     for key, why in _ONE.items():
-        if (cfg.get(key) or 1) > 1:
+        if str(cfg.get(key) or 1) != "1":
             raise BDPOError(
                 f"`{key}: {cfg[key]}` cannot be used with `rl: bdpo`: {why}. Set it to 1."
             )
