@@ -1,10 +1,12 @@
 # One environment for each host, as their pins exclude each other: .venv (Axolotl, the demo),
-# .venv-trl (the newest TRL). A host's release is pinned here and nowhere else in this file.
+# .venv-trl (the newest TRL), .venv-llamafactory. A host's release is pinned here and nowhere else in
+# this file.
 
 PYTHON  ?= python3
 TORCH   := torch==2.13.0
 AXOLOTL := axolotl==0.19.0
 TRL     := trl==1.16.0 peft
+LLAMAFACTORY := llamafactory==0.9.5
 
 export AXOLOTL_DO_NOT_TRACK := 1
 export DO_NOT_TRACK         := 1
@@ -18,21 +20,27 @@ export OMP_WAIT_POLICY      ?= passive
 DEMO   := bdpo-demo
 CONFIG := example_configs/axolotl/tiny-cpu.yml
 
+EMPTY :=
+SPACE := $(EMPTY) $(EMPTY)
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-axolotl test-trl lint clean
+.PHONY: help demo test test-axolotl test-trl test-llamafactory lint clean
 .DEFAULT_GOAL := help
 
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' \
-		| while IFS='|' read -r name what; do printf '  make %-14s %s\n' "$$name" "$$what"; done
+		| while IFS='|' read -r name what; do printf '  make %-18s %s\n' "$$name" "$$what"; done
 
 # --- What there is to run ----------------------------------------------------------------------
 
 # Axolotl starts `accelerate` from the PATH.
 demo test-axolotl: export PATH := $(CURDIR)/.venv/bin:$(PATH)
 test-trl: export PATH := $(CURDIR)/.venv-trl/bin:$(PATH)
+test-llamafactory: export PATH := $(CURDIR)/.venv-llamafactory/bin:$(PATH)
+# The environments whose hosts its numbers are compared with, as far as they have been made.
+test-llamafactory: export BDPO_OTHER_HOSTS = $(subst $(SPACE),:,$(strip \
+	$(wildcard $(CURDIR)/.venv/bin/python $(CURDIR)/.venv-trl/bin/python)))
 
 demo: .venv/.installed $(DEMO)/tiny/prompts.txt ## Train a tiny model with B-DPO on the CPU and look at it
 	@rm -rf $(DEMO)/run $(DEMO)/prepared
@@ -46,7 +54,7 @@ demo: .venv/.installed $(DEMO)/tiny/prompts.txt ## Train a tiny model with B-DPO
 	@echo "The mutual information:   $(CURDIR)/$(DEMO)/run/mi_scatter.png"
 	@echo "The adapter:              $(CURDIR)/$(DEMO)/run"
 
-test: lint test-axolotl test-trl ## Everything: linters, and the tests beside each host
+test: lint test-axolotl test-trl test-llamafactory ## Everything: linters, and the tests beside each host
 
 test-axolotl: .venv/.installed-test ## The tests beside Axolotl
 	@echo "==> Tests beside $(AXOLOTL)"
@@ -55,6 +63,12 @@ test-axolotl: .venv/.installed-test ## The tests beside Axolotl
 test-trl: .venv-trl/.installed-test ## The tests beside the newest TRL; those of Axolotl skip
 	@echo "==> Tests beside $(TRL)"
 	@python -m pytest
+
+# TRL 0.24 cannot be imported by itself beside this transformers, so that its tests stay out.
+test-llamafactory: .venv-llamafactory/.installed-test ## The tests beside LLaMA-Factory
+	@echo "==> Tests beside $(LLAMAFACTORY)"
+	@python -m pytest tests/hosts/llamafactory tests/objective tests/reference tests/tiny \
+		tests/test_autoload.py tests/test_settings.py
 
 lint: .venv/.installed-test ## ruff and the import rules
 	@echo "==> ruff, lint-imports"
@@ -77,6 +91,23 @@ clean: ## Remove the environments and the demo's output
 	@$(@D)/bin/python -m pip install -qq $(HOST) $(TORCH)
 	@touch $@
 
+# LLaMA-Factory imports torchaudio, of which there is no build beside this torch for the CPU alone:
+# an empty package does. Its other requirements are those it declares; the newest gradio of them is
+# named, or pip looks for long and takes an old one.
+.venv-llamafactory/.host:
+	@echo "==> $(@D): $(LLAMAFACTORY), some minutes"
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install -qq $(TORCH)
+	@$(@D)/bin/python -m pip install -qq --no-deps $(LLAMAFACTORY)
+	@$(@D)/bin/python -c 'from importlib.metadata import requires; \
+		print(*(r for r in requires("llamafactory") if "extra ==" not in r \
+		and not r.startswith(("torchaudio", "torchvision"))), sep="\n")' > $(@D)/requirements.txt
+	@$(@D)/bin/python -m pip install -qq -r $(@D)/requirements.txt gradio==5.50.0 bitsandbytes $(TORCH)
+	@mkdir -p "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchaudio"
+	@touch "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchaudio/__init__.py"
+	@$(@D)/bin/python -m pip freeze -qq > $(@D)/pins.txt
+	@touch $@
+
 %/.installed: %/.host pyproject.toml
 	@echo "==> $(@D): bdpo-plugin, editable, and what draws its pictures"
 	@$(@D)/bin/python -m pip install -qq -e '.[plot]' $(HOST) $(TORCH)
@@ -89,6 +120,8 @@ clean: ## Remove the environments and the demo's output
 
 .venv/.host .venv/.installed .venv/.installed-test: private HOST := $(AXOLOTL)
 .venv-trl/.host .venv-trl/.installed .venv-trl/.installed-test: private HOST := $(TRL)
+.venv-llamafactory/.installed .venv-llamafactory/.installed-test: \
+	private HOST := -c .venv-llamafactory/pins.txt
 .PRECIOUS: %/.host %/.installed
 
 # --- The demo's input --------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The entry point: PyTorch calls :func:`install` at the end of `import torch`.
 
-It makes a host know `rl: bdpo` by that key alone, once the host itself is imported. Whoever only
+It makes a host know `rl: bdpo` (LLaMA-Factory: `pref_loss: bdpo`) by that key alone, once the host
+itself is imported. Whoever only
 imports torch pays for reading this file. Standard library and wrapt only, and nothing raised:
 an exception here would break `import torch`. ``BDPO_AUTOLOAD=0`` turns it off.
 """
@@ -14,10 +15,16 @@ from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 
+_LLAMAFACTORY = "bdpo_plugin.hosts.llamafactory.activate"
+
 #: Module of a host -> the function ("module:function") that takes it, once it is complete.
 HOOKS = {
     "axolotl.utils.config": "bdpo_plugin.hosts.axolotl.activate:wrap_validate_config",
     "axolotl.cli.config_options": "bdpo_plugin.hosts.axolotl.activate:add_options",
+    "llamafactory.hparams.finetuning_args": f"{_LLAMAFACTORY}:put_arguments",
+    "llamafactory.hparams.parser": f"{_LLAMAFACTORY}:wrap_read_args",
+    "llamafactory.train.dpo.trainer": f"{_LLAMAFACTORY}:wrap_trainer",
+    "llamafactory.webui.components.train": f"{_LLAMAFACTORY}:wrap_train_tab",
 }
 
 
@@ -71,8 +78,9 @@ def _guarded(hook: str) -> Callable[[ModuleType], None]:
 
 def _warn(error: Exception) -> None:
     warnings.warn(
-        f"B-DPO could not hook into its host, so `rl: bdpo` will not be known to it: {error!r}. "
-        "Reinstall bdpo-plugin, or set BDPO_AUTOLOAD=0 to silence this.",
+        "B-DPO could not hook into its host, so `rl: bdpo` (LLaMA-Factory: `pref_loss: bdpo`) will "
+        f"not be known to it: {error!r}. Reinstall bdpo-plugin, or set BDPO_AUTOLOAD=0 to silence "
+        "this.",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -54,7 +54,7 @@ def test_keys_table_has_every_key_with_its_default() -> None:
 @pytest.mark.parametrize("text", blocks("yaml"), ids=lambda _: "block")
 def test_yaml_blocks_are_valid(text) -> None:
     config = yaml.safe_load(text)
-    assert config["rl"] == "bdpo"
+    assert "bdpo" in (config.get("rl"), config.get("pref_loss"))
     BDPOSettings.from_keys(config)
 
 
@@ -110,8 +110,11 @@ def test_method_sections_referred_to_exist() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_recipe_is_valid(path) -> None:
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert config["rl"] == "bdpo"
-    assert config["plugins"] == ["bdpo_plugin.BDPOPlugin"]
+    if path.parent.name == "llamafactory":
+        assert (config["stage"], config["pref_loss"]) == ("dpo", "bdpo")
+    else:
+        assert config["rl"] == "bdpo"
+        assert config["plugins"] == ["bdpo_plugin.BDPOPlugin"]
     BDPOSettings.from_keys(config)
 
 

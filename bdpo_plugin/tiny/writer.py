@@ -10,6 +10,20 @@ from bdpo_plugin.tiny.conversations import demo_prompts, preference_pairs
 from bdpo_plugin.tiny.model import build_model, build_tokenizer
 from bdpo_plugin.tiny.pretrain import pretrain
 
+_TAGS = {
+    "role_tag": "role",
+    "content_tag": "content",
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+}
+#: How LLaMA-Factory reads our pairs.
+_RANKING = {
+    "ranking": True,
+    "formatting": "sharegpt",
+    "columns": {"messages": "messages", "chosen": "chosen", "rejected": "rejected"},
+    "tags": _TAGS,
+}
+
 
 def write(
     directory: str | Path,
@@ -23,6 +37,8 @@ def write(
     **model_options: Any,
 ) -> Path:
     """Makes ``model/``, ``train.jsonl``, ``eval.jsonl`` and ``prompts.txt`` in `directory`.
+
+    And ``dataset_info.json``, by which LLaMA-Factory knows the datasets ``train`` and ``eval``.
 
     Args:
         directory: made if it does not exist; what is in it of the same names is replaced.
@@ -46,4 +62,6 @@ def write(
         lines = [json.dumps(pair) for pair in preference_pairs(count, seed=seed, split=split)]
         (directory / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines))
     (directory / "prompts.txt").write_text("".join(f"{p}\n" for p in demo_prompts()))
+    datasets = {split: {"file_name": f"{split}.jsonl", **_RANKING} for split in ("train", "eval")}
+    (directory / "dataset_info.json").write_text(json.dumps(datasets, indent=2) + "\n")
     return directory

@@ -191,7 +191,7 @@ class Balancer:
                 f"The batch has no {', '.join(missing)}: it does not come from a dataset that was "
                 "scored. Pass datasets to the trainer's constructor or to evaluate()."
             )
-        return {column: batch[column] for column in SCORE_COLUMNS}
+        return {column: batch[column].view(torch.float32) for column in SCORE_COLUMNS}
 
     def _weigh(self, scores: PairScores) -> BalanceWeights:
         mi = (scores.mi_chosen, scores.mi_rejected)
@@ -213,7 +213,12 @@ class Balancer:
 
 
 class ScoreCollator:
-    """The host's collator, with the :data:`SCORE_COLUMNS` of the rows as (B,) tensors."""
+    """The host's collator, with the :data:`SCORE_COLUMNS` of the rows.
+
+    Each is a (B,) tensor of the bits of a float32, as int32: under DeepSpeed, transformers casts
+    the floats of a batch to the training dtype, and a log-probability in bfloat16 is off by up to
+    a nat. :meth:`Balancer.batch_columns` reads them.
+    """
 
     def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
         self.collator = collator
@@ -222,7 +227,8 @@ class ScoreCollator:
         batch = self.collator(examples)
         for column in SCORE_COLUMNS:
             if column in examples[0]:
-                batch[column] = torch.tensor([e[column] for e in examples], dtype=torch.float32)
+                values = torch.tensor([e[column] for e in examples], dtype=torch.float32)
+                batch[column] = values.view(torch.int32)
         return batch
 
 

@@ -335,3 +335,15 @@ def test_new_data_after_the_reference_was_let_go_is_refused(tmp_path):
 def test_tools_may_be_written_as_json(tmp_path):
     rows = [{**row, "tools": "[]"} for row in pairs(4).to_list()]
     trainer(output_dir=tmp_path, dataset=Dataset.from_list(rows))
+
+
+def test_scores_survive_a_host_that_casts_floats(tmp_path):
+    made = trainer(output_dir=tmp_path)
+    rows = [made.train_dataset[i] for i in range(4)]
+    # what transformers does to a batch under DeepSpeed with bf16
+    batch = {
+        name: value.to(torch.bfloat16) if value.is_floating_point() else value
+        for name, value in made.data_collator(rows).items()
+    }
+    for name, column in made.balancer.batch_columns(batch).items():
+        assert column.tolist() == pytest.approx([row[name] for row in rows], rel=1e-6)

@@ -1,0 +1,1 @@
+"""LLaMA-Factory: `stage: dpo` with `pref_loss: bdpo` (see autoload.py)."""

@@ -1,0 +1,74 @@
+"""What autoload.py does to LLaMA-Factory's modules. Imported in its every process: nothing heavy.
+
+LLaMA-Factory has no plugin mechanism, so its argument class and its DPO trainer are replaced, in
+the tested releases alone. In another one only the former is, and it refuses `pref_loss: bdpo`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+import wrapt
+
+from bdpo_plugin.hosts.llamafactory.args import KEYS, PREF_LOSS, is_tested, with_bdpo
+from bdpo_plugin.settings import PREFIX, BDPOError, unknown_key_message
+
+
+def put_arguments(module: ModuleType) -> None:
+    """Put a subclass that knows B-DPO in the place of `FinetuningArguments`."""
+    theirs, ours = module.FinetuningArguments, with_bdpo(module.FinetuningArguments)
+    module.FinetuningArguments = ours
+    # The package has it by name already where torch is first imported by a later module of it.
+    package = sys.modules[module.__name__.rpartition(".")[0]]
+    if vars(package).get("FinetuningArguments") is theirs:
+        package.FinetuningArguments = ours
+
+
+def wrap_read_args(module: ModuleType) -> None:
+    """Wrap `llamafactory.hparams.parser.read_args`: an unknown ``bdpo_*`` key is told apart."""
+    if is_tested():
+        wrapt.wrap_function_wrapper(module, "read_args", _read_args)
+
+
+def _read_args(wrapped: Any, instance: None, args: tuple, kwargs: dict) -> Any:
+    found = wrapped(*args, **kwargs)
+    for key in _keys(found):
+        if key.startswith(PREFIX) and key not in KEYS:
+            raise BDPOError(unknown_key_message(key))
+    return found
+
+
+def _keys(arguments: dict[str, Any] | list[str]) -> Iterable[str]:
+    if isinstance(arguments, dict):
+        return map(str, arguments)
+    options = (a.partition("=")[0] for a in arguments if a.startswith("--"))
+    return (option.removeprefix("--").replace("-", "_") for option in options)
+
+
+def wrap_trainer(module: ModuleType) -> None:
+    """Wrap `CustomDPOTrainer`: a B-DPO run gets our subclass, any other run what it asked for."""
+    if is_tested():
+        wrapt.wrap_function_wrapper(module, "CustomDPOTrainer", _trainer)
+
+
+def _trainer(wrapped: Any, instance: None, args: tuple, kwargs: dict) -> Any:
+    if kwargs["finetuning_args"].pref_loss != PREF_LOSS:
+        return wrapped(*args, **kwargs)
+    from bdpo_plugin.hosts.llamafactory.trainer import LlamaFactoryBDPOTrainer
+
+    return LlamaFactoryBDPOTrainer(*args, **kwargs)
+
+
+def wrap_train_tab(module: ModuleType) -> None:
+    """Wrap LlamaBoard's `create_train_tab`: `bdpo` is among the choices of its loss."""
+    if is_tested():
+        wrapt.wrap_function_wrapper(module, "create_train_tab", _train_tab)
+
+
+def _train_tab(wrapped: Any, instance: None, args: tuple, kwargs: dict) -> Any:
+    components = wrapped(*args, **kwargs)
+    components["pref_loss"].choices.append((PREF_LOSS, PREF_LOSS))
+    return components

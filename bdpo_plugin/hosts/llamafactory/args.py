@@ -1,0 +1,122 @@
+"""LLaMA-Factory's fine-tuning arguments with the ``bdpo_*`` keys, and what they refuse."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import field, fields, make_dataclass
+from importlib.metadata import version
+from typing import Any, Literal, get_args, get_type_hints
+
+from bdpo_plugin.settings import BDPOError, BDPOSettings
+
+PREF_LOSS = "bdpo"
+TESTED = ("0.9.5",)
+KEYS = BDPOSettings.keys()
+
+_HELP = {"help": "B-DPO: see its README."}
+
+#: Arguments, the value that B-DPO can honour, why no other.
+_ONLY = (
+    ("pref_bco_weight", 0, "the BCO loss has no place for the balance weights"),
+    ("dpo_label_smoothing", 0, "LLaMA-Factory's smoothed loss is none that B-DPO balances"),
+    ("ld_alpha", None, "it would weight the tokens that the mutual information is measured on"),
+)
+
+
+def is_tested() -> bool:
+    """Whether the adapter has been tested with the LLaMA-Factory that is installed."""
+    return version("llamafactory") in TESTED
+
+
+def with_bdpo(base: type) -> type:
+    """A subclass of LLaMA-Factory's `FinetuningArguments` that knows B-DPO.
+
+    It has the ``bdpo_*`` fields, None where left out, and ``bdpo`` among the values of
+    `pref_loss`. Of any other `pref_loss` it behaves as `base` does.
+    """
+    types = get_type_hints(BDPOSettings)
+    keys = [
+        (
+            key,
+            types[own.name] | None,
+            field(default=None, metadata={"help": "B-DPO: see its README."}),
+        )
+        for key, own in zip(KEYS, fields(BDPOSettings), strict=True)
+    ]
+    pref_loss = next(f for f in fields(base) if f.name == "pref_loss")
+    choices = (*get_args(get_type_hints(base)["pref_loss"]), PREF_LOSS)
+    same = field(default=pref_loss.default, metadata=pref_loss.metadata)
+
+    def __post_init__(self: Any) -> None:
+        settings = resolve(self)
+        base.__post_init__(self)
+        if settings is not None:
+            vars(self).update(settings.to_keys())
+
+    def to_dict(self: Any) -> dict[str, Any]:
+        own = () if self.pref_loss == PREF_LOSS else KEYS
+        return {key: value for key, value in base.to_dict(self).items() if key not in own}
+
+    return make_dataclass(
+        base.__name__,
+        [("pref_loss", Literal[choices], same), *keys],
+        bases=(base,),
+        namespace={
+            "__doc__": base.__doc__,
+            "__module__": base.__module__,
+            "__post_init__": __post_init__,
+            "to_dict": to_dict,
+        },
+    )
+
+
+def resolve(args: Any) -> BDPOSettings | None:
+    """The settings of a B-DPO run; None for any other run.
+
+    Raises:
+        BDPOError: a bad ``bdpo_*`` value, such a key without `pref_loss: bdpo`, an argument that
+            B-DPO cannot honour, or a release of LLaMA-Factory that it has not been tested with.
+    """
+    keys = [key for key in KEYS if getattr(args, key) is not None]
+    if args.pref_loss != PREF_LOSS:
+        if keys:
+            raise BDPOError(
+                f"`{keys[0]}` has no effect with `pref_loss: {args.pref_loss}`. Write `pref_loss: "
+                f"bdpo`, or remove: {', '.join(keys)}. (Plain DPO with the same YAML: "
+                "`bdpo_alpha: 0`.)"
+            )
+        return None
+    if not is_tested():
+        raise BDPOError(
+            f"`pref_loss: bdpo` has not been tested with llamafactory {version('llamafactory')}, "
+            f"and nothing of it is in force. Install one of: {', '.join(TESTED)}."
+        )
+    if args.stage != "dpo":
+        raise BDPOError(f"`pref_loss: bdpo` needs `stage: dpo`, not `stage: {args.stage}`.")
+    settings = BDPOSettings.from_keys({key: getattr(args, key) for key in keys})
+    for key, allowed, why in _ONLY:
+        if (value := getattr(args, key)) != allowed:
+            raise BDPOError(
+                f"`{key}: {value}` cannot be used with `pref_loss: bdpo`: {why}. Remove it."
+            )
+    if os.environ.get("USE_MCA", "0").lower() in ("true", "y", "1"):
+        raise BDPOError(
+            "`USE_MCA=1` cannot be used with `pref_loss: bdpo`: Megatron's trainer is another one. "
+            "Unset it."
+        )
+    _check_trainer()
+    return settings
+
+
+def _check_trainer() -> None:
+    """Raise BDPOError if the run would not come to our trainer.
+
+    LLaMA-Factory's own, beside TRL 0.24, trains `sigmoid` whatever `pref_loss` says.
+    """
+    from llamafactory.train.dpo.trainer import CustomDPOTrainer
+
+    if not hasattr(CustomDPOTrainer, "__wrapped__"):
+        raise BDPOError(
+            "This run asked for B-DPO, but its trainer is not in force: see the warning that B-DPO "
+            "could not hook into its host. Nothing has been trained. Reinstall bdpo-plugin."
+        )

@@ -1,0 +1,40 @@
+"""Which frozen model a run's reference is, resolved as LLaMA-Factory resolves it, in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def describe_reference(trainer: Any, ref_model: Any, model_args: Any) -> str:
+    """What the reference is and where it comes from.
+
+    Args:
+        trainer: of the run.
+        ref_model: what LLaMA-Factory made: None where it switches the adapter off, the policy
+            itself where it only evaluates.
+        model_args: LLaMA-Factory's, None where they are not known.
+    """
+    name = getattr(model_args, "model_name_or_path", None) or trainer.model.config._name_or_path
+    adapters = list(getattr(model_args, "adapter_name_or_path", None) or [])
+    finetuning = trainer.finetuning_args
+    if finetuning.ref_model:
+        own = [path.strip() for path in (finetuning.ref_model_adapters or "").split(",")]
+        return f"`ref_model` {finetuning.ref_model}{_merged([path for path in own if path])}"
+    if ref_model is trainer.model:
+        return f"the model that is evaluated, {name}: set `ref_model` for the one it was trained on"
+    if ref_model is not None:
+        return f"a second copy of {name}, as it is before training"
+    if not adapters or finetuning.create_new_adapter:
+        return f"base model {name}{_merged(adapters)}, adapter off"
+    *merged, continued = adapters
+    return f"base model {name}{_merged(merged)}, adapter off (training continues from {continued})"
+
+
+def free_weights(model: Any) -> None:
+    """Let go of the weights of a model that LLaMA-Factory keeps a name for."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.new_empty(0)
+
+
+def _merged(adapters: list[str]) -> str:
+    return f" with {', '.join(adapters)} merged into it" if adapters else ""

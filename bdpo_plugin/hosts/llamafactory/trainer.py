@@ -1,0 +1,137 @@
+"""B-DPO's loss in LLaMA-Factory's DPO trainer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset, concatenate_datasets
+from llamafactory.extras.ploting import plot_loss
+from llamafactory.train.dpo.trainer import CustomDPOTrainer
+from torch import Tensor
+
+from bdpo_plugin.hosts.llamafactory.data import batch_as_trl, check_collator, dataset_pairs
+from bdpo_plugin.hosts.llamafactory.reference import describe_reference, free_weights
+from bdpo_plugin.reference.pairs import Pair
+from bdpo_plugin.reference.scoring import Reference
+from bdpo_plugin.settings import BDPOError, BDPOSettings
+from bdpo_plugin.trainer.balancer import Balancer, ScoreCollator
+from bdpo_plugin.trainer.batch import batch_pairs, model_inputs
+from bdpo_plugin.trainer.reference_model import release_reference_model, resolve_reference
+from bdpo_plugin.trainer.step import TOTAL, LossTerms, preference_step
+
+#: Rows of a streaming dataset that the null prompt is derived from.
+_PEEK = 256
+#: The curves that `plot_loss: true` draws beside LLaMA-Factory's own.
+_CURVES = ("rewards/margins", "bdpo/imbalance", "bdpo/weight_chosen", "bdpo/scale")
+
+
+class LlamaFactoryBDPOTrainer(CustomDPOTrainer):
+    """LLaMA-Factory's DPO trainer with B-DPO's reference pass, weights, loss and metrics.
+
+    Its optimizers, schedulers, samplers, logging and callbacks stay. `pref_ftx` adds its SFT term
+    as it does to any other loss.
+
+    Args:
+        model, ref_model, finetuning_args, processor, **kwargs: of `CustomDPOTrainer`.
+
+    Raises:
+        BDPOError: data that cannot be trained on, or a run that cannot be honoured.
+    """
+
+    def __init__(
+        self, model: Any, ref_model: Any, finetuning_args: Any, processor: Any = None, **kwargs: Any
+    ) -> None:
+        check_collator(kwargs["data_collator"])
+        self.bdpo = BDPOSettings.from_keys(vars(finetuning_args))
+        callbacks = kwargs.get("callbacks") or []
+        model_args = next((c.model_args for c in callbacks if hasattr(c, "model_args")), None)
+        super().__init__(model, ref_model, finetuning_args, processor, **kwargs)
+        self._described = describe_reference(self, ref_model, model_args)
+        types, weights = ["sigmoid"], [1.0]
+        if self.ftx_gamma > 1e-6:  # as LLaMA-Factory has it
+            types, weights = [*types, "sft_by_pair"], [*weights, self.ftx_gamma]
+        self._terms = LossTerms(types, weights, self.beta)
+        self.balancer = Balancer(
+            self.bdpo, self.processing_class, self.accelerator, self.args.output_dir
+        )
+        self._prepare_datasets()
+        if self.bdpo.precompute:
+            release_reference_model(self)
+            if ref_model is not None and ref_model is not model:
+                free_weights(ref_model)
+        self.data_collator = ScoreCollator(self.data_collator)
+
+    # The datasets -------------------------------------------------------------------------------
+
+    def _prepare_datasets(self) -> None:
+        file = "reference_scores{}.parquet"
+        if self.train_dataset is not None:
+            self.train_dataset = self._prepared(self.train_dataset, "train", file.format(""))
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = {
+                name: self._prepared(dataset, name, file.format(f".{name}"))
+                for name, dataset in self.eval_dataset.items()
+            }
+        elif self.eval_dataset is not None:
+            self.eval_dataset = self._prepared(self.eval_dataset, "eval", file.format(".eval"))
+
+    def _prepared(self, dataset: Any, name: str, file: str) -> Any:
+        """The usable rows of a dataset, with their scores where they are computed in advance."""
+        if isinstance(dataset, IterableDataset):
+            if self.bdpo.precompute:
+                raise BDPOError(
+                    f"The {name} data is a stream, which cannot be scored before training: set "
+                    "`bdpo_precompute: false`."
+                )
+            peek = Dataset.from_list(list(dataset.take(_PEEK)))
+            self._settle(dataset_pairs(peek, name))
+            return dataset
+        pairs = dataset_pairs(dataset, name)
+        # every template ends a response with a token, so an empty one has been cut
+        rows = self.balancer.usable_rows(pairs, name, [(1, 1)] * len(pairs))
+        if len(rows) < len(pairs):
+            dataset, pairs = dataset.select(rows), [pairs[row] for row in rows]
+        self._settle(pairs)
+        if not self.bdpo.precompute:
+            return dataset
+        columns = self.balancer.score_dataset(pairs, rows, name, self._reference(), file)
+        added = Dataset.from_dict({key: column.tolist() for key, column in columns.items()})
+        return concatenate_datasets([dataset, added], axis=1)
+
+    def _settle(self, pairs: list[Pair]) -> None:
+        if self.balancer.null_prompt is None:
+            wrapped = None if self.bdpo.precompute else self.model
+            self.balancer.find_null_prompt(pairs, self._reference(wrapped))
+
+    def _reference(self, wrapped: Any = None) -> Reference:
+        return replace(resolve_reference(self, wrapped), description=self._described)
+
+    # The step -----------------------------------------------------------------------------------
+
+    def get_batch_loss_metrics(
+        self, model: Any, batch: dict[str, Any], train_eval: str = "train"
+    ) -> tuple[Tensor, dict[str, float]]:
+        batch = batch_as_trl(batch)
+        if self.bdpo.precompute:
+            scores = self.balancer.batch_columns(batch)
+        else:
+            scores = self.balancer.score_batch(batch_pairs(batch), self._reference(model))
+        loss, metrics, _ = preference_step(
+            self.balancer.reader,
+            model,
+            model_inputs(batch),
+            batch["completion_mask"],
+            scores,
+            self._terms,
+        )
+        del metrics[TOTAL]
+        means = torch.stack([total / count for total, count in metrics.values()]).tolist()
+        prefix = "eval_" if train_eval == "eval" else ""
+        return loss, {f"{prefix}{k}": mean for k, mean in zip(metrics, means, strict=True)}
+
+    def save_state(self) -> None:
+        super().save_state()
+        if self.finetuning_args.plot_loss and self.is_world_process_zero():
+            plot_loss(self.args.output_dir, keys=list(_CURVES))

@@ -1,0 +1,10 @@
+"""LLaMA-Factory itself on the tiny model."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    from llamafactory_runs import make_tiny
+
+    return make_tiny(tmp_path_factory.mktemp("tiny"))

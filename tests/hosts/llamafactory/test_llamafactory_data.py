@@ -1,0 +1,123 @@
+"""LLaMA-Factory's data: what is dropped, what is refused, what is scored in each step."""
+
+import json
+
+import pytest
+
+pytest.importorskip("llamafactory")
+
+from llamafactory_runs import curve, run, scores
+
+from bdpo_plugin.settings import BDPOError
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def with_rows(tiny, tmp_path):
+    """A copy of the data of the tiny model with other rows in front."""
+
+    def make(*rows):
+        (tmp_path / "dataset_info.json").write_text((tiny / "dataset_info.json").read_text())
+        usual = (tiny / "train.jsonl").read_text().splitlines()[:4]
+        lines = [*map(json.dumps, rows), *usual]
+        (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
+        return {"dataset_dir": str(tmp_path)}
+
+    return make
+
+
+def row(chosen, rejected):
+    sides = {"chosen": chosen, "rejected": rejected}
+    messages = [{"role": "user", "content": "How?"}]
+    answers = {k: {"role": "assistant", "content": v} for k, v in sides.items()}
+    return {"messages": messages, **answers}
+
+
+def test_rows_that_cannot_teach_are_dropped(tiny, tmp_path, capfd, with_rows):
+    data = with_rows(row("One.", "Two."), row("The same.", "The same."))
+    done = run(tiny, tmp_path / "run", max_steps=1, **data)
+    out = capfd.readouterr().out
+    assert "1 of 6 pairs of the train data: chosen and rejected are identical" in out
+    assert scores(done)["row"] == [0, 2, 3, 4, 5]
+
+
+def test_nothing_left_is_refused(tiny, tmp_path, with_rows):
+    data = with_rows()
+    (tmp_path / "train.jsonl").write_text(json.dumps(row("Same.", "Same.")) + "\n")
+    with pytest.raises(BDPOError, match="chosen and rejected are identical"):
+        run(tiny, tmp_path / "run", **data)
+
+
+def test_images_are_refused(tiny, tmp_path, save_tokens):
+    save_tokens(images=["cat.png"])
+    with pytest.raises(BDPOError, match="Row 1 of the train data has images"):
+        run(tiny, tmp_path / "run", tokenized_path=str(tmp_path / "tokens"))
+
+
+@pytest.fixture
+def save_tokens(tmp_path):
+    """A tokenised dataset whose second row has media."""
+    from datasets import Dataset, DatasetDict
+
+    def save(**media):
+        text = {"images": None, "videos": None, "audios": None}
+        for i, side in enumerate(("chosen", "rejected")):
+            text |= {f"{side}_input_ids": [5, 6, 7 + i], f"{side}_labels": [-100, -100, 7 + i]}
+            text[f"{side}_attention_mask"] = [1] * 3
+        rows = Dataset.from_list([text, text | media])
+        DatasetDict({"train": rows}).save_to_disk(tmp_path / "tokens")
+
+    return save
+
+
+def test_multimodal_template_is_refused(tiny, tmp_path):
+    from llamafactory.data.template import TEMPLATES
+
+    from bdpo_plugin.hosts.llamafactory.data import check_collator
+
+    collator = type("Collator", (), {"label_pad_token_id": -100, "template": None})()
+    collator.template = TEMPLATES["chatml"]
+    check_collator(collator)
+    collator.template = TEMPLATES["qwen2_vl"]
+    with pytest.raises(BDPOError, match="multimodal"):
+        check_collator(collator)
+
+
+def test_training_on_the_padding_is_refused(tiny, tmp_path):
+    with pytest.raises(BDPOError, match="ignore_pad_token_for_loss"):
+        run(tiny, tmp_path / "run", ignore_pad_token_for_loss=False)
+
+
+def test_streams(tiny, tmp_path):
+    workers = {"preprocessing_num_workers": None, "dataloader_num_workers": 1}
+    stream = {"streaming": True, "max_steps": 2, **workers}
+    with pytest.raises(BDPOError, match="is a stream, which cannot be scored before training"):
+        run(tiny, tmp_path / "before", **stream)
+    done = run(tiny, tmp_path / "during", bdpo_precompute=False, **stream)
+    assert len(curve(done, "bdpo/imbalance")) == 2
+    assert min(curve(done, "bdpo/imbalance")) > 0
+
+
+def test_each_evaluation_set_has_scores_of_its_own(tiny, tmp_path):
+    sets = {"eval_dataset": "eval,train", "eval_on_each_dataset": True}
+    done = run(tiny, tmp_path / "run", eval_strategy="steps", eval_steps=3, **sets)
+    files = {path.name for path in (done / "bdpo").iterdir()}
+    assert files == {
+        "reference_scores.parquet",
+        "reference_scores.eval.parquet",
+        "reference_scores.train.parquet",
+    }
+
+
+def test_evaluation_alone(tiny, tmp_path, capfd):
+    only = {"do_train": False, "do_eval": True, "eval_dataset": "eval", "dataset": None}
+    model = str(tiny / "model")
+    done = run(tiny, tmp_path / "run", **only, ref_model=model)
+    assert f"`ref_model` {model}" in capfd.readouterr().out.replace("\n", "")
+    results = json.loads((done / "eval_results.json").read_text())
+    assert results["eval_rewards/margins"] == pytest.approx(0, abs=1e-4)
+    assert results["eval_bdpo/imbalance"] > 0
+    done = run(tiny, tmp_path / "self", **only)
+    assert "the model that is evaluated" in capfd.readouterr().out
+    assert "eval_rewards/margins" not in json.loads((done / "eval_results.json").read_text())

@@ -1,0 +1,153 @@
+"""The ways to train that LLaMA-Factory has, and which model is the reference in each."""
+
+import json
+
+import pytest
+
+pytest.importorskip("llamafactory")
+
+import torch
+from llamafactory_runs import curve, run, scores, weights
+from torch.testing import assert_close
+
+pytestmark = pytest.mark.slow
+
+FULL = {"finetuning_type": "full", "learning_rate": 1e-4}
+FREEZE = {"finetuning_type": "freeze", "freeze_trainable_layers": 1, "learning_rate": 1e-4}
+QLORA = {"quantization_bit": 4, "quantization_method": "bnb"}
+
+
+@pytest.fixture(scope="session")
+def adapter(tiny, tmp_path_factory):
+    """A LoRA adapter of the tiny model that has learnt something."""
+    directory = tmp_path_factory.mktemp("adapter") / "run"
+    return run(tiny, directory, pref_loss="sigmoid", learning_rate=5e-3, max_steps=4)
+
+
+@pytest.mark.parametrize(
+    ("setup", "reference"),
+    [
+        ({}, "adapter off"),
+        (QLORA, "adapter off"),
+        (FULL, "a second copy of"),
+        (FREEZE, "a second copy of"),
+        ({"bdpo_precompute": False}, "adapter off"),
+        ({**FULL, "bdpo_precompute": False}, "a second copy of"),
+    ],
+    ids=["lora", "qlora", "full", "freeze", "lora-stepwise", "full-stepwise"],
+)
+def test_trains_evaluates_saves_and_resumes(tiny, tmp_path, capfd, setup, reference):
+    options = {
+        **setup,
+        "max_steps": 4,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "eval_dataset": "eval",
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "do_eval": True,
+    }
+    whole = run(tiny, tmp_path / "run", **options)
+    assert reference in capfd.readouterr().out
+    margins = curve(whole, "rewards/margins")
+    assert len(margins) == len(curve(whole, "bdpo/scale")) == 4
+    assert margins[0] == pytest.approx(0, abs=2e-2 if "quantization_bit" in setup else 1e-4)
+    assert margins[-1] != margins[0]
+    assert len(curve(whole, "eval_bdpo/scale")) == 2
+    final = json.loads((whole / "eval_results.json").read_text())
+    assert final["eval_bdpo/scale"] == curve(whole, "eval_bdpo/scale")[-1] < 1
+    assert final["eval_loss"] == curve(whole, "eval_loss")[-1]
+    if setup.get("bdpo_precompute", True):
+        assert len(scores(whole)["row"]) == 32
+        assert len(scores(whole, "reference_scores.eval.parquet")["row"]) == 8
+
+    trained, losses = weights(whole), curve(whole, "loss")
+    run(tiny, whole, resume_from_checkpoint=str(whole / "checkpoint-2"), **options)
+    out = capfd.readouterr().out
+    if setup.get("bdpo_precompute", True):
+        assert "32: 0 scored now, 32 reused" in out
+    assert curve(whole, "loss") == pytest.approx(losses, abs=1e-5)
+    for name, tensor in weights(whole).items():
+        assert_close(tensor, trained[name], rtol=0, atol=1e-5)
+
+
+def test_scoring_before_or_in_each_step_is_the_same(tiny, tmp_path):
+    before = run(tiny, tmp_path / "before")
+    during = run(tiny, tmp_path / "during", bdpo_precompute=False)
+    for name in ("loss", "bdpo/imbalance", "rewards/margins"):
+        assert curve(during, name) == pytest.approx(curve(before, name), abs=1e-5), name
+
+
+@pytest.mark.parametrize("setup", [FULL, FREEZE, QLORA], ids=["full", "freeze", "qlora"])
+def test_alpha_0_is_sigmoid(tiny, tmp_path, setup):
+    ours = run(tiny, tmp_path / "bdpo", bdpo_alpha=0, max_steps=4, **setup)
+    theirs = run(tiny, tmp_path / "sigmoid", pref_loss="sigmoid", max_steps=4, **setup)
+    # QLoRA computes in half precision, and sums what it reads in another order
+    tolerance = 5e-3 if setup is QLORA else 1e-5
+    for name in ("loss", "rewards/chosen", "rewards/margins"):
+        assert curve(ours, name) == pytest.approx(curve(theirs, name), abs=tolerance), name
+
+
+def test_sft_term_is_llama_factorys(tiny, tmp_path):
+    with_term = {"pref_ftx": 0.5, "max_steps": 4}
+    ours = run(tiny, tmp_path / "bdpo", bdpo_alpha=0, **with_term)
+    theirs = run(tiny, tmp_path / "sigmoid", pref_loss="sigmoid", **with_term)
+    assert curve(ours, "loss") == pytest.approx(curve(theirs, "loss"), abs=1e-5)
+    assert curve(ours, "loss")[0] > 1
+
+
+def test_reference_model_of_its_own(tiny, adapter, tmp_path, capfd):
+    own = {"ref_model": str(tiny / "model"), "ref_model_adapters": str(adapter)}
+    ours = run(tiny, tmp_path / "bdpo", bdpo_alpha=0, **own)
+    assert f"`ref_model` {tiny}/model with {adapter} merged into it" in _joined(capfd)
+    theirs = run(tiny, tmp_path / "sigmoid", pref_loss="sigmoid", **own)
+    assert abs(curve(theirs, "rewards/chosen")[0]) > 1e-2
+    for name in ("loss", "rewards/chosen", "rewards/rejected"):
+        assert curve(ours, name) == pytest.approx(curve(theirs, name), abs=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("new", "reference"),
+    [
+        (False, "model, adapter off (training continues from {adapter})"),
+        (True, "model with {adapter} merged into it, adapter off"),
+    ],
+    ids=["continue", "merge"],
+)
+def test_adapter_to_continue_from(tiny, adapter, tmp_path, capfd, new, reference):
+    given = {"adapter_name_or_path": str(adapter), "create_new_adapter": new}
+    ours = run(tiny, tmp_path / "bdpo", bdpo_alpha=0, **given)
+    assert reference.format(adapter=adapter) in _joined(capfd)
+    theirs = run(tiny, tmp_path / "sigmoid", pref_loss="sigmoid", **given)
+    assert (abs(curve(theirs, "rewards/chosen")[0]) < 1e-4) is new
+    for name in ("loss", "rewards/chosen", "rewards/rejected"):
+        assert curve(ours, name) == pytest.approx(curve(theirs, name), abs=1e-5), name
+
+
+def test_weights_of_the_second_copy_are_let_go(tiny, tmp_path):
+    """`run_dpo` holds a name for the model until the end."""
+    from llamafactory.train.tuner import run_exp
+    from llamafactory_runs import config
+    from transformers import TrainerCallback
+
+    class Count(TrainerCallback):
+        def on_step_begin(self, args, state, control, model, **kwargs):
+            import gc
+
+            seen.append({p.data_ptr() for p in _parameters(gc.get_objects()) if p.numel()})
+            mine.append({p.data_ptr() for p in model.parameters()})
+
+    seen, mine = [], []
+    run_exp(config(tiny, tmp_path / "run", max_steps=1, **FULL), callbacks=[Count()])
+    assert seen[0] & mine[0] == mine[0]
+    assert len(seen[0] - mine[0]) < len(mine[0])
+
+
+def _parameters(objects):
+    return [o for o in objects if type(o) is torch.nn.Parameter]
+
+
+def _joined(capfd) -> str:
+    """The tables of the start, without the frames and breaks of their lines."""
+    lines = [line.strip(" │") for line in capfd.readouterr().out.splitlines()]
+    return " ".join(line.split("│")[-1].strip() for line in lines)
