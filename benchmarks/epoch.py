@@ -15,6 +15,7 @@ from benchmarks.setting import setting_options, take_setting
 MEASURES = {
     "wall_s": "wall time, with pass [s]",
     "pass_s": "  of which the pass [s]",
+    "cpu_s": "processor time [s]",
     "step_s": "time per step [s]",
     "tokens_per_s": "tokens per second",
     "peak_mib": "peak memory [MiB]",

@@ -11,11 +11,11 @@ import click
 from benchmarks.runs import comparison, console, describe, json_option, make_runs, progress, save
 from benchmarks.setting import setting_options, take_setting
 
-TRL = "TRL, no MI"
+TRL = "TRL"
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     TRL: ("dpo", {"precompute_ref_log_probs": True}),
-    "pointwise MI": ("bdpo", {}),
-    "expected MI": ("bdpo", {"bdpo_mi_estimator": "expected"}),
+    "pointwise": ("bdpo", {}),
+    "expected": ("bdpo", {"bdpo_mi_estimator": "expected"}),
 }
 MEASURES = {
     "pass_s": "time of the pass [s]",
@@ -39,7 +39,7 @@ def main(repeats: int, json_file: Path | None, **options: Any) -> None:
                 show(f"{name}, run {turn + 1} of {repeats}")
                 results[name].append(runs.run(method, train=False, **arguments))
     screen = console()
-    title = f"The reference pass, {setting.host}, {setting.device}, adapter {setting.adapter}"
+    title = f"The reference pass, TRL's without MI, {setting.device}, adapter {setting.adapter}"
     screen.print(comparison(title, results, MEASURES, TRL))
     screen.print(describe(setting, runs.machine), highlight=False)
     save(json_file, setting=asdict(setting), machine=runs.machine, results=results)

@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -134,7 +135,7 @@ def comparison(
             pairs = zip(values, columns[baseline], strict=True)
             usable = all(columns[baseline])
             cells.append(spread([ours / theirs for ours, theirs in pairs]) if usable else "")
-        table.add_row(name, *cells)
+        table.add_row(escape(name), *cells)
     return table
 
 

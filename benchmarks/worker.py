@@ -77,7 +77,7 @@ def run(
     load = os.getloadavg()[0]
     memory = _Memory(setting.device)
     clock = _Clock(setting.device)
-    start = clock.now()
+    start, start_cpu = clock.now(), time.process_time()
     trainer = _timed(trainer_class, clock)(
         model,
         # Axolotl loads the reference of a full fine-tune itself, TRL's trainer by the model's name
@@ -106,6 +106,7 @@ def run(
         wall, train_s = clock.now() - start, clock.ended - clock.began
         result |= {
             "wall_s": wall,
+            "cpu_s": time.process_time() - start_cpu,
             "train_s": train_s,
             "step_s": train_s / trainer.state.global_step,
             "steps": trainer.state.global_step,
