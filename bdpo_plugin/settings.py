@@ -55,7 +55,7 @@ class BDPOSettings:
     mi_normalize: bool = True
     null_prompt: str | None = None
     precompute: bool = True
-    score_tokens: int = 16384
+    score_tokens: int = 4096
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ DEFAULTS = {
     "bdpo_mi_normalize": True,
     "bdpo_null_prompt": None,
     "bdpo_precompute": True,
-    "bdpo_score_tokens": 16384,
+    "bdpo_score_tokens": 4096,
     "bdpo_cache_dir": None,
 }
 NUMBER = "a finite number >= 0 (0 is exactly DPO)"

@@ -66,7 +66,7 @@ def at_head(
     handles = [
         module.register_forward_pre_hook(before),
         module.register_forward_hook(after),
-        _unwrapped(model).register_forward_hook(leave),
+        unwrapped(model).register_forward_hook(leave),
     ]
     try:
         yield seen
@@ -89,7 +89,7 @@ def keep_differentiable(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     while isinstance(inner := getattr(model, "module", None), nn.Module):
         model = inner
     return model
@@ -97,14 +97,14 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 def output_head(model: nn.Module) -> nn.Module | None:
     """The layer that projects to the vocabulary, if the model tells."""
-    find = getattr(_unwrapped(model), "get_output_embeddings", None)
+    find = getattr(unwrapped(model), "get_output_embeddings", None)
     head = find() if find else None
     return head if isinstance(head, nn.Module) else None
 
 
 def text_config(model: nn.Module) -> Any:
     """The configuration of the language model in it."""
-    return _unwrapped(model).config.get_text_config()
+    return unwrapped(model).config.get_text_config()
 
 
 def logits_postprocessing(model: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -28,9 +29,14 @@ from bdpo_plugin.reference.output_layer import (
     select,
     text_config,
 )
+from bdpo_plugin.reference.packing import pack, packable, packing_pays
 
-#: Logits held at once: 2**25 of them are 128 MiB in float32.
-CHUNK_ELEMENTS = 2**25
+#: Logits held at once, by type of device: 2**25 are 128 MiB in float32.
+#: A CPU gains nothing from large chunks; those above 32 MiB go back to the system once freed.
+CHUNK_ELEMENTS = {"cpu": 9 * 2**20, "any other": 2**25}
+
+#: Tokens that a model is tried on first.
+_TRIAL = 32
 
 
 class Head(NamedTuple):
@@ -63,17 +69,25 @@ class TokenStatistics(NamedTuple):
     correct: Tensor
 
 
+class _Known(NamedTuple):
+    """Of a model: whether its logits can be reproduced in chunks, and its batches packed."""
+
+    chunked: bool
+    packs: bool
+
+
 class ResponseReader:
     """Runs models and reads them at chosen positions, holding a chunk of logits at most.
 
     The first time that it meets a model it compares what it would compute with the model's own
     logits on one row, and on disagreement lets the model project the positions itself, all at
-    once. One reader serves a whole run.
+    once. Where the model keeps packed sequences apart, a batch runs without its padding if that
+    costs less. One reader serves a whole run.
     """
 
-    def __init__(self, chunk_elements: int = CHUNK_ELEMENTS) -> None:
+    def __init__(self, chunk_elements: int | None = None) -> None:
         self.chunk_elements = chunk_elements
-        self._chunked: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+        self._met: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 
     def read(
         self,
@@ -94,12 +108,15 @@ class ResponseReader:
             what `function` returned, and the model's outputs, whose logits are of no use.
         """
         module = output_head(model)
-        if module is not None and module not in self._chunked:
+        if module is not None and module not in self._met:
             keep_differentiable(model)
-            self._chunked[module] = self._agrees(model, module, positions, inputs)
+            self._met[module] = self._meet(model, module, positions, inputs)
+        known = self._met[module] if module is not None else _Known(False, False)
+        if known.packs and packing_pays(model, inputs):
+            positions, inputs = pack(positions, inputs)
         project = None
-        if module is not None and self._chunked[module]:
-            head = self._head(model, module)
+        if known.chunked:
+            head = self._head(model, module, positions.device)
 
             def project(rows: Tensor) -> Any:
                 return function(rows, head)
@@ -126,49 +143,64 @@ class ResponseReader:
 
         return self.read(model, positions, function, **inputs)
 
-    def _head(self, model: nn.Module, module: nn.Module) -> Head:
+    def _head(self, model: nn.Module, module: nn.Module, device: torch.device) -> Head:
         finish = logits_postprocessing(model)
+        chunk = self.chunk_elements or CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["any other"])
         vocabulary = text_config(model).vocab_size
         return Head(
             project=lambda rows: finish(module(rows).float()),
-            rows=max(1, self.chunk_elements // vocabulary),
+            rows=max(1, chunk // vocabulary),
             trained=any(p.requires_grad for p in module.parameters()),
         )
 
-    def _agrees(
+    def _meet(
         self, model: nn.Module, module: nn.Module, positions: Tensor, inputs: dict[str, Any]
-    ) -> bool:
-        batch = positions.shape[0]
-        row = int(positions.any(dim=1).int().argmax())
+    ) -> _Known:
+        """Tries on the beginning of one row what is to be done with batches.
+
+        The number of forward passes is the same in every rank: a sharded model needs it.
+        """
+        mask = inputs.get("attention_mask", torch.ones_like(positions)).bool()
+        # the first ones: what comes before them in a packed row has the most weight there
+        some = mask[0].nonzero().flatten()[:_TRIAL]
         one = {
-            k: v[row : row + 1] if isinstance(v, Tensor) and v.dim() and len(v) == batch else v
+            k: v[:1, some] if isinstance(v, Tensor) and v.shape[:2] == positions.shape else v
             for k, v in inputs.items()
         }
-        few = positions[row : row + 1].clone()
-        few[0, few[0].nonzero().flatten()[32:]] = False
-        project = self._head(model, module).project
-        with (
-            torch.no_grad(),
-            evaluation(model),
-            at_head(model, module, few, None, project) as seen,
-        ):
-            theirs = model(**one).logits
+        few = torch.ones(1, len(some), dtype=torch.bool, device=positions.device)
+        project = self._head(model, module, positions.device).project
+        with torch.no_grad(), evaluation(model):
+            with at_head(model, module, few, None, project) as seen:
+                theirs = model(**one).logits
+            packed = None
+            if packable(model, inputs):
+                twice = {k: v.repeat(2, 1) if isinstance(v, Tensor) else v for k, v in one.items()}
+                both, twice = pack(few.repeat(2, 1), twice)
+                with at_head(model, module, both, None, project) as second:
+                    model(**twice)
+                packed = second.result
         if seen.rows is not None:
-            mine, theirs = seen.result, theirs[0].float()
+            theirs = theirs[0].float()
             # post-processing in float32 differs from the model's own by its dtype's rounding
-            tolerance = max(4 * torch.finfo(seen.dtype).eps, 1e-4)
-            if (
-                mine.shape == theirs.shape
-                and (mine - theirs).abs().max() <= tolerance * theirs.abs().max()
-            ):
-                return True
+            tolerance = max(4 * torch.finfo(seen.dtype).eps, 1e-4) * theirs.abs().max()
+
+            def agrees(mine: Tensor | None) -> bool:
+                return (
+                    mine is not None
+                    and mine.shape == theirs.shape
+                    and bool((mine - theirs).abs().max() <= tolerance)
+                )
+
+            if agrees(seen.result):
+                # the second of two sequences in a row must not see the first
+                return _Known(True, packed is not None and agrees(packed[len(theirs) :]))
         warnings.warn(
             f"bdpo-plugin does not reproduce the logits of {type(model).__name__} from its output "
             "layer, so the model projects all response positions of a batch at once: as correct, "
             "with more memory.",
             stacklevel=2,
         )
-        return False
+        return _Known(False, False)
 
 
 def statistics(
@@ -199,13 +231,13 @@ def _statistics(
     rows: Tensor, labels: Tensor, project: Callable[[Tensor], Tensor], extras: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     logits = project(rows)
-    all_logps = torch.log_softmax(logits, dim=-1)
-    logps = all_logps.gather(-1, labels[:, None]).squeeze(-1)
+    logps = -F.cross_entropy(logits, labels, reduction="none")
     if not extras:
         missing = torch.full_like(logps, torch.nan, requires_grad=False)
         return logps, missing, missing, missing
-    with torch.no_grad():
-        entropy = -(all_logps.exp() * all_logps).sum(dim=-1)
+    with torch.no_grad():  # last, where a checkpoint's recomputation no longer comes
+        log_sum = logits.gather(-1, labels[:, None]).squeeze(-1) - logps
+        entropy = log_sum - torch.linalg.vecdot(torch.softmax(logits, dim=-1), logits)
         correct = (logits.argmax(dim=-1) == labels).float()
         return logps, entropy, logits.mean(dim=-1), correct
 

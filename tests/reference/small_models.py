@@ -90,11 +90,14 @@ def scores_of(model, jobs: list[Job], *, budget=256, reader=None, batches=None):
 
 @contextmanager
 def counted_rows(model) -> Iterator[list[int]]:
-    """The number of rows of each forward pass of `model`."""
+    """The number of sequences of each forward pass of `model`, packed or a row each."""
     rows: list[int] = []
 
     def count(_, args, kwargs):
-        rows.append(len(kwargs["input_ids"] if "input_ids" in kwargs else args[0]))
+        if (places := kwargs.get("position_ids")) is not None:
+            rows.append(int((places == 0).sum()))
+        else:
+            rows.append(len(kwargs["input_ids"] if "input_ids" in kwargs else args[0]))
 
     handle = model.register_forward_pre_hook(count, with_kwargs=True)
     try:

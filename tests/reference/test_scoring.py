@@ -236,16 +236,19 @@ def test_sum_by_row():
 
 
 def limited(model, rows):
-    """The model, on a device with memory for so many rows."""
-    tried = []
+    """The model on a device with memory for so many sequences; what it tried, and a reader of it
+    that has met it before."""
+    reader, tried = ResponseReader(), []
+    scores_of(model, random_jobs(1), reader=reader)
 
     def check(_, __, kwargs):
-        tried.append(len(kwargs["input_ids"]))
+        packed = kwargs.get("position_ids")
+        tried.append(len(kwargs["input_ids"]) if packed is None else int((packed == 0).sum()))
         if tried[-1] > rows:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     model.register_forward_pre_hook(check, with_kwargs=True)
-    return tried
+    return tried, reader
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 16])
@@ -253,35 +256,35 @@ def test_a_batch_that_does_not_fit_is_halved(tokenizer, rows):
     jobs = random_jobs(17)
     wanted = scores_of(small_model(tokenizer), jobs)
     model = small_model(tokenizer)
-    tried = limited(model, rows)
-    assert_same(scores_of(model, jobs, budget=10_000), wanted)
+    tried, reader = limited(model, rows)
+    assert_same(scores_of(model, jobs, budget=10_000, reader=reader), wanted)
     failed = [n for n in tried if n > rows]
     assert 1 <= len(failed) <= 5, "the batches that follow are halved with it"
 
 
 def test_a_single_sequence_that_does_not_fit(tokenizer):
     model = small_model(tokenizer)
-    limited(model, 0)
+    _, reader = limited(model, 0)
     jobs = random_jobs(3)
     longest = max(job.length for job in jobs)
     with pytest.raises(BDPOError, match=rf"{longest} tokens alone does not fit") as raised:
-        scores_of(model, jobs, budget=10_000)
+        scores_of(model, jobs, budget=10_000, reader=reader)
     assert isinstance(raised.value.__cause__, torch.OutOfMemoryError)
 
 
 def test_each_pair_of_rows_of_an_expected_score_counts_as_one(tokenizer):
     model = small_model(tokenizer)
-    limited(model, 1)
+    _, reader = limited(model, 1)
     with pytest.raises(BDPOError, match="alone does not fit"):
-        scores_of(model, random_jobs(4, gain=True))
+        scores_of(model, random_jobs(4, gain=True), reader=reader)
 
 
 def test_batches_done_before_are_not_done_again(tokenizer):
     model, jobs = small_model(tokenizer), random_jobs(12)
-    limited(model, 3)
+    _, reader = limited(model, 3)
     batches = [[0, 1, 2], [3, 4, 5, 6, 7, 8], [9, 10, 11]]
     with torch.no_grad(), counted_rows(model):
-        done = [b for b, _ in score_jobs(model, ResponseReader(), jobs, batches, CPU)]
+        done = [b for b, _ in score_jobs(model, reader, jobs, batches, CPU)]
     assert done[0] == [0, 1, 2]
     assert sorted(i for batch in done for i in batch) == list(range(12))
 

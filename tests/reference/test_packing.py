@@ -1,0 +1,129 @@
+"""Batches without their padding: when they are packed, and that nothing else changes."""
+
+import pytest
+import torch
+from small_models import small_model
+from transformers import Lfm2Config
+
+from bdpo_plugin.reference.packing import pack, packable, packing_pays
+from bdpo_plugin.reference.projection import ResponseReader
+from bdpo_plugin.tiny import build_model
+
+
+@pytest.fixture
+def batch(tokenizer):
+    """Rows of 30, 9 and 6 tokens, the second left-padded; the last four of each are read."""
+    torch.manual_seed(0)
+    ids = torch.randint(5, len(tokenizer), (3, 30))
+    mask, positions = torch.zeros(2, 3, 30, dtype=torch.bool)
+    for row, (start, end) in enumerate([(0, 30), (21, 30), (0, 6)]):
+        mask[row, start:end] = True
+        positions[row, end - 5 : end - 1] = True
+    labels = ids.roll(-1, dims=1)[positions]
+    return {"input_ids": ids, "attention_mask": mask.long()}, positions, labels
+
+
+def widths(model, function):
+    """The shapes of the token ids that the model was given while `function` ran; its result."""
+    seen = []
+
+    def hook(_, args, kwargs):
+        seen.append(tuple(kwargs["input_ids"].shape))
+
+    handle = model.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        return function(), seen
+    finally:
+        handle.remove()
+
+
+def logps(reader, model, batch):
+    inputs, positions, labels = batch
+    return reader.token_statistics(model, positions, labels, **inputs)[0].logps
+
+
+def plain_logps(model, batch):
+    inputs, positions, labels = batch
+    real = inputs["attention_mask"].cumsum(1) - 1  # of the left-padded row too
+    logits = model(**inputs, position_ids=real.clamp(min=0)).logits[positions]
+    return logits.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("architecture", ["tied", "soft-capped", "gpt2", "moe"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_rows_are_kept_apart(tokenizer, batch, architecture, attention):
+    model = small_model(tokenizer, architecture)
+    model.set_attn_implementation(attention)
+    reader = ResponseReader()
+    mine, seen = widths(model, lambda: logps(reader, model, batch))
+    assert seen[-1] == (1, 45)
+    torch.testing.assert_close(mine, plain_logps(model, batch), rtol=1e-5, atol=1e-5)
+
+
+def test_sliding_windows(tokenizer, batch):
+    model = small_model(tokenizer, "soft-capped", sliding_window=3)
+    mine, seen = widths(model, lambda: logps(ResponseReader(), model, batch))
+    assert seen[-1] == (1, 45)
+    torch.testing.assert_close(mine, plain_logps(model, batch), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_mixes_neighbours_gets_its_padding(tokenizer, batch):
+    """The short convolutions of LFM2 take position ids, but do not look at them."""
+    model = build_model(
+        tokenizer,
+        config=Lfm2Config,
+        hidden_size=32,
+        layers=2,
+        heads=2,
+        layer_types=["conv", "full_attention"],
+    ).eval()
+    for name, weight in model.named_parameters():
+        if "conv" in name:
+            weight.data.mul_(20)  # as new they hardly do anything
+    assert packable(model, batch[0])
+    right = tuple(x[[0, 2]] for x in (*batch[0].values(), batch[1]))
+    inputs = dict(zip(batch[0], right[:2], strict=True))
+    batch = inputs, right[2], inputs["input_ids"].roll(-1, dims=1)[right[2]]
+    mine, seen = widths(model, lambda: logps(ResponseReader(), model, batch))
+    torch.testing.assert_close(mine, plain_logps(model, batch), rtol=1e-5, atol=1e-5)
+    assert (1, 36) not in seen
+    assert seen[-1] == (2, 30)
+
+
+def test_compiled_models_and_inputs_of_other_kinds_are_not_packed(tokenizer, batch):
+    model = small_model(tokenizer)
+    inputs = batch[0]
+    assert packable(model, inputs)
+    assert not packable(model, inputs | {"token_type_ids": inputs["input_ids"]})
+    assert not packable(torch.compile(model), inputs)
+    model.compile()
+    assert not packable(model, inputs)
+
+
+def test_packed_only_where_it_costs_less(tokenizer):
+    model = small_model(tokenizer)  # hidden size 32: a token's own cost is that of 192 others
+    model.set_attn_implementation("sdpa")
+
+    def batch_of(*lengths):
+        width = max(lengths)
+        rows = torch.tensor([[1] * n + [0] * (width - n) for n in lengths])
+        return {"input_ids": rows, "attention_mask": rows}
+
+    assert packing_pays(model, batch_of(30, 6))
+    assert not packing_pays(model, batch_of(30, 30))
+    assert not packing_pays(model, batch_of(30, 29, 29))  # 88 tokens see more than 30
+    assert packing_pays(model, batch_of(600, 10))
+    assert not packing_pays(model, batch_of(*[600] * 8, 10))
+    model.config._attn_implementation = "flash_attention_2"
+    assert packing_pays(model, batch_of(*[600] * 8, 10))
+    assert not packing_pays(model, batch_of(600, 600))
+
+
+def test_pack(batch):
+    inputs, positions, labels = batch
+    together, packed = pack(positions, inputs)
+    assert packed["input_ids"].shape == packed["position_ids"].shape == together.shape == (1, 45)
+    starts = (packed["position_ids"][0] == 0).nonzero().flatten().tolist()
+    assert starts == [0, 30, 39]
+    after = packed["input_ids"].roll(-1, dims=1)[together]
+    assert after.tolist() == labels.tolist()
