@@ -67,8 +67,8 @@ test-trl: .venv-trl/.installed-test ## The tests beside the newest TRL; those of
 # TRL 0.24 cannot be imported by itself beside this transformers, so that its tests stay out.
 test-llamafactory: .venv-llamafactory/.installed-test ## The tests beside LLaMA-Factory
 	@echo "==> Tests beside $(LLAMAFACTORY)"
-	@python -m pytest tests/hosts/llamafactory tests/objective tests/reference tests/tiny \
-		tests/test_autoload.py tests/test_settings.py
+	@python -m pytest tests/hosts/llamafactory tests/benchmarks/test_benchmarks.py tests/objective \
+		tests/reference tests/tiny tests/test_autoload.py tests/test_settings.py
 
 lint: .venv/.installed-test ## ruff and the import rules
 	@echo "==> ruff, lint-imports"

@@ -83,10 +83,20 @@ def build_model(setting: Setting) -> Any:
 
 
 def write(setting: Setting, folder: Path) -> None:
-    """The pairs and, where it has to be on disk, the model."""
+    """The pairs and, where it has to be on disk, the model with its tokenizer."""
     (folder / "pairs.json").write_text(json.dumps(build_pairs(setting)))
     if setting.on_disk:
         build_model(setting).save_pretrained(folder)
+
+
+def count_tokens(folder: Path) -> int:
+    """Tokens of all sequences of an epoch, without padding, each response with its end."""
+    sides = [
+        (pair["prompt"], pair[side])
+        for pair in json.loads((folder / "pairs.json").read_text())
+        for side in ("chosen", "rejected")
+    ]
+    return sum(len(prompt.split()) + len(response.split()) + 1 for prompt, response in sides)
 
 
 def load_pairs(folder: Path) -> Dataset:

@@ -32,6 +32,8 @@ def main(repeats: int, json_file: Path | None, **options: Any) -> None:
     """The reference's pass over the data: ours, which also computes the mutual information, and
     that of TRL's precompute_ref_log_probs, on the same model and data."""
     setting = take_setting(options)
+    if setting.host == "llamafactory":
+        raise click.UsageError("--host llamafactory: it has no pass of its own to compare with.")
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in METHODS}
     with make_runs(setting) as runs, progress(repeats * len(METHODS)) as show:
         for turn in range(repeats):

@@ -139,6 +139,7 @@ def _draw(curves: dict[str, Any], path: Path) -> None:
             axes[:, column], ("pass + training [s]", "memory [MiB]"), strict=True
         ):
             axis.set(xlabel=option, ylim=(0, None), xlim=(0, None))
+            axis.locator_params(axis="x", nbins=4)
             if not column:
                 axis.set_ylabel(unit)
     axes[0, 0].legend()

@@ -9,6 +9,9 @@ from typing import Any
 
 import click
 
+#: The hosts that have a trainer of their own, a subclass of TRL's.
+HOSTS = ("axolotl", "llamafactory")
+
 #: Options that a preset changes.
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu-21m": {},
@@ -42,9 +45,9 @@ class Setting:
     """One setting of a benchmark; its fields are the options of :func:`setting_options`."""
 
     host: str = _option(
-        "axolotl" if find_spec("axolotl") else "trl",
-        "Whose DPO trainer to compare with: AxolotlDPOTrainer or trl.DPOTrainer.",
-        type=click.Choice(["axolotl", "trl"]),
+        next((name for name in HOSTS if find_spec(name)), "trl"),
+        "Whose DPO trainer to compare with.",
+        type=click.Choice([*HOSTS, "trl"]),
     )
     device: str = _option("cpu", "Where to run.", type=click.Choice(["cpu", "cuda"]))
     dtype: str = _option(
@@ -78,9 +81,9 @@ class Setting:
 
     @property
     def on_disk(self) -> bool:
-        """Whether the model has to be loaded from a folder: by TRL, as the reference, or to be
-        quantised."""
-        return self.adapter != "lora"
+        """Whether the model has to be loaded from a folder: by LLaMA-Factory; by TRL, as the
+        reference; or to be quantised."""
+        return self.adapter != "lora" or self.host == "llamafactory"
 
 
 def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:

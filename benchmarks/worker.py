@@ -8,10 +8,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import sys
 import tempfile
-import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,18 +17,22 @@ from typing import Any
 import psutil
 import torch
 from peft import LoraConfig
-from transformers import TrainerCallback
 
-from benchmarks.material import build_tokenizer, load_model, load_pairs, write
-from benchmarks.setting import Setting
+from benchmarks import llamafactory
+from benchmarks.material import build_tokenizer, count_tokens, load_model, load_pairs, write
+from benchmarks.meters import Clock, Memory
+from benchmarks.setting import HOSTS, Setting
+
+PACKAGES = ("bdpo-plugin", "torch", "transformers", "trl", "peft", "bitsandbytes", *HOSTS)
 
 
 def prepare(setting: Setting, folder: Path) -> dict[str, Any]:
     """Writes what the runs share; returns the description of the machine."""
     write(setting, folder)
-    packages = ("bdpo-plugin", "torch", "transformers", "trl", "peft", "axolotl", "bitsandbytes")
+    if setting.host == "llamafactory":
+        llamafactory.write(setting, folder)
     found = {}
-    for package in packages:
+    for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -68,16 +70,45 @@ def run(
         of training, in it ``pass_s`` and ``step_s``; ``peak_mib``, and ``peak_over_load_mib``
         beyond what model and data take.
     """
+    clock, load = Clock(setting.device), os.getloadavg()[0]
+    if setting.device == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)  # leaves flash, and what takes a mask
+    if setting.host == "llamafactory":
+        start, memory = llamafactory.run(setting, folder, method, options, clock)
+    else:
+        start, memory = _run_trl(setting, folder, method, options, train, clock)
+    result = {"load": load, "pass_s": clock.in_pass}
+    if train:
+        wall = clock.ended - start
+        tokens = count_tokens(folder)
+        result |= {
+            "wall_s": wall,
+            "cpu_s": clock.cpu_ended - clock.cpu_started,
+            "train_s": clock.ended - clock.began,
+            "step_s": (clock.ended - clock.began) / clock.steps,
+            "steps": clock.steps,
+            "tokens": tokens,
+            "tokens_per_s": tokens / wall,
+        }
+    peak = memory.peak()
+    return result | {"peak_mib": peak, "peak_over_load_mib": peak - memory.loaded}
+
+
+def _run_trl(
+    setting: Setting,
+    folder: Path,
+    method: str,
+    options: dict[str, Any],
+    train: bool,
+    clock: Clock,
+) -> tuple[float, Memory]:
+    """The time at which the model had been loaded, and the memory from then on."""
     trainer_class, config_class = _classes(setting.host, method)
     data = load_pairs(folder)
     tokenizer = build_tokenizer(setting.vocabulary)
     model = load_model(setting, folder)
-    if setting.device == "cuda":
-        torch.backends.cuda.enable_cudnn_sdp(False)  # leaves flash, and what takes a mask
-    load = os.getloadavg()[0]
-    memory = _Memory(setting.device)
-    clock = _Clock(setting.device)
-    start, start_cpu = clock.now(), time.process_time()
+    memory = Memory(setting.device)
+    start = clock.start()
     trainer = _timed(trainer_class, clock)(
         model,
         # Axolotl loads the reference of a full fine-tune itself, TRL's trainer by the model's name
@@ -92,30 +123,9 @@ def run(
         else LoraConfig(r=setting.rank, lora_alpha=2 * setting.rank, target_modules="all-linear"),
     )
     trainer.add_callback(clock)
-    result = {"load": load, "pass_s": clock.in_pass, "prepare_s": clock.now() - start}
-    result["pass_peak_over_load_mib"] = memory.peak() - memory.loaded
     if train:
-        loss = trainer.train().training_loss
-        rows = trainer.train_dataset
-        tokens = sum(
-            2 * len(p) + len(c) + len(r)
-            for p, c, r in zip(
-                rows["prompt_ids"], rows["chosen_ids"], rows["rejected_ids"], strict=True
-            )
-        )
-        wall, train_s = clock.now() - start, clock.ended - clock.began
-        result |= {
-            "wall_s": wall,
-            "cpu_s": time.process_time() - start_cpu,
-            "train_s": train_s,
-            "step_s": train_s / trainer.state.global_step,
-            "steps": trainer.state.global_step,
-            "tokens": tokens,
-            "tokens_per_s": tokens / wall,
-            "loss": loss,
-        }
-    peak = memory.peak()
-    return result | {"peak_mib": peak, "peak_over_load_mib": peak - memory.loaded}
+        trainer.train()
+    return start, memory
 
 
 def _classes(host: str, method: str) -> tuple[type, type]:
@@ -154,26 +164,7 @@ def _arguments(setting: Setting) -> dict[str, Any]:
     }
 
 
-class _Clock(TrainerCallback):
-    """Times, with the device waited for, of the pass and of the training's begin and end."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.in_pass = self.began = self.ended = 0.0
-
-    def now(self) -> float:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.began = self.now()
-
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        self.ended = self.now()
-
-
-def _timed(trainer_class: type, clock: _Clock) -> type:
+def _timed(trainer_class: type, clock: Clock) -> type:
     class Timed(trainer_class):
         def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
             start = clock.now()
@@ -183,28 +174,6 @@ def _timed(trainer_class: type, clock: _Clock) -> type:
 
     Timed.__name__ = trainer_class.__name__
     return Timed
-
-
-class _Memory:
-    """In MiB, of the device; on the CPU the resident set of this process."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            self.loaded = torch.cuda.memory_allocated() / 2**20
-        else:
-            self.loaded = psutil.Process().memory_info().rss / 2**20
-
-    def peak(self) -> float:
-        if self.device == "cuda":
-            return torch.cuda.max_memory_allocated() / 2**20
-        if (status := Path("/proc/self/status")).exists():
-            # getrusage's is that of the parent, if that was larger when it started this process
-            line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-            return int(line.split()[1]) / 2**10
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def main() -> None:

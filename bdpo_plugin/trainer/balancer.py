@@ -125,6 +125,9 @@ class Balancer:
     ) -> dict[str, Tensor]:
         """:data:`SCORE_COLUMNS` of a dataset, each (B,), from the store or computed now.
 
+        And ``length``: tokens of the longer sequence of each pair, the column by which the hosts
+        group pairs of similar length into a batch.
+
         Args:
             pairs: the usable pairs, the same in every rank.
             rows: their numbers in the host's dataset.
@@ -155,7 +158,8 @@ class Balancer:
         if self.accelerator.is_main_process:
             print_scores(name, self.settings, scores, weights)
             save_scores(self.output_dir / file, rows, scores, weights, self.settings)
-        return _columns(scores, weights)
+        lengths = [max(len(s.prompt) + len(s.response) for s in pair) for pair in pairs]
+        return _columns(scores, weights) | {"length": torch.tensor(lengths)}
 
     def score_batch(self, pairs: Sequence[Pair], reference: Reference) -> dict[str, Tensor]:
         """:data:`SCORE_COLUMNS` of a batch, each (B,), computed now and not kept.

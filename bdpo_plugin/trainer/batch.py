@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
+from torch import Tensor
 
 from bdpo_plugin.reference.pairs import Pair, split_sequence
 from bdpo_plugin.settings import BDPOError
@@ -54,6 +55,12 @@ def dataset_pairs(
         ]
         pairs += batch_pairs(collator(examples))
     return pairs
+
+
+def with_columns(dataset: Dataset, columns: Mapping[str, Tensor]) -> Dataset:
+    """The dataset with the columns, each (rows,), that it does not have yet."""
+    new = {k: v.tolist() for k, v in columns.items() if k not in dataset.column_names}
+    return concatenate_datasets([dataset, Dataset.from_dict(new)], axis=1)
 
 
 def misplaced_rows(dataset: Dataset, tokenizer: Any) -> Iterator[int]:

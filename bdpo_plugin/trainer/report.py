@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -110,6 +112,25 @@ def print_scores(
         table.add_row(f"weight {side}", f"{low:.3f} to {high:.3f} (5 to 95 %)")
     table.add_row("mean scale", f"{weights.scale.mean():.3f}")
     _print(table)
+
+
+def add_peak_memory(logs: dict[str, float], device: torch.device) -> None:
+    """Add ``train_peak_memory_gib`` to the last log of a run, in place: the most memory that this
+    process had at any time, the pass included; allocated on its GPU, or resident on the CPU."""
+    if "train_runtime" not in logs:
+        return
+    if device.type == "cpu":
+        try:
+            import resource
+        except ImportError:  # Windows
+            return
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak *= 1 if sys.platform == "darwin" else 1024
+    elif read := getattr(torch.get_device_module(device), "max_memory_allocated", None):
+        peak = read(device)
+    else:
+        return
+    logs["train_peak_memory_gib"] = round(peak / 2**30, 3)
 
 
 def mi_unit(settings: BDPOSettings) -> str:

@@ -7,17 +7,23 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset, IterableDataset, concatenate_datasets
+from datasets import Dataset, IterableDataset
 from trl import DPOTrainer
 
 from bdpo_plugin.reference.pairs import Pair
 from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.trainer.balancer import SCORE_COLUMNS, Balance, Balancer, ScoreCollator
-from bdpo_plugin.trainer.batch import batch_pairs, dataset_pairs, misplaced_rows, model_inputs
+from bdpo_plugin.trainer.batch import (
+    batch_pairs,
+    dataset_pairs,
+    misplaced_rows,
+    model_inputs,
+    with_columns,
+)
 from bdpo_plugin.trainer.checks import check_arguments, check_columns, check_launch
 from bdpo_plugin.trainer.config import BDPOConfig
 from bdpo_plugin.trainer.reference_model import release_reference_model, resolve_reference
-from bdpo_plugin.trainer.report import print_problems
+from bdpo_plugin.trainer.report import add_peak_memory, print_problems
 from bdpo_plugin.trainer.step import LossTerms, MetricSums, preference_step
 
 #: Rows of a streaming dataset that the null prompt is derived from.
@@ -105,7 +111,8 @@ class BDPOTrainer(DPOTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        missing = [c for c in SCORE_COLUMNS if c not in self._signature_columns]
+        wanted = (*SCORE_COLUMNS, self.args.length_column_name)
+        missing = [c for c in wanted if c not in self._signature_columns]
         self._signature_columns = [*self._signature_columns, *missing]
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
@@ -127,8 +134,7 @@ class BDPOTrainer(DPOTrainer):
             file = f"reference_scores.{name}.parquet"
         dataset, rows, pairs = self._usable(dataset, name)
         columns = self.balancer.score_dataset(pairs, rows, name, resolve_reference(self), file)
-        added = Dataset.from_dict({name: column.tolist() for name, column in columns.items()})
-        return concatenate_datasets([dataset, added], axis=1)
+        return with_columns(dataset, columns)
 
     def _usable(self, dataset: Dataset, name: str) -> tuple[Dataset, list[int], list[Pair]]:
         """The dataset without the pairs that cannot teach; the row numbers and pairs kept."""
@@ -205,4 +211,5 @@ class BDPOTrainer(DPOTrainer):
             for name, value in step.items():
                 self._metrics[mode][name].append(value)
             self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        add_peak_memory(logs, self.args.device)
         super().log(logs, start_time)

@@ -45,7 +45,9 @@ def test_metrics_files_and_evaluation(tmp_path, capsys):
         eval_strategy="steps",
         eval_steps=2,
     )
-    made.train()
+    done = made.train()
+    assert 0.01 < done.metrics["train_peak_memory_gib"] < 100
+    assert history(made, "train_peak_memory_gib") == [done.metrics["train_peak_memory_gib"]]
     for prefix in ("", "eval_"):
         for name in METRICS:
             assert history(made, f"{prefix}bdpo/{name}"), (prefix, name)
@@ -85,6 +87,25 @@ def test_metrics_files_and_evaluation(tmp_path, capsys):
 
     extra = made.evaluate(pairs(5, seed=3))
     assert extra["eval_bdpo/scale"] > 0
+
+
+def test_pairs_of_similar_length_share_a_batch(tmp_path):
+    options = {"train_sampling_strategy": "group_by_length"}
+    made = trainer(output_dir=tmp_path, dataset=pairs(64), **options)
+    rows = made.train_dataset
+    sides = zip(rows["chosen_ids"], rows["rejected_ids"], strict=True)
+    longest = [max(map(len, two)) for two in sides]
+    lengths = [len(p) + n for p, n in zip(rows["prompt_ids"], longest, strict=True)]
+    assert rows["length"] == lengths
+
+    def padding(order):
+        batches = [[lengths[i] for i in order[n : n + 4]] for n in range(0, 64, 4)]
+        return sum(len(b) * max(b) - sum(b) for b in batches)
+
+    order = list(made._get_train_sampler())
+    assert sorted(order) == list(range(64))
+    assert padding(order) < 0.6 * padding(range(64))
+    assert made.train().global_step == 4
 
 
 def test_metrics_are_means_over_the_pairs(tmp_path):

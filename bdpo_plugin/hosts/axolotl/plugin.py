@@ -39,7 +39,12 @@ class BDPOPlugin(BasePlugin):
         return "bdpo_plugin.trainer.config.BDPOArguments"
 
     def get_training_args(self, cfg: DictDefault) -> dict[str, Any] | None:
-        return BDPOSettings.from_keys(cfg).to_keys() if cfg.get(MARK) else None
+        if not cfg.get(MARK):
+            return None
+        arguments = BDPOSettings.from_keys(cfg).to_keys()
+        if cfg.group_by_length:  # which Axolotl itself honours in supervised fine-tuning only
+            arguments["train_sampling_strategy"] = "group_by_length"
+        return arguments
 
     def pre_model_load(self, cfg: DictDefault) -> None:
         """Raise BDPOError if the run would not come to our trainer."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
-from datasets import Dataset, IterableDataset, concatenate_datasets
+from datasets import Dataset, IterableDataset
 from llamafactory.extras.ploting import plot_loss
 from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from torch import Tensor
@@ -17,8 +16,9 @@ from bdpo_plugin.reference.pairs import Pair
 from bdpo_plugin.reference.scoring import Reference
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 from bdpo_plugin.trainer.balancer import Balancer, ScoreCollator
-from bdpo_plugin.trainer.batch import batch_pairs, model_inputs
+from bdpo_plugin.trainer.batch import batch_pairs, model_inputs, with_columns
 from bdpo_plugin.trainer.reference_model import release_reference_model, resolve_reference
+from bdpo_plugin.trainer.report import add_peak_memory
 from bdpo_plugin.trainer.step import TOTAL, LossTerms, preference_step
 
 #: Rows of a streaming dataset that the null prompt is derived from.
@@ -97,8 +97,7 @@ class LlamaFactoryBDPOTrainer(CustomDPOTrainer):
         if not self.bdpo.precompute:
             return dataset
         columns = self.balancer.score_dataset(pairs, rows, name, self._reference(), file)
-        added = Dataset.from_dict({key: column.tolist() for key, column in columns.items()})
-        return concatenate_datasets([dataset, added], axis=1)
+        return with_columns(dataset, columns)
 
     def _settle(self, pairs: list[Pair]) -> None:
         if self.balancer.null_prompt is None:
@@ -127,9 +126,13 @@ class LlamaFactoryBDPOTrainer(CustomDPOTrainer):
             self._terms,
         )
         del metrics[TOTAL]
-        means = torch.stack([total / count for total, count in metrics.values()]).tolist()
         prefix = "eval_" if train_eval == "eval" else ""
-        return loss, {f"{prefix}{k}": mean for k, mean in zip(metrics, means, strict=True)}
+        # left on the device until they are logged
+        return loss, {f"{prefix}{k}": total / count for k, (total, count) in metrics.items()}
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        add_peak_memory(logs, self.args.device)
+        super().log(logs, *args, **kwargs)
 
     def save_state(self) -> None:
         super().save_state()

@@ -62,6 +62,12 @@ def test_keys_arrive(config) -> None:
     assert training_args(validated(config(**CHOSEN))) == CHOSEN
 
 
+def test_group_by_length_arrives(config) -> None:
+    """Axolotl itself drops it in preference training."""
+    arguments = training_args(validated(config(group_by_length=True)))
+    assert arguments["train_sampling_strategy"] == "group_by_length"
+
+
 def test_keys_left_out_are_the_defaults(config) -> None:
     cfg = validated(config(bdpo_alpha=0.5))
     assert [key for key in cfg if key.startswith("bdpo_")] == ["bdpo_alpha"]

@@ -1,6 +1,8 @@
 """`llamafactory-cli train`, from the YAML to the finished adapter."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +13,18 @@ from torch.testing import assert_close
 
 pytestmark = pytest.mark.slow
 
-#: What a run logs of time, and not of training.
-TIMES = re.compile("runtime|per_second")
+#: What a run logs of time and memory, and not of training.
+TIMES = re.compile("runtime|per_second|peak_memory")
+
+#: The keys of LLaMA-Factory's examples/deepspeed/ds_z2_config.json that matter here.
+ZERO_2 = {
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "zero_allow_untested_optimizer": True,
+    "zero_optimization": {"stage": 2},
+}
 
 
 def without_times(entries):
@@ -20,11 +32,13 @@ def without_times(entries):
 
 
 def test_alpha_0_is_sigmoid_over_20_steps(tiny, tmp_path):
+    """With an epsilon above the rounding of the gradients: of a smaller one, which differs between
+    a padded and a packed batch, Adam makes steps of up to the learning rate."""
     for name, keys in {
         "sigmoid": {"pref_loss": "sigmoid"},
         "bdpo": {"bdpo_alpha": 0},
     }.items():
-        train(tiny, tmp_path / name, max_steps=20, **keys)
+        train(tiny, tmp_path / name, max_steps=20, adam_epsilon=1e-5, **keys)
     ours, theirs = tmp_path / "bdpo", tmp_path / "sigmoid"
     for name in ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen"):
         expected = curve(theirs, name)
@@ -66,9 +80,15 @@ def test_arguments_of_the_command_line(tiny, tmp_path):
     assert {"training_loss.png", "training_bdpo_weight_chosen.png"} <= pictures
 
 
-def test_two_processes(tiny, tmp_path):
+@pytest.mark.parametrize("engine", ["ddp", "deepspeed"])
+def test_two_processes(tiny, tmp_path, engine):
     """The same scores, and the same training as one process with twice the batch."""
-    two = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
+    two, options = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}, {}
+    if engine == "deepspeed":
+        pytest.importorskip("deepspeed")
+        options["deepspeed"] = str(tmp_path / "zero-2.json")
+        Path(options["deepspeed"]).write_text(json.dumps(ZERO_2))
+        two["DS_ACCELERATOR"] = "cpu"
     evaluation = {"eval_dataset": "eval", "eval_strategy": "steps", "eval_steps": 3}
     out = train(
         tiny,
@@ -77,8 +97,10 @@ def test_two_processes(tiny, tmp_path):
         bdpo_cache_dir=str(tmp_path / "scores of two"),
         environment=two,
         **evaluation,
+        **options,
     )
     assert out.count("32: 32 scored now, 0 reused") == 1
+    assert ("After initializing ZeRO optimizer" in out) == (engine == "deepspeed")
     train(tiny, tmp_path / "one", bdpo_cache_dir=str(tmp_path / "scores of one"), **evaluation)
     together, alone = scores(tmp_path / "two"), scores(tmp_path / "one")
     for name, column in alone.items():

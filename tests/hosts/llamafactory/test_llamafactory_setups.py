@@ -78,6 +78,12 @@ def test_scoring_before_or_in_each_step_is_the_same(tiny, tmp_path):
         assert curve(during, name) == pytest.approx(curve(before, name), abs=1e-5), name
 
 
+def test_pairs_of_similar_length_share_a_batch(tiny, tmp_path):
+    """LLaMA-Factory's own DPO stops for want of a column with the lengths."""
+    run(tiny, tmp_path / "run", train_sampling_strategy="group_by_length")
+    assert len(curve(tmp_path / "run", "rewards/margins")) == 3
+
+
 @pytest.mark.parametrize("setup", [FULL, FREEZE, QLORA], ids=["full", "freeze", "qlora"])
 def test_alpha_0_is_sigmoid(tiny, tmp_path, setup):
     ours = run(tiny, tmp_path / "bdpo", bdpo_alpha=0, max_steps=4, **setup)

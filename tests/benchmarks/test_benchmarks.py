@@ -1,0 +1,77 @@
+"""The benchmarks run, beside the host of this environment, and their tables say what was run."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("psutil")
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    *("--hidden", "16", "--intermediate", "16", "--layers", "1", "--heads", "2", "--kv-heads", "2"),
+    *("--vocabulary", "64", "--pairs", "4", "--batch", "2"),
+    *("--prompt", "12", "--response", "6", "--shortest", "4", "--longest", "12"),
+)
+
+
+def run(name, tmp_path, *options):
+    """What a benchmark printed, and the JSON that it wrote."""
+    file = tmp_path / "result.json"
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", "--json", str(file), *SMALL, *options],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+    )
+    assert not done.returncode, done.stderr[-3000:]
+    return done.stdout, json.loads(file.read_text())
+
+
+def test_epoch_of_both(tmp_path):
+    shown, saved = run("epoch", tmp_path, "--repeats", "1", "--warm")
+    hosts = [host for host in ("axolotl", "llamafactory") if find_spec(host)] or ["trl"]
+    assert saved["setting"]["host"] == hosts[0]
+    assert f"One epoch, {hosts[0]}, cpu, adapter none" in shown
+    assert set(saved["results"]) == {"DPO", "B-DPO", "B-DPO, warm"}
+    for method, (result,) in saved["results"].items():
+        assert result["steps"] == 2
+        assert result["tokens"] > 4 * 2 * 12
+        assert result["tokens_per_s"] == pytest.approx(result["tokens"] / result["wall_s"])
+        assert 0 < result["train_s"] <= result["wall_s"]
+        assert 0 < result["peak_over_load_mib"] < result["peak_mib"]
+        assert (result["pass_s"] > 0) == (method != "DPO")
+
+
+@pytest.mark.skipif(bool(find_spec("llamafactory")), reason="has no pass of its own")
+def test_reference_pass(tmp_path):
+    shown, saved = run("reference_pass", tmp_path, "--repeats", "1", "--host", "trl")
+    assert "The reference pass, TRL's without MI" in shown
+    assert set(saved["results"]) == {"TRL", "pointwise", "expected"}
+    assert all(result["pass_s"] > 0 for (result,) in saved["results"].values())
+
+
+@pytest.mark.skipif(bool(find_spec("llamafactory")), reason="is the same in every environment")
+def test_scaling(tmp_path):
+    plot = tmp_path / "curves.png"
+    options = ("--host", "trl", "--no-host", "--sweep", "pairs=2,4", "--plot", str(plot))
+    shown, saved = run("scaling", tmp_path, *options)
+    assert "Against pairs" in shown
+    steps = [result["steps"] for result in saved["curves"]["pairs"]["results"]["bdpo"]]
+    assert steps == [1, 2]
+    assert plot.stat().st_size > 5000
+
+
+def test_an_option_without_sense_is_refused():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.scaling", "--sweep", "colour=red"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "'colour=red'" in done.stderr
