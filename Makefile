@@ -25,7 +25,7 @@ SPACE := $(EMPTY) $(EMPTY)
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-axolotl test-trl test-llamafactory lint clean
+.PHONY: help demo test test-axolotl test-trl test-llamafactory lint evidence evidence-quick clean
 .DEFAULT_GOAL := help
 
 help: ## Show this
@@ -75,6 +75,12 @@ lint: .venv/.installed-test ## ruff and the import rules
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/lint-imports
+
+evidence: .venv/.installed ## Does B-DPO help? All runs, tables and figures of a synthetic world
+	@.venv/bin/python -m benchmarks.safety_world
+
+evidence-quick: .venv/.installed ## The same with one seed, at reduced size
+	@.venv/bin/python -m benchmarks.safety_world --quick
 
 clean: ## Remove the environments and the demo's output
 	rm -rf .venv .venv-* $(DEMO)

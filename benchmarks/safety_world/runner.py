@@ -1,0 +1,143 @@
+"""Runs all that is not yet there, in one or two processes, and keeps each result as a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import traceback
+from collections.abc import Iterable
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from bdpo_plugin import __version__
+from benchmarks.safety_world.pretrain import source_digest
+
+#: What a result depends on, beside the package.
+_SOURCES = ("words", "world", "pretrain", "data", "evaluate", "information", "train", "weighting")
+
+
+#: Jobs of one process, as trainers leave memory behind.
+_LIFETIME = 100
+
+
+class Job(NamedTuple):
+    """A task by name (see :func:`perform`) and its arguments, as JSON."""
+
+    task: str
+    arguments: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.task} " + " ".join(
+            str(v) for k, v in self.arguments.items() if k in ("seed", "method", "data")
+        )
+
+    def file(self, work: Path) -> Path:
+        """Where its result is kept: named by content, so that a change of code runs it again."""
+        versions = [__version__, version("trl")]
+        text = json.dumps([self, source_digest(*_SOURCES), versions], sort_keys=True)
+        digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return work / "runs" / f"{self.name.replace(' ', '-').replace(':', '-')}-{digest}.json"
+
+
+def perform(job: Job, work: Path) -> dict[str, Any]:
+    """One job, in this process."""
+    from benchmarks.safety_world import pretrain, train
+
+    if job.task == "pretrain":
+        arguments = dict(job.arguments)
+        pretrain.pretrained(arguments.pop("seed"), work / "models", **arguments)
+        return {}
+    if job.task == "survey":
+        return train.look(work=work, **job.arguments)
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in job.arguments.items()}
+    return train.run(train.Spec(**arguments), work)
+
+
+def keep(job: Job, work: Path, file: Path) -> str | None:
+    """Perform a job and write its result to `file`; the traceback if it fails.
+
+    The file is named before the job begins, so that code edited meanwhile does not sign for it.
+    """
+    try:
+        result = perform(job, work)
+    except Exception:
+        return traceback.format_exc()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps({"job": job, "result": result}, indent=1))
+    temporary.replace(file)
+    return None
+
+
+def _single_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def run_all(stages: Iterable[Iterable[Job]], work: Path, *, processes: int = 2) -> dict[str, str]:
+    """Perform the jobs that have no result yet, each stage after the one before.
+
+    Returns:
+        name -> traceback of the jobs that failed; the next call tries them again.
+    """
+    failed: dict[str, str] = {}
+    todo = [
+        [job for job in {json.dumps(j): j for j in stage}.values() if not job.file(work).exists()]
+        for stage in stages
+    ]
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    context = multiprocessing.get_context("spawn")
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        for number, jobs in enumerate(todo, 1):
+            task = bar.add_task(f"stage {number} of {len(todo)}", total=len(jobs))
+            if not jobs:
+                continue
+            with ProcessPoolExecutor(
+                processes, context, _single_thread, max_tasks_per_child=_LIFETIME
+            ) as pool:
+                futures: dict[Future, Job] = {
+                    pool.submit(keep, j, work, j.file(work)): j for j in jobs
+                }
+                for future in as_completed(futures):
+                    job = futures[future]
+                    lost = future.exception()  # a process that died takes its jobs with it
+                    if problem := repr(lost) if lost else future.result():
+                        failed[job.file(work).stem] = problem
+                        bar.console.print(f"[red]FAILED[/] {job.name}\n{escape(problem[-600:])}")
+                    bar.update(task, advance=1, description=f"stage {number}: {job.name}")
+    return failed
+
+
+def train_job(spec: Any) -> Job:
+    return Job("train", json.loads(json.dumps(asdict(spec))))
+
+
+def result(job: Job, work: Path) -> dict[str, Any] | None:
+    """The result of a finished job, or None."""
+    file = job.file(work)
+    return json.loads(file.read_text())["result"] if file.exists() else None

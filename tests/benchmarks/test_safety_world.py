@@ -1,0 +1,417 @@
+"""The synthetic world of the evidence: what must hold of it before any result means anything."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bdpo_plugin import balance_weights
+from bdpo_plugin.trainer import step
+from benchmarks.safety_world import analysis, experiments, words
+from benchmarks.safety_world.data import matched, training_pairs
+from benchmarks.safety_world.evaluate import HARMFUL, HARMLESS, as_wanted, classify, generate, score
+from benchmarks.safety_world.information import Information
+from benchmarks.safety_world.pretrain import build_model, build_tokenizer, render, vocabulary
+from benchmarks.safety_world.runner import Job, keep, result, train_job
+from benchmarks.safety_world.train import Spec
+from benchmarks.safety_world.weighting import CONTROLS, balance, control, loss_of
+from benchmarks.safety_world.world import Scope, World
+
+SEED = 900
+TINY = {"pairs": 8, "epochs": 1, "queries": 2, "steps": 2, "hidden": 64, "batch": 4}
+
+
+@pytest.fixture(scope="module")
+def world():
+    return World(SEED)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def information(tokenizer):
+    return Information(build_model(tokenizer, seed=0, hidden=64).eval(), tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def documents(world, count):
+    made = world.documents(world.rng("test"))
+    return [next(made) for _ in range(count)]
+
+
+# The world ------------------------------------------------------------------------------------
+
+
+def test_a_seed_gives_the_same_world_and_another_seed_another():
+    def all_of(seed):
+        world = World(seed)
+        return (
+            documents(world, 50),
+            world.pairs(20, "training"),
+            world.evaluation(4),
+            world.memorised,
+        )
+
+    assert all_of(1) == all_of(1)
+    assert all(a != b for a, b in zip(all_of(1), all_of(2), strict=True))
+
+
+def test_a_longer_list_of_pairs_begins_with_the_shorter(world):
+    assert world.pairs(40, "training")[:16] == world.pairs(16, "training")
+
+
+def test_pairs_have_distinct_queries_and_none_of_the_evaluation(world):
+    pairs = world.pairs(300, "training")
+    queries = {pair.query.text for pair in pairs}
+    assert len(queries) == 300
+    evaluated = {q.text for members in world.evaluation().values() for q in members}
+    evaluated |= {pair.query.text for pair in world.evaluation_pairs()}
+    assert not queries & evaluated
+    assert not {pair.query.text for pair, _ in world.memorised} & evaluated
+    assert sum(pair.query.harmful for pair in pairs) == 150
+
+
+def test_what_is_held_out_is_in_neutral_text_only(world):
+    things = {x.name for x in world.things if x.held_out}
+    verbs = {x.name for x in world.verbs if x.held_out}
+    wrappers = [w.format(query="").strip() for w, held_out in world.wrappers if held_out]
+    assert (len(things), len(verbs), len(wrappers)) == (12, 6, 3)
+
+    texts = [(f"{query} {text}", query) for query, text in documents(world, 6000)]
+    neutral, asked = set(), set()
+    for whole, query in texts:
+        found = (things | verbs) & set(whole.split()) | {w for w in wrappers if w in whole}
+        what_is = query.startswith(("what is the ", "what do you", "what does", "which tool"))
+        about = what_is and "way" not in query.split()
+        (neutral if not query or about else asked).update(found)
+    assert not asked
+    assert neutral == things | verbs | set(wrappers)
+
+    for pair in [*world.pairs(400, "training"), *(pair for pair, _ in world.memorised)]:
+        whole = f"{pair.query.text} {pair.chosen.text} {pair.rejected.text}"
+        assert not (things | verbs) & set(whole.split())
+        assert not any(w in whole for w in wrappers)
+
+
+def test_the_sets_are_what_their_names_say(world):
+    for name, queries in world.evaluation().items():
+        assert len({query.text for query in queries}) == len(queries) == 48
+        for query in queries:
+            assert query.harmful == (name in HARMFUL)
+            new = query.verb.held_out or query.thing.held_out
+            assert new == name.endswith("_topics")
+            held_out = dict(world.wrappers).get(query.wrapper, False)
+            assert held_out == (name == "harmful_wrappers")
+
+
+def test_harm_is_in_neither_the_verb_nor_the_thing_alone(world):
+    verbs, things = {}, {}
+    for kind in ("benign", "lookalike", "harmful"):
+        for i in range(400):
+            query = world.query(kind, world.rng(f"{kind} {i}"))
+            verbs.setdefault(query.verb.kind, set()).add(query.harmful)
+            things.setdefault(query.thing.kind, set()).add(query.harmful)
+    assert verbs == {"common": {True, False}, "rough": {True, False}, "gentle": {False}}
+    assert things == {"harmless": {False}, "dangerous": {True, False}, "living": {True, False}}
+
+
+@pytest.mark.parametrize("type", [*words.RESPONSES, "wrong"])
+def test_each_response_is_classified_as_its_type_and_no_other(world, type):
+    rng = world.rng(f"responses {type}")
+    for kind, scope in (
+        ("harmful", Scope()),
+        ("benign", Scope(things=True)),
+        ("lookalike", Scope()),
+    ):
+        for _ in range(100):
+            query = world.query(kind, rng, scope)
+            response = world.response(query, type, rng)
+            assert classify(query, response.text) == type, (query.text, response.text)
+
+
+def test_what_is_wanted_of_each_query(world):
+    harmful, benign = (world.query(kind, world.rng("x")) for kind in ("harmful", "benign"))
+    types = [*words.RESPONSES, "wrong", "other"]
+    assert {t for t in types if as_wanted(harmful, t)} == {"tailored", "generic"}
+    assert {t for t in types if as_wanted(benign, t)} == {"detailed", "short"}
+
+
+def test_answers_that_are_no_whole_answer(world):
+    query = world.query("harmful", world.rng("x"))
+    assert classify(query, "") == "other"
+    assert classify(query, f"just use a {query.verb.tool}") == "other"  # did not come to its end
+    leak = f"i am sorry , but use a {query.verb.tool} ."
+    assert classify(query, leak) == "other"  # a refusal that helps is none
+
+
+# The tokenizer --------------------------------------------------------------------------------
+
+
+def test_every_word_is_one_token_and_any_text_has_tokens(world, tokenizer):
+    for word in vocabulary():
+        assert tokenizer.tokenize(word) == [word]
+    for query, text in documents(world, 300):
+        whole = render(tokenizer, query, text)
+        ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
+        assert len(ids) == len(whole.split())
+        assert tokenizer.pad_token_id not in ids
+    assert tokenizer.pad_token_id not in tokenizer("Who was it? 7 blue apples")["input_ids"]
+
+
+def test_the_package_finds_the_scaffold(world, information):
+    null = information.null_prompt("scaffold", world.pairs(16, "training"))
+    assert null.source == "chat template"
+    assert null.match_rate == 1
+    assert null.text == "<|bos|> <|system|> helpful <|user|> <|assistant|>"
+
+
+# Measures, data, weights ----------------------------------------------------------------------
+
+
+def test_greedy_answers_are_those_of_the_model_alone(world, tokenizer):
+    """Against one query at a time, without padding, cache or noise."""
+    model = build_model(tokenizer, seed=3, hidden=64).eval()
+    queries = [q.text for q in world.evaluation(1).values() for q in q]
+    answers = generate(model, tokenizer, queries, samples=1, seed=1)
+    assert [len(of_query) for of_query in answers] == [2] * len(queries)
+    for query, (greedy, _) in zip(queries, answers, strict=True):
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": query}], add_generation_prompt=True, tokenize=False
+        )
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        start = len(ids)
+        while len(ids) < start + 26 and ids[-1] != tokenizer.eos_token_id:
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        text = tokenizer.decode(ids[start:]).partition("<|end|>")[0].strip()
+        assert greedy == text
+    assert generate(model, tokenizer, queries, samples=1, seed=1) == answers
+    assert generate(model, tokenizer, queries, samples=1, seed=2) != answers
+
+
+def test_the_marginal_over_one_query_is_the_package_s_mi_against_it(world, information):
+    pairs = world.pairs(6, "training")
+    query = world.evaluation(1)["benign"][0].text
+    scores = information.scores(pairs, query)
+    chosen, rejected = information.marginal(pairs, [query])
+    torch.testing.assert_close(chosen, scores.mi_chosen)
+    torch.testing.assert_close(rejected, scores.mi_rejected)
+
+
+def test_conditions(world, information):
+    def made(condition, count=24):
+        return training_pairs(world, condition, count, information.scores)
+
+    plain = made("plain")
+    assert plain == world.pairs(24, "training")
+    noisy = made("noise 25")
+    assert sum(a == b.swapped() for a, b in zip(plain, noisy, strict=True)) == 6
+    assert sum(a == b for a, b in zip(plain, noisy, strict=True)) == 18
+    both = [made("imbalanced 0"), made("imbalanced 100")]
+    assert [pair.types for pair in both[0]] == [pair.types for pair in both[1]]
+    assert len(both[0]) > 16
+    gaps = []
+    for pairs in both:
+        scores = information.scores(pairs)
+        gaps.append((scores.mi_chosen - scores.mi_rejected).abs().mean())
+    assert gaps[1] > 2 * gaps[0]
+    half = made("imbalanced 50")
+    assert sum(a == b for a, b in zip(half, both[1], strict=True)) == len(half) // 2
+    with pytest.raises(ValueError, match="unknown condition"):
+        made("noisy")
+
+
+def test_matches_are_distinct_and_of_one_type(world, information):
+    pool = world.pairs(96, "training")
+    couples = matched(pool, information.scores(pool), 24)
+    assert len({pair.query.text for couple in couples for pair in couple}) == 2 * len(couples)
+    assert all(a.types == b.types for a, b in couples)
+
+
+def test_controls_keep_what_they_say():
+    generator = torch.Generator().manual_seed(0)
+    mi = torch.randn(60, generator=generator), torch.randn(60, generator=generator)
+    groups = [i % 3 for i in range(60)]
+    for variant in CONTROLS:
+        chosen, rejected = control(variant, *mi, groups, 5)
+        again = control(variant, *mi, groups, 5)
+        assert all(torch.equal(a, b) for a, b in zip((chosen, rejected), again, strict=True))
+        couples = sorted(zip(chosen.tolist(), rejected.tolist(), strict=True))
+        if variant in ("shuffled", "within"):
+            assert couples == sorted(zip(*(m.tolist() for m in mi), strict=True))
+            assert not torch.equal(chosen, mi[0])
+        if variant == "within":
+            for group in range(3):
+                assert sorted(chosen[group::3].tolist()) == sorted(mi[0][group::3].tolist())
+        if variant == "swapped":
+            assert torch.equal(chosen, mi[1])
+            assert torch.equal(rejected, mi[0])
+        if variant == "random":
+            assert torch.isclose((chosen - rejected).std(), (mi[0] - mi[1]).std(), rtol=0.3)
+    ours = balance_weights(*mi)
+    constant = balance("ours:constant", 1.5, groups, 0)(*mi)
+    for mean, each in zip(constant, ours, strict=True):
+        torch.testing.assert_close(mean, each.mean().expand(60))
+
+
+def test_the_reading_ratio_halves_the_pull_and_its_scale_brings_it_back():
+    mi = torch.tensor([0.3, 0.1]), torch.tensor([0.1, 0.1])
+    chosen, rejected, scale = balance("ratio:both", 1.5, [0, 0], 0)(*mi)
+    torch.testing.assert_close(chosen, torch.tensor([0.25, 0.5]))
+    torch.testing.assert_close(chosen + rejected, torch.ones(2))
+    assert scale.tolist() == [1.5, 1.5]
+    alone = balance("ratio:sf", 1.5, [0, 0], 0)(*mi)
+    assert [w.tolist() for w in alone] == [[1, 1], [1, 1], [1.5, 1.5]]
+
+
+def test_the_reading_outside_weighs_the_loss_and_leaves_nothing_behind():
+    logps = [torch.tensor([x, -x]) for x in (-3.0, -2.0, -2.5, -2.5)]
+    weights = balance_weights(torch.tensor([1.0, 0.2]), torch.tensor([0.1, 0.2]))
+    inside = step.bdpo_loss
+    with loss_of("ours:both"):
+        assert step.bdpo_loss is inside
+    with loss_of("outside:both"):
+        found = step.bdpo_loss(*logps, weights, beta=0.5)
+    ones = weights._replace(scale=torch.ones(2))
+    torch.testing.assert_close(found, weights.scale * inside(*logps, ones, beta=0.5))
+    assert not torch.allclose(found, inside(*logps, weights, beta=0.5))
+    assert step.bdpo_loss is inside
+
+
+# Runs -----------------------------------------------------------------------------------------
+
+
+def test_a_run_of_each_kind_is_kept_and_found_again(tmp_path):
+    scores = {}
+    for method in ("base", "dpo", "ours:both", "outside:both", "marginal:within"):
+        job = train_job(Spec(seed=SEED, method=method, looks=(1,), **TINY))
+        assert result(job, tmp_path) is None
+        assert keep(job, tmp_path, job.file(tmp_path)) is None
+        scores[method] = result(job, tmp_path)
+    for method, found in scores.items():
+        assert 0 <= found["score"] <= 1
+        assert all(sum(types.values()) == 6 for types in found["types"].values())
+        if method != "base":
+            assert found["looks"]["1"]["nll"] == found["nll"]
+            assert found["train_margin"] != 0
+    # one reference, whoever asked for its scores
+    assert len(list((tmp_path / "scores").iterdir())) == 1
+    again = train_job(Spec(seed=SEED, method="ours:both", **TINY))
+    assert keep(again, tmp_path, again.file(tmp_path)) is None
+    assert result(again, tmp_path)["nll"] == scores["ours:both"]["nll"]
+
+
+def test_alpha_zero_is_the_host_s_dpo(tmp_path):
+    found = []
+    for method, alpha in (("dpo", 1.5), ("ours:both", 0.0)):
+        job = train_job(Spec(seed=SEED, method=method, alpha=alpha, **TINY))
+        assert keep(job, tmp_path, job.file(tmp_path)) is None
+        found.append(result(job, tmp_path))
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], abs=1e-5)
+    assert found[0]["nll"] == pytest.approx(found[1]["nll"], abs=1e-5)
+
+
+def test_a_failure_is_told_and_not_kept(tmp_path):
+    job = train_job(Spec(seed=SEED, method="dpo", data="no such", **TINY))
+    assert "unknown condition 'no such'" in keep(job, tmp_path, job.file(tmp_path))
+    assert result(job, tmp_path) is None
+
+
+def every(size):
+    return experiments.stages(size, experiments.experiments(size))
+
+
+def test_no_tuning_seed_is_in_a_final_table():
+    full, quick = experiments.FULL, experiments.QUICK
+    assert len(full.seeds) >= 10
+    used = {job.arguments["seed"] for stage in every(full) for job in stage}
+    assert used == set(full.seeds)
+    assert not used & {*experiments.TUNING_SEEDS, *experiments.CONFIRMATION_SEEDS}
+    assert set(quick.seeds) <= set(experiments.TUNING_SEEDS)
+
+
+def test_every_comparison_names_rows_of_its_table():
+    for size in (experiments.FULL, experiments.QUICK):
+        for table in experiments.experiments(size):
+            labels = set(table.labels)
+            for contrast in table.contrasts():
+                assert set(contrast.parts) <= labels, (table.name, contrast.label)
+                assert sum(contrast.parts.values()) == pytest.approx(0)
+
+
+def test_a_result_s_file_follows_its_content(tmp_path):
+    one, other = (Job("train", {"seed": seed, "method": "dpo"}) for seed in (1, 2))
+    assert one.file(tmp_path) != other.file(tmp_path)
+    assert one.file(tmp_path) == Job(**json.loads(json.dumps(one._asdict()))).file(tmp_path)
+
+
+# The analysis ---------------------------------------------------------------------------------
+
+
+def test_wilson_s_interval_as_tabled():
+    assert analysis.wilson(8, 10) == pytest.approx((0.490, 0.943), abs=1e-3)
+    assert analysis.wilson(0, 10) == pytest.approx((0.0, 0.278), abs=1e-3)
+
+
+def test_bootstrap_of_paired_differences():
+    found = analysis.difference([1.0, 2.0, 3.0, -1.0])
+    assert found.mean == pytest.approx(1.25)
+    assert found.low < 1.25 < found.high
+    assert (found.improved, found.seeds) == (3, 4)
+    wide = analysis.difference([1.0, 2.0, 3.0, -1.0], level=0.975)
+    assert wide.low <= found.low
+    same = analysis.difference([0.5] * 10)
+    assert (same.low, same.high) == (0.5, 0.5)
+
+
+def invented(job):
+    """A result for any job, of its seed and method."""
+    draw = World(job.arguments["seed"]).rng(json.dumps(job))
+    if job.task == "survey":
+        pair = {"types": ["generic", "short"], "tokens": [7, 9]}
+        kinds = ("harmful", "benign", "lookalike") * 4
+        ways = ("scaffold, pointwise", "bos, expected")
+        return {
+            "pairs": [pair | {"kind": k, "mi": [draw.random(), draw.random()]} for k in kinds],
+            "agreement": {w: {"sign": draw.random(), "correlation": 0.5} for w in ways},
+        }
+    rates = {name: draw.random() for name in (*HARMFUL, *HARMLESS)}
+    types = {name: {"generic": 30} for name in rates}
+    found = rates | {"score": score(rates), "types": types, "nll": 1.0, "margin": draw.random()}
+    looks = {str(n): found | {"accuracy": 0.5} for n in job.arguments["looks"]}
+    return found | {"accuracy": 0.5, "train_margin": draw.random(), "looks": looks}
+
+
+@pytest.mark.parametrize("missing", [0, 40])
+def test_tables_and_figures_with_and_without_failed_runs(tmp_path, missing):
+    report = pytest.importorskip("benchmarks.safety_world.report")
+    pytest.importorskip("matplotlib")
+    size = replace(experiments.QUICK, seeds=(900, 901))
+    jobs = every(size)[1]
+    for job in jobs[missing:]:
+        file = job.file(tmp_path)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"result": invented(job)}))
+    failed = {job.file(tmp_path).stem: "Traceback" for job in jobs[:missing]}
+    tables = experiments.experiments(size)
+    report.write(size, tables, tmp_path, tmp_path / "results", failed)
+    text = (tmp_path / "results" / "tables.md").read_text()
+    assert f"Jobs that failed: {missing}" in text
+    assert all(name in text for name in failed)
+    for table in tables:
+        assert f"## {table.title}" in text
+        for label in (*table.labels, *(c.label for c in table.contrasts())):
+            assert f"\n| {label} |" in text
+    pngs = {file.stem: file.stat().st_size for file in (tmp_path / "results").glob("*.png")}
+    assert len(pngs) == 8
+    assert min(pngs.values()) > 5000
