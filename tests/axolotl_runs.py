@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
+from real_runs import run_command
 
 BASE: dict[str, Any] = {
     "plugins": ["bdpo_plugin.BDPOPlugin"],
@@ -89,26 +89,10 @@ print(f"{len(heads)} models in memory")
 
 def axolotl(*arguments: Any, **environment: str) -> subprocess.CompletedProcess:
     """Run Axolotl's command of this environment; its output is in `stdout`."""
-    return _run([str(Path(sys.executable).with_name("axolotl")), *map(str, arguments)], environment)
+    tool = Path(sys.executable).with_name("axolotl")
+    return run_command([str(tool), *map(str, arguments)], environment)
 
 
 def script(config: Path, source: str = SCRIPT) -> subprocess.CompletedProcess:
     """The same from a Python script."""
-    return _run([sys.executable, "-c", source, str(config)], {})
-
-
-def _run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess:
-    scripts = Path(sys.executable).parent
-    path = f"{scripts}{os.pathsep}{os.environ['PATH']}"  # as in an activated environment
-    done = subprocess.run(
-        command,
-        env={**os.environ, "PATH": path, "COLUMNS": "200", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    if done.returncode:
-        raise AssertionError(f"{command} failed:\n{done.stdout[-6000:]}")
-    return done
+    return run_command([sys.executable, "-c", source, str(config)], {})

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import torch
 import yaml
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
-
-from bdpo_plugin.tiny import write
+from real_runs import run_command
 
 BASE: dict[str, Any] = {
     "stage": "dpo",
@@ -41,18 +35,6 @@ BASE: dict[str, Any] = {
 }
 
 
-def make_tiny(directory: Path) -> Path:
-    """The tiny model with weights that give a mutual information as large as a trained one's."""
-    write(directory, steps=0, train_pairs=32, eval_pairs=8, progress=False)
-    model = AutoModelForCausalLM.from_pretrained(directory / "model", dtype=torch.float32)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(6)
-    model.save_pretrained(directory / "model")
-    return directory
-
-
 def config(tiny: Path, output_dir: Path, **changes: Any) -> dict[str, Any]:
     """A complete configuration; a change to None takes the key out."""
     merged = {
@@ -67,20 +49,8 @@ def config(tiny: Path, output_dir: Path, **changes: Any) -> dict[str, Any]:
 
 def cli(*arguments: Any, **environment: str) -> str:
     """The output of `llamafactory-cli` of this environment."""
-    scripts = Path(sys.executable).parent
-    path = f"{scripts}{os.pathsep}{os.environ['PATH']}"  # as in an activated environment
-    done = subprocess.run(
-        [str(scripts / "llamafactory-cli"), *map(str, arguments)],
-        env={**os.environ, "PATH": path, "COLUMNS": "200", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    if done.returncode:
-        raise AssertionError(f"{arguments} failed:\n{done.stdout[-6000:]}")
-    return done.stdout
+    tool = Path(sys.executable).with_name("llamafactory-cli")
+    return run_command([str(tool), *map(str, arguments)], environment).stdout
 
 
 def train(tiny: Path, output_dir: Path, *, environment: dict[str, str] | None = None, **changes):
@@ -106,12 +76,6 @@ def log(output_dir: Path) -> list[dict[str, Any]]:
 def curve(output_dir: Path, name: str) -> list[float]:
     """A logged metric over the steps."""
     return [entry[name] for entry in log(output_dir) if name in entry]
-
-
-def weights(output_dir: Path) -> dict[str, torch.Tensor]:
-    """The adapter or the model that a run saved."""
-    file = output_dir / "adapter_model.safetensors"
-    return load_file(file if file.exists() else output_dir / "model.safetensors")
 
 
 def scores(output_dir: Path, file: str = "reference_scores.parquet") -> dict[str, list]:

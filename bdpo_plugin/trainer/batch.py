@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from torch import Tensor
 
 from bdpo_plugin.reference.pairs import Pair, split_sequence
@@ -61,6 +61,19 @@ def with_columns(dataset: Dataset, columns: Mapping[str, Tensor]) -> Dataset:
     """The dataset with the columns, each (rows,), that it does not have yet."""
     new = {k: v.tolist() for k, v in columns.items() if k not in dataset.column_names}
     return concatenate_datasets([dataset, Dataset.from_dict(new)], axis=1)
+
+
+def peek(stream: IterableDataset) -> Dataset:
+    """The first rows of a stream: those that the null prompt is derived from."""
+    return Dataset.from_list(list(stream.take(256)))
+
+
+def stream_refusal(name: str) -> BDPOError:
+    """Of a streaming dataset that was to be scored before training."""
+    return BDPOError(
+        f"The {name} data is a stream, which cannot be scored before training: set "
+        "`bdpo_precompute: false`."
+    )
 
 
 def misplaced_rows(dataset: Dataset, tokenizer: Any) -> Iterator[int]:

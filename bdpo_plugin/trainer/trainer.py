@@ -18,6 +18,8 @@ from bdpo_plugin.trainer.batch import (
     dataset_pairs,
     misplaced_rows,
     model_inputs,
+    peek,
+    stream_refusal,
     with_columns,
 )
 from bdpo_plugin.trainer.checks import check_arguments, check_columns, check_launch
@@ -25,9 +27,6 @@ from bdpo_plugin.trainer.config import BDPOConfig
 from bdpo_plugin.trainer.reference_model import release_reference_model, resolve_reference
 from bdpo_plugin.trainer.report import add_peak_memory, print_problems
 from bdpo_plugin.trainer.step import LossTerms, MetricSums, preference_step
-
-#: Rows of a streaming dataset that the null prompt is derived from.
-_PEEK = 256
 
 #: Column with the number of a row in the dataset that the trainer was given.
 _ROW = "bdpo_row"
@@ -117,10 +116,7 @@ class BDPOTrainer(DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         if isinstance(dataset, IterableDataset):
-            raise BDPOError(
-                f"The {name} data is a stream, which cannot be scored before training: set "
-                "`bdpo_precompute: false`."
-            )
+            raise stream_refusal(name)
         if set(SCORE_COLUMNS) <= set(dataset.column_names):
             return dataset
         if self._reference_released:
@@ -157,8 +153,7 @@ class BDPOTrainer(DPOTrainer):
     def _prepare_stepwise(self) -> None:
         """Without a pass: check the data that can be checked, and settle the null prompt."""
         if isinstance(self.train_dataset, IterableDataset):
-            peek = Dataset.from_list(list(self.train_dataset.take(_PEEK)))
-            pairs = dataset_pairs(peek, self.data_collator)
+            pairs = dataset_pairs(peek(self.train_dataset), self.data_collator)
         else:
             self.train_dataset, _, pairs = self._usable(self.train_dataset, "train")
         if isinstance(self.eval_dataset, dict):

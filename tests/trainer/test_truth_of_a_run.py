@@ -1,23 +1,12 @@
 """A real run against the independent float64 reimplementation in tests/truth.py."""
 
-import numpy as np
 import pytest
-import torch
 import truth
 from peft import PeftModel
+from real_runs import as_function
 from running import ABLATIONS, history, pairs, scores, sharp_model, trainer
 
 COUNT = 8
-
-
-def as_function(model):
-    model = model.double().eval()
-
-    def logits(ids):
-        with torch.no_grad():
-            return model(input_ids=torch.tensor([list(ids)])).logits[0].numpy().astype(np.float64)
-
-    return logits
 
 
 def tokens(made):

@@ -13,8 +13,6 @@ PREF_LOSS = "bdpo"
 TESTED = ("0.9.5",)
 KEYS = BDPOSettings.keys()
 
-_HELP = {"help": "B-DPO: see its README."}
-
 #: Arguments, the value that B-DPO can honour, why no other.
 _ONLY = (
     ("pref_bco_weight", 0, "the BCO loss has no place for the balance weights"),

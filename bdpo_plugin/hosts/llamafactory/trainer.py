@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 from llamafactory.extras.ploting import plot_loss
 from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from torch import Tensor
@@ -14,15 +14,19 @@ from bdpo_plugin.hosts.llamafactory.data import batch_as_trl, check_collator, da
 from bdpo_plugin.hosts.llamafactory.reference import describe_reference, free_weights
 from bdpo_plugin.reference.pairs import Pair
 from bdpo_plugin.reference.scoring import Reference
-from bdpo_plugin.settings import BDPOError, BDPOSettings
+from bdpo_plugin.settings import BDPOSettings
 from bdpo_plugin.trainer.balancer import Balancer, ScoreCollator
-from bdpo_plugin.trainer.batch import batch_pairs, model_inputs, with_columns
+from bdpo_plugin.trainer.batch import (
+    batch_pairs,
+    model_inputs,
+    peek,
+    stream_refusal,
+    with_columns,
+)
 from bdpo_plugin.trainer.reference_model import release_reference_model, resolve_reference
 from bdpo_plugin.trainer.report import add_peak_memory
 from bdpo_plugin.trainer.step import TOTAL, LossTerms, preference_step
 
-#: Rows of a streaming dataset that the null prompt is derived from.
-_PEEK = 256
 #: The curves that `plot_loss: true` draws beside LLaMA-Factory's own.
 _CURVES = ("rewards/margins", "bdpo/imbalance", "bdpo/weight_chosen", "bdpo/scale")
 
@@ -81,12 +85,8 @@ class LlamaFactoryBDPOTrainer(CustomDPOTrainer):
         """The usable rows of a dataset, with their scores where they are computed in advance."""
         if isinstance(dataset, IterableDataset):
             if self.bdpo.precompute:
-                raise BDPOError(
-                    f"The {name} data is a stream, which cannot be scored before training: set "
-                    "`bdpo_precompute: false`."
-                )
-            peek = Dataset.from_list(list(dataset.take(_PEEK)))
-            self._settle(dataset_pairs(peek, name))
+                raise stream_refusal(name)
+            self._settle(dataset_pairs(peek(dataset), name))
             return dataset
         pairs = dataset_pairs(dataset, name)
         # every template ends a response with a token, so an empty one has been cut

@@ -10,11 +10,8 @@ pytest.importorskip("axolotl")
 
 import yaml
 from axolotl_runs import MODELS, axolotl, script, write_config
+from real_runs import make_tiny, weights
 from running import scores
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
-
-from bdpo_plugin.tiny import write
 
 pytestmark = pytest.mark.slow
 
@@ -23,17 +20,7 @@ SAVE = {"save_strategy": "steps", "saves_per_epoch": None}
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """The tiny model with weights that give a mutual information as large as a trained one's."""
-    directory = write(
-        tmp_path_factory.mktemp("tiny"), steps=0, train_pairs=32, eval_pairs=8, progress=False
-    )
-    model = AutoModelForCausalLM.from_pretrained(directory / "model", dtype=torch.float32)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(6)
-    model.save_pretrained(directory / "model")
-    return directory
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def history(directory, step):
@@ -43,11 +30,6 @@ def history(directory, step):
 
 def curve(entries, name):
     return [entry[name] for entry in entries if name in entry]
-
-
-def weights(directory):
-    file = directory / "adapter_model.safetensors"
-    return load_file(file if file.exists() else directory / "model.safetensors")
 
 
 @pytest.mark.parametrize(

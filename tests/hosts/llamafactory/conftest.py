@@ -5,6 +5,6 @@ import pytest
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    from llamafactory_runs import make_tiny
+    from real_runs import make_tiny
 
     return make_tiny(tmp_path_factory.mktemp("tiny"))

@@ -117,6 +117,13 @@ def test_megatron_is_refused(monkeypatch):
         FinetuningArguments(stage="dpo", pref_loss="bdpo")
 
 
+def printed(source):
+    """The lines that a new process of this source prints."""
+    command = [sys.executable, "-c", source]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
 #: Of a process for which no release of LLaMA-Factory has been tested.
 UNTESTED = """
 import bdpo_plugin.hosts.llamafactory.args as ours
@@ -136,9 +143,7 @@ except ValueError as error:
 
 @pytest.mark.slow
 def test_another_release_is_refused_and_nothing_else_is_in_force():
-    command = [sys.executable, "-c", UNTESTED]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    *wrapped, other, refusal = done.stdout.splitlines()[-5:]
+    *wrapped, other, refusal = printed(UNTESTED)[-5:]
     assert wrapped == ["wrapped False"] * 3
     assert other == "sigmoid"
     found = importlib.metadata.version("llamafactory")
@@ -161,9 +166,7 @@ except ValueError as error:
 
 @pytest.mark.slow
 def test_never_comes_to_another_trainer():
-    command = [sys.executable, "-c", NO_TRAINER]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    other, refusal = done.stdout.splitlines()[-2:]
+    other, refusal = printed(NO_TRAINER)[-2:]
     assert other == "sigmoid"
     assert "its trainer is not in force" in refusal
 

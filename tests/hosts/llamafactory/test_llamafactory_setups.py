@@ -7,7 +7,8 @@ import pytest
 pytest.importorskip("llamafactory")
 
 import torch
-from llamafactory_runs import curve, run, scores, weights
+from llamafactory_runs import curve, run, scores
+from real_runs import weights
 from torch.testing import assert_close
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,6 @@ import os
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("llamafactory")
@@ -16,6 +15,7 @@ import truth
 from datasets import Dataset, DatasetDict
 from llamafactory_runs import curve, run, scores
 from peft import PeftModel
+from real_runs import as_function
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytestmark = pytest.mark.slow
@@ -23,16 +23,6 @@ pytestmark = pytest.mark.slow
 COUNT = 8
 #: The whole dataset is one batch, so that its order does not matter.
 WHOLE = {"max_samples": COUNT, "per_device_train_batch_size": COUNT}
-
-
-def as_function(model):
-    model = model.double().eval()
-
-    def logits(ids):
-        with torch.no_grad():
-            return model(input_ids=torch.tensor([list(ids)])).logits[0].numpy().astype(np.float64)
-
-    return logits
 
 
 def load(tiny):

@@ -1,0 +1,62 @@
+"""What the tests of every host's real runs share; it imports no host."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from bdpo_plugin.tiny import write
+
+
+def make_tiny(directory: Path) -> Path:
+    """The tiny model with weights that give a mutual information as large as a trained one's."""
+    write(directory, steps=0, train_pairs=32, eval_pairs=8, progress=False)
+    model = AutoModelForCausalLM.from_pretrained(directory / "model", dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(6)
+    model.save_pretrained(directory / "model")
+    return directory
+
+
+def run_command(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess:
+    """Run a command of this environment; its output is in `stdout`."""
+    scripts = Path(sys.executable).parent
+    path = f"{scripts}{os.pathsep}{os.environ['PATH']}"  # as in an activated environment
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PATH": path, "COLUMNS": "200", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    if done.returncode:
+        raise AssertionError(f"{command} failed:\n{done.stdout[-6000:]}")
+    return done
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    """The adapter or the model that a run saved."""
+    file = directory / "adapter_model.safetensors"
+    return load_file(file if file.exists() else directory / "model.safetensors")
+
+
+def as_function(model):
+    """The model in float64 as tests/truth.py wants one."""
+    model = model.double().eval()
+
+    def logits(ids):
+        with torch.no_grad():
+            return model(input_ids=torch.tensor([list(ids)])).logits[0].numpy().astype(np.float64)
+
+    return logits
