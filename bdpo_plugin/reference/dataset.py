@@ -152,7 +152,8 @@ def _compute(
     )
     try:
         with progress, reference.in_force() as model:
-            for batch, batch_scores in score_jobs(model, reader, jobs, batches, device):
+            found = score_jobs(model, reader, jobs, batches, device, sure=_world() == 1)
+            for batch, batch_scores in found:
                 pending |= {todo[i][0]: s for i, s in zip(batch, batch_scores, strict=True)}
                 progress.update(sum(jobs[i].rows * jobs[i].length for i in batch))
                 if store and time.monotonic() - flushed > _FLUSH_SECONDS:

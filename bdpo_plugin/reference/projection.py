@@ -29,11 +29,14 @@ from bdpo_plugin.reference.output_layer import (
     select,
     text_config,
 )
-from bdpo_plugin.reference.packing import pack, packable, packing_pays
+from bdpo_plugin.reference.packing import cheapest_rows, pack, packable, trial_rows
 
-#: Logits held at once, by type of device: 2**25 are 128 MiB in float32.
-#: A CPU gains nothing from large chunks; those above 32 MiB go back to the system once freed.
-CHUNK_ELEMENTS = {"cpu": 9 * 2**20, "any other": 2**25}
+#: Logits held at once: 128 MiB in float32.
+CHUNK_ELEMENTS = 2**25
+
+#: Logits computed at once on a CPU, which gains nothing from large chunks: those just above
+#: 32 MiB go back to the system once freed.
+CPU_CHUNK_ELEMENTS = 9 * 2**20
 
 #: Tokens that a model is tried on first.
 _TRIAL = 32
@@ -44,12 +47,14 @@ class Head(NamedTuple):
 
     Attributes:
         project: (n, H) -> (n, V) float32.
-        rows: how many rows at a time keep the logits within the chunk.
+        rows: how many rows to project at a time.
+        held: how many rows' logits may be held for the backward pass.
         trained: whether a parameter of the projection wants a gradient.
     """
 
     project: Callable[[Tensor], Tensor]
     rows: int
+    held: int
     trained: bool
 
 
@@ -85,7 +90,7 @@ class ResponseReader:
     costs less. One reader serves a whole run.
     """
 
-    def __init__(self, chunk_elements: int | None = None) -> None:
+    def __init__(self, chunk_elements: int = CHUNK_ELEMENTS) -> None:
         self.chunk_elements = chunk_elements
         self._met: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 
@@ -94,6 +99,8 @@ class ResponseReader:
         model: nn.Module,
         positions: Tensor,
         function: Callable[[Tensor, Head], Any],
+        *,
+        may_pack: bool = True,
         **inputs: Any,
     ) -> tuple[Any, Any]:
         """`function(hidden, head)`, called with the states at the chosen positions.
@@ -102,6 +109,7 @@ class ResponseReader:
             model: a causal language model, however wrapped.
             positions: (B, T) bool, where the next-token logits are wanted.
             function: gets the (N, H) hidden states of the positions, row by row of the batch.
+            may_pack: whether the batch may be run without its padding.
             inputs: of the model's forward.
 
         Returns:
@@ -112,14 +120,15 @@ class ResponseReader:
             keep_differentiable(model)
             self._met[module] = self._meet(model, module, positions, inputs)
         known = self._met[module] if module is not None else _Known(False, False)
-        if known.packs and packing_pays(model, inputs):
-            positions, inputs = pack(positions, inputs)
+        order = None
+        if may_pack and known.packs and (rows := cheapest_rows(model, inputs)):
+            positions, inputs, order = pack(positions, inputs, rows)
         project = None
         if known.chunked:
             head = self._head(model, module, positions.device)
 
-            def project(rows: Tensor) -> Any:
-                return function(rows, head)
+            def project(states: Tensor) -> Any:
+                return function(_in_order(states, order), head)
 
         with at_head(model, module, positions, project) as seen:
             outputs = model(**inputs)
@@ -129,7 +138,9 @@ class ResponseReader:
             return outputs.logits, outputs
         else:
             logits = outputs.logits[0]
-        return function(logits, Head(Tensor.float, max(1, len(logits)), trained=False)), outputs
+        every = max(1, len(logits))
+        head = Head(Tensor.float, every, every, trained=False)
+        return function(_in_order(logits, order), head), outputs
 
     def token_statistics(
         self, model: nn.Module, positions: Tensor, labels: Tensor, **inputs: Any
@@ -145,11 +156,14 @@ class ResponseReader:
 
     def _head(self, model: nn.Module, module: nn.Module, device: torch.device) -> Head:
         finish = logits_postprocessing(model)
-        chunk = self.chunk_elements or CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["any other"])
+        held = chunk = self.chunk_elements
+        if device.type == "cpu":
+            chunk = min(chunk, CPU_CHUNK_ELEMENTS)
         vocabulary = text_config(model).vocab_size
         return Head(
             project=lambda rows: finish(module(rows).float()),
             rows=max(1, chunk // vocabulary),
+            held=max(1, held // vocabulary),
             trained=any(p.requires_grad for p in module.parameters()),
         )
 
@@ -174,11 +188,11 @@ class ResponseReader:
                 theirs = model(**one).logits
             packed = None
             if packable(model, inputs):
-                twice = {k: v.repeat(2, 1) if isinstance(v, Tensor) else v for k, v in one.items()}
-                both, twice = pack(few.repeat(2, 1), twice)
-                with at_head(model, module, both, None, project) as second:
-                    model(**twice)
-                packed = second.result
+                copies = {k: v.repeat(3, 1) if isinstance(v, Tensor) else v for k, v in one.items()}
+                where, copies, _ = pack(few.repeat(3, 1), copies, trial_rows(model))
+                with at_head(model, module, where, None, project) as again:
+                    model(**copies)
+                packed = again.result
         if seen.rows is not None:
             theirs = theirs[0].float()
             # post-processing in float32 differs from the model's own by its dtype's rounding
@@ -192,8 +206,9 @@ class ResponseReader:
                 )
 
             if agrees(seen.result):
-                # the second of two sequences in a row must not see the first
-                return _Known(True, packed is not None and agrees(packed[len(theirs) :]))
+                # a sequence must not see the one before it in the row, nor the padding
+                packs = packed is not None and all(map(agrees, packed.split(len(theirs))))
+                return _Known(True, packs)
         warnings.warn(
             f"bdpo-plugin does not reproduce the logits of {type(model).__name__} from its output "
             "layer, so the model projects all response positions of a batch at once: as correct, "
@@ -203,6 +218,10 @@ class ResponseReader:
         return _Known(False, False)
 
 
+def _in_order(states: Tensor, order: Tensor | None) -> Tensor:
+    return states if order is None else states.index_select(0, order.to(states.device))
+
+
 def statistics(
     hidden: Tensor, head: Head, labels: Tensor, *, extras: bool = True
 ) -> TokenStatistics:
@@ -210,15 +229,17 @@ def statistics(
 
     Without `extras` only `logps` is computed, the rest is NaN.
 
-    With gradient, no chunk of logits outlives its turn: where the head is frozen, the gradient
-    with respect to the hidden states is computed along with the forward (each row's
-    log-probability depends on its own row alone), else the chunk is computed again in the
-    backward.
+    With gradient, logits that are too many to be held do not outlive their chunk's turn: where
+    the head is frozen, the gradient with respect to the hidden states is computed along with the
+    forward (each row's log-probability depends on its own row alone), else the chunk is computed
+    again in the backward.
     """
+    backward = torch.is_grad_enabled() and hidden.requires_grad
+    few = len(hidden) <= (head.held if head.trained else head.rows)
     parts = []
     for rows, targets in zip(hidden.split(head.rows), labels.split(head.rows), strict=True):
         arguments = (rows, targets, head.project, extras)
-        if not (torch.is_grad_enabled() and rows.requires_grad) or head.rows >= len(hidden):
+        if few or not backward:
             parts.append(_statistics(*arguments))
         elif head.trained:
             parts.append(checkpoint(_statistics, *arguments, use_reentrant=False))

@@ -96,8 +96,15 @@ def score_jobs(
     jobs: Sequence[Job],
     batches: Sequence[list[int]],
     device: torch.device,
+    *,
+    sure: bool = True,
 ) -> Iterator[tuple[list[int], list[Score]]]:
     """The scores of each batch, as it is done; a batch that does not fit in memory is halved.
+
+    Args:
+        sure: make sure whose scores are not finite by running such a batch once more, padded: in
+            a packed row they spoil the others. Not for a sharded model, whose ranks have to run
+            the same number of batches.
 
     Raises:
         BDPOError: a single sequence does not fit in the device's memory.
@@ -106,7 +113,11 @@ def score_jobs(
     while todo:
         batch = todo.popleft()
         try:
-            yield batch, _score([jobs[i] for i in batch], model, reader, device)
+            of_batch = [jobs[i] for i in batch]
+            scores = _score(of_batch, model, reader, device)
+            if sure and len(batch) > 1 and not all(score.finite for score in scores):
+                scores = _score(of_batch, model, reader, device, may_pack=False)
+            yield batch, scores
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
                 raise BDPOError(
@@ -123,7 +134,12 @@ def score_jobs(
 
 
 def _score(
-    jobs: list[Job], model: nn.Module, reader: ResponseReader, device: torch.device
+    jobs: list[Job],
+    model: nn.Module,
+    reader: ResponseReader,
+    device: torch.device,
+    *,
+    may_pack: bool = True,
 ) -> list[Score]:
     rows = [(job.prompt, job.response) for job in jobs]
     with_gain = jobs[0].null is not None
@@ -159,7 +175,13 @@ def _score(
         return torch.cat(logps), torch.cat(gains)
 
     (logps, gains), _ = reader.read(
-        model, positions, read, input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        model,
+        positions,
+        read,
+        may_pack=may_pack,
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        use_cache=False,
     )
     positions = positions[: len(jobs)]
     sums = sum_by_row(logps, positions).tolist()

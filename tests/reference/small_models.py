@@ -88,6 +88,11 @@ def scores_of(model, jobs: list[Job], *, budget=256, reader=None, batches=None):
     return [found[i] for i in range(len(jobs))]
 
 
+def sequences(position_ids) -> int:
+    """How many sequences, of two tokens at least, are packed in it: padding has no second token."""
+    return int((position_ids == 1).sum())
+
+
 @contextmanager
 def counted_rows(model) -> Iterator[list[int]]:
     """The number of sequences of each forward pass of `model`, packed or a row each."""
@@ -95,7 +100,7 @@ def counted_rows(model) -> Iterator[list[int]]:
 
     def count(_, args, kwargs):
         if (places := kwargs.get("position_ids")) is not None:
-            rows.append(int((places == 0).sum()))
+            rows.append(sequences(places))
         else:
             rows.append(len(kwargs["input_ids"] if "input_ids" in kwargs else args[0]))
 

@@ -7,7 +7,7 @@ import torch
 from small_models import small_model
 from transformers import Lfm2Config
 
-from bdpo_plugin.reference.packing import pack, packable, packing_pays
+from bdpo_plugin.reference.packing import cheapest_rows, pack, packable
 from bdpo_plugin.reference.projection import ResponseReader
 from bdpo_plugin.tiny import build_model
 
@@ -107,30 +107,74 @@ def test_compiled_models_and_inputs_of_other_kinds_are_not_packed(tokenizer, bat
     assert not packable(model, inputs)
 
 
+def padded(*lengths):
+    width = max(lengths)
+    rows = torch.tensor([[1] * n + [0] * (width - n) for n in lengths])
+    return {"input_ids": rows, "attention_mask": rows}
+
+
 def test_packed_only_where_it_costs_less(tokenizer):
     model = small_model(tokenizer)  # hidden size 32: a token's own cost is that of 192 others
     model.set_attn_implementation("sdpa")
-
-    def batch_of(*lengths):
-        width = max(lengths)
-        rows = torch.tensor([[1] * n + [0] * (width - n) for n in lengths])
-        return {"input_ids": rows, "attention_mask": rows}
-
-    assert packing_pays(model, batch_of(30, 6))
-    assert not packing_pays(model, batch_of(30, 30))
-    assert not packing_pays(model, batch_of(30, 29, 29))  # 88 tokens see more than 30
-    assert packing_pays(model, batch_of(600, 10))
-    assert not packing_pays(model, batch_of(*[600] * 8, 10))
+    assert cheapest_rows(model, padded(30, 6)) == [[0, 1]]
+    assert cheapest_rows(model, padded(30, 30)) is None
+    assert cheapest_rows(model, padded(30, 29, 29)) is None  # 88 tokens see more than 30
+    assert cheapest_rows(model, padded(600, 10)) == [[0, 1]]
+    assert cheapest_rows(model, padded(600, 300, 590, 310)) == [[0], [2], [1, 3]]
+    assert len(cheapest_rows(model, padded(*[600] * 8, 10))) == 8
     model.config._attn_implementation = "flash_attention_2"
-    assert packing_pays(model, batch_of(*[600] * 8, 10))
-    assert not packing_pays(model, batch_of(600, 600))
+    assert cheapest_rows(model, padded(*[600] * 8, 10)) == [list(range(9))]
+    assert cheapest_rows(model, padded(600, 600)) is None
+
+
+def test_no_row_has_padding_where_a_loss_counts_it(tokenizer):
+    model = small_model(tokenizer, "moe")
+    model.set_attn_implementation("sdpa")
+    batch = padded(60, 30, 25, 5)
+    assert len(cheapest_rows(model, batch)) > 1
+    model.config.output_router_logits = True
+    assert cheapest_rows(model, batch) in (None, [[0, 1, 2, 3]])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_several_rows_with_gradient(tokenizer, attention):
+    """Each position's state comes back to its place, and nothing passes between sequences."""
+    model = small_model(tokenizer)
+    model.set_attn_implementation(attention)
+    torch.manual_seed(1)
+    lengths = (20, 70, 33, 61, 12)
+    batch = padded(*lengths)
+    ids = torch.randint(5, len(tokenizer), batch["input_ids"].shape)
+    positions = torch.zeros_like(ids, dtype=torch.bool)
+    for row, length in enumerate(lengths):
+        positions[row, length // 2 : length - 1] = True
+    inputs = {"input_ids": ids, "attention_mask": batch["attention_mask"]}
+    labels = ids.roll(-1, dims=1)[positions]
+    weight = model.model.embed_tokens.weight
+    rows = cheapest_rows(model, inputs)
+    assert 1 < len(rows) < len(lengths)
+    mine, seen = widths(model, lambda: logps(ResponseReader(), model, (inputs, positions, labels)))
+    assert seen[-1][0] == len(rows)
+    wanted = plain_logps(model, (inputs, positions, labels))
+    torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-5)
+    upstream = torch.randn(len(labels))
+    (gradient,) = torch.autograd.grad(mine, weight, upstream)
+    (expected,) = torch.autograd.grad(wanted, weight, upstream)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_pack(batch):
     inputs, positions, labels = batch
-    together, packed = pack(positions, inputs)
+    together, packed, order = pack(positions, inputs, [[0, 1, 2]])
     assert packed["input_ids"].shape == packed["position_ids"].shape == together.shape == (1, 45)
     starts = (packed["position_ids"][0] == 0).nonzero().flatten().tolist()
     assert starts == [0, 30, 39]
+    assert order is None
     after = packed["input_ids"].roll(-1, dims=1)[together]
     assert after.tolist() == labels.tolist()
+
+    together, packed, order = pack(positions, inputs, [[1, 2], [0]])
+    assert packed["input_ids"].shape == packed["position_ids"].shape == together.shape == (2, 30)
+    assert (packed["position_ids"][0, 15:] == 0).all()  # padding: nobody's neighbour
+    after = packed["input_ids"].roll(-1, dims=1)[together]
+    assert after[order].tolist() == labels.tolist()

@@ -10,6 +10,7 @@ from small_models import ARCHITECTURES, small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen2ForCausalLM
 
+from bdpo_plugin.reference import projection
 from bdpo_plugin.reference.projection import ResponseReader
 
 CHUNK_ROWS = [1, 3, 7, 10_000]
@@ -92,6 +93,24 @@ def test_every_architecture_trained_and_frozen(tokenizer, batch, architecture, r
     model.get_output_embeddings().requires_grad_(False)
     assert_equals_plain(model, reader, batch)
     assert_no_hooks(model)
+
+
+def test_few_logits_are_held_and_many_computed_again(tokenizer, batch, monkeypatch):
+    monkeypatch.setattr(projection, "CPU_CHUNK_ELEMENTS", 3 * len(tokenizer))
+    inputs, positions, labels = batch
+    model = small_model(tokenizer)
+    calls = []
+    model.get_output_embeddings().register_forward_pre_hook(lambda *_: calls.append(1))
+    number = {}
+    for rows in (5, 10_000):
+        reader = reader_of(tokenizer, rows)
+        assert_equals_plain(model, reader, batch)
+        calls.clear()
+        found, _ = reader.token_statistics(model, positions, labels, **inputs)
+        forward = len(calls)
+        found.logps.sum().backward()
+        number[rows] = len(calls) - forward
+    assert number == {5: -(-len(labels) // 3), 10_000: 0}
 
 
 def test_the_post_processing_is_not_idle(tokenizer, batch):

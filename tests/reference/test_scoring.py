@@ -17,6 +17,7 @@ from small_models import (
     counted_rows,
     random_side,
     scores_of,
+    sequences,
     small_model,
     truth_model,
 )
@@ -243,7 +244,7 @@ def limited(model, rows):
 
     def check(_, __, kwargs):
         packed = kwargs.get("position_ids")
-        tried.append(len(kwargs["input_ids"]) if packed is None else int((packed == 0).sum()))
+        tried.append(len(kwargs["input_ids"]) if packed is None else sequences(packed))
         if tried[-1] > rows:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
