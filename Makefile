@@ -18,7 +18,12 @@ export OMP_NUM_THREADS      ?= 2
 export OMP_WAIT_POLICY      ?= passive
 
 DEMO   := bdpo-demo
+QUICK  := benchmarks/safety_world/work/quick
 CONFIG := example_configs/axolotl/tiny-cpu.yml
+
+ENVIRONMENTS := $(addsuffix /.installed-test,.venv .venv-trl .venv-llamafactory)
+# What runs side by side: each line says whose it is.
+MARKED = 2>&1 | sed -u 's/^/$(@:test-%=%) | /'
 
 EMPTY :=
 SPACE := $(EMPTY) $(EMPTY)
@@ -54,21 +59,24 @@ demo: .venv/.installed $(DEMO)/tiny/prompts.txt ## Train a tiny model with B-DPO
 	@echo "The mutual information:   $(CURDIR)/$(DEMO)/run/mi_scatter.png"
 	@echo "The adapter:              $(CURDIR)/$(DEMO)/run"
 
-test: lint test-axolotl test-trl test-llamafactory ## Everything: linters, and the tests beside each host
+# Two at a time, once all the environments are there: some tests compare one host with another.
+test: ## Everything: linters, the tests beside each host, the evidence at reduced size
+	@$(MAKE) --no-print-directory -j2 $(ENVIRONMENTS)
+	@$(MAKE) --no-print-directory -j2 lint test-axolotl test-trl test-llamafactory evidence-quick
 
 test-axolotl: .venv/.installed-test ## The tests beside Axolotl
 	@echo "==> Tests beside $(AXOLOTL)"
-	@python -m pytest
+	@python -m pytest $(MARKED)
 
 test-trl: .venv-trl/.installed-test ## The tests beside the newest TRL; those of Axolotl skip
 	@echo "==> Tests beside $(TRL)"
-	@python -m pytest
+	@python -m pytest $(MARKED)
 
 # TRL 0.24 cannot be imported by itself beside this transformers, so that its tests stay out.
 test-llamafactory: .venv-llamafactory/.installed-test ## The tests beside LLaMA-Factory
 	@echo "==> Tests beside $(LLAMAFACTORY)"
 	@python -m pytest tests/hosts/llamafactory tests/benchmarks/test_benchmarks.py tests/objective \
-		tests/reference tests/tiny tests/test_autoload.py tests/test_settings.py
+		tests/reference tests/tiny tests/test_autoload.py tests/test_settings.py $(MARKED)
 
 lint: .venv/.installed-test ## ruff and the import rules
 	@echo "==> ruff, lint-imports"
@@ -80,7 +88,8 @@ evidence: .venv/.installed ## Does B-DPO help? All runs, tables and figures of a
 	@.venv/bin/python -m benchmarks.safety_world
 
 evidence-quick: .venv/.installed ## The same with one seed, at reduced size
-	@.venv/bin/python -m benchmarks.safety_world --quick
+	@rm -rf $(QUICK)
+	@.venv/bin/python -m benchmarks.safety_world --quick --work $(QUICK) $(MARKED)
 
 clean: ## Remove the environments and the demo's output
 	rm -rf .venv .venv-* $(DEMO)

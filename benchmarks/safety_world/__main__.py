@@ -37,7 +37,7 @@ HERE = Path(__file__).parent
     "--results",
     type=click.Path(file_okay=False, path_type=Path),
     default=None,
-    show_default="results/ beside this module; with --quick quick/ in the work folder",
+    show_default="results/ beside this module; with --quick results/ in the work folder",
     help="Where tables and figures go.",
 )
 @click.option("--tune", is_flag=True, help="DPO's grid on the tuning seeds instead, as a table.")
@@ -67,7 +67,7 @@ def main(
     if tune:
         click.echo(report.tables(size, tables, work))
     else:
-        folder = results or (work / "quick" if quick else HERE / "results")
+        folder = results or (work if quick else HERE) / "results"
         report.write(size, tables, work, folder, failed)
         screen.print(f"{folder}: tables and figures")
     screen.print(f"{(time.monotonic() - began) / 60:.1f} minutes")
