@@ -32,7 +32,8 @@ from benchmarks.safety_world.pretrain import source_digest
 _SOURCES = ("words", "world", "pretrain", "data", "evaluate", "information", "train", "weighting")
 
 
-#: Jobs of one process, as trainers leave memory behind.
+#: Jobs of one pool of processes, as trainers leave memory behind. (The pool's own way to replace
+#: its processes, `max_tasks_per_child`, can hang with those of Python 3.11.)
 _LIFETIME = 100
 
 
@@ -115,21 +116,20 @@ def run_all(stages: Iterable[Iterable[Job]], work: Path, *, processes: int = 2) 
     with Progress(*columns, console=Console(stderr=True)) as bar:
         for number, jobs in enumerate(todo, 1):
             task = bar.add_task(f"stage {number} of {len(todo)}", total=len(jobs))
-            if not jobs:
-                continue
-            with ProcessPoolExecutor(
-                processes, context, _single_thread, max_tasks_per_child=_LIFETIME
-            ) as pool:
-                futures: dict[Future, Job] = {
-                    pool.submit(keep, j, work, j.file(work)): j for j in jobs
-                }
-                for future in as_completed(futures):
-                    job = futures[future]
-                    lost = future.exception()  # a process that died takes its jobs with it
-                    if problem := repr(lost) if lost else future.result():
-                        failed[job.file(work).stem] = problem
-                        bar.console.print(f"[red]FAILED[/] {job.name}\n{escape(problem[-600:])}")
-                    bar.update(task, advance=1, description=f"stage {number}: {job.name}")
+            for first in range(0, len(jobs), _LIFETIME):
+                with ProcessPoolExecutor(processes, context, _single_thread) as pool:
+                    futures: dict[Future, Job] = {
+                        pool.submit(keep, j, work, j.file(work)): j
+                        for j in jobs[first : first + _LIFETIME]
+                    }
+                    for future in as_completed(futures):
+                        job = futures[future]
+                        lost = future.exception()  # a process that died takes its jobs with it
+                        if problem := repr(lost) if lost else future.result():
+                            failed[job.file(work).stem] = problem
+                            text = escape(problem[-600:])
+                            bar.console.print(f"[red]FAILED[/] {job.name}\n{text}")
+                        bar.update(task, advance=1, description=f"stage {number}: {job.name}")
     return failed
 
 
