@@ -2,7 +2,8 @@
 
 The models of transformers keep the sequences of a row apart by position ids that begin again,
 with every attention implementation: what varlen kernels do at no cost, and others by a mask as
-large as the row's length squared.
+large as the row's length squared. Where the mask can be our own, two sequences that begin alike,
+as those of a preference pair, have their beginning once.
 
 Shapes: B sequences of a padded batch, T positions, R packed rows of W tokens, N positions read.
 """
@@ -12,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from heapq import heapify, heapreplace
 from inspect import signature
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +22,16 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bdpo_plugin.reference.output_layer import text_config, unwrapped
 
-#: The sequences of each packed row.
-Rows = list[list[int]]
+
+class Unit(NamedTuple):
+    """One or two sequences of a batch that stay together, and their common tokens at the start."""
+
+    members: tuple[int, ...]
+    shared: int = 0
+
+
+#: The units of each packed row.
+Plan = list[list[Unit]]
 
 
 def packable(model: nn.Module, inputs: dict[str, Any]) -> bool:
@@ -45,33 +55,17 @@ def _compiled(*models: nn.Module) -> bool:
     )
 
 
-def cheapest_rows(model: nn.Module, inputs: dict[str, Any]) -> Rows | None:
-    """How to pack the padded (B, T) batch; None where it is impossible or does not pay.
-
-    A layer of hidden size H costs about 24 H^2 operations a token, and 4 H more for each token
-    that it is compared with in attention: R rows of W tokens cost R W (6 H + W).
-    """
-    if not packable(model, inputs):
-        return None
-    mask = inputs["attention_mask"]
-    lengths = mask.sum(dim=1).tolist()
-    if sum(lengths) == mask.numel():
-        return None
-    if _varlen(model):
-        return [list(range(len(lengths)))]
-    linear = 6 * text_config(model).hidden_size
-    best, least = None, mask.numel() * (linear + mask.shape[1])
-    for number in [1] if _counts_padding(model) else range(1, len(lengths)):
-        rows = _balanced(lengths, number)
-        width = max(sum(lengths[i] for i in row) for row in rows)
-        if (cost := number * width * (linear + width)) < least:
-            best, least = rows, cost
-    return best
-
-
-def trial_rows(model: nn.Module) -> Rows:
-    """Three sequences of one length in rows such as :func:`cheapest_rows` makes of others."""
-    return [[0, 1, 2]] if _varlen(model) or _counts_padding(model) else [[0, 1], [2]]
+def shareable(model: nn.Module) -> bool:
+    """Whether an attention mask of ours may be tried: not where layers have windows, which it
+    would take the place of, nor where a kernel takes no mask."""
+    config = text_config(model)
+    windows = ("sliding_window", "attention_chunk_size")
+    return (
+        getattr(config, "_attn_implementation", None) == "sdpa"
+        and not any(getattr(config, name, None) for name in windows)
+        and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+        and not _counts_tokens(model)
+    )
 
 
 def _varlen(model: nn.Module) -> bool:
@@ -79,54 +73,140 @@ def _varlen(model: nn.Module) -> bool:
     return "flash" in attention or "flex" in attention
 
 
-def _counts_padding(model: nn.Module) -> bool:
-    """A loss over the experts' load would count the padding of rows that are not full."""
+def _counts_tokens(model: nn.Module) -> bool:
+    """A loss over the experts' load counts the padding of rows, and a shared token once."""
     return bool(getattr(text_config(model), "output_router_logits", False))
 
 
-def _balanced(lengths: Sequence[int], number: int) -> Rows:
-    """`number` rows of about equal length: the longest sequence left goes to the shortest row."""
-    rows: Rows = [[] for _ in range(number)]
+def cheapest_plan(model: nn.Module, inputs: dict[str, Any], *, share: bool = False) -> Plan | None:
+    """How to pack the padded (B, T) batch; None where it is impossible or does not pay.
+
+    A layer of hidden size H costs about 24 H^2 operations a token, and 4 H more for each token
+    that it is compared with in attention: R rows of W tokens cost R W (6 H + W).
+
+    Args:
+        share: whether sequences that begin alike may have their beginning once.
+    """
+    if not packable(model, inputs):
+        return None
+    mask = inputs["attention_mask"]
+    lengths = mask.sum(dim=1).tolist()
+    singles = [Unit((i,)) for i in range(len(lengths))]
+    ways = [] if sum(lengths) == mask.numel() else [singles]
+    if ways and _varlen(model):
+        return [singles]
+    if share:
+        ways.append(_pairs(inputs["input_ids"], mask))
+    linear = 6 * text_config(model).hidden_size
+    best, least = None, mask.numel() * (linear + mask.shape[1])
+    for units in ways:
+        sizes = [sum(lengths[i] - u.shared for i in u.members) + u.shared for u in units]
+        for number in [1] if _counts_tokens(model) else range(1, len(units) + 1):
+            rows = _balanced(sizes, number)
+            width = max(sum(sizes[i] for i in row) for row in rows)
+            if (cost := number * width * (linear + width)) < least:
+                best, least = [[units[i] for i in row] for row in rows], cost
+    return best
+
+
+def _pairs(input_ids: Tensor, mask: Tensor) -> list[Unit]:
+    """Units of the sequences: two together where they begin alike, each in one unit."""
+    of_rows = input_ids[mask.bool()].split(mask.sum(dim=1).tolist())
+    tokens = [row.tolist() for row in of_rows]
+    order = sorted(range(len(tokens)), key=lambda i: tokens[i])
+    # of each with the next one in the dictionary's order
+    alike = [_common(tokens[i], tokens[j]) for i, j in pairwise(order)] + [0, 0]
+    units, place = [], 0
+    while place < len(order):
+        together = alike[place] > 0 and alike[place] >= alike[place + 1]
+        members = order[place : place + 1 + together]
+        units.append(Unit(tuple(sorted(members)), alike[place] if together else 0))
+        place += len(members)
+    return units
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    different = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(different, min(len(one), len(other)))
+
+
+def _balanced(sizes: Sequence[int], number: int) -> list[list[int]]:
+    """`number` rows of about equal length: the largest that is left goes to the shortest row."""
+    rows: list[list[int]] = [[] for _ in range(number)]
     filled = [(0, row) for row in range(number)]
     heapify(filled)
-    for sequence in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        length, row = filled[0]
-        rows[row].append(sequence)
-        heapreplace(filled, (length + lengths[sequence], row))
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        size, row = filled[0]
+        rows[row].append(index)
+        heapreplace(filled, (size + sizes[index], row))
     return [sorted(row) for row in rows]
 
 
+def trial_plans(model: nn.Module) -> tuple[Plan, Plan | None]:
+    """Three equal sequences in rows such as :func:`cheapest_plan` makes of others; and so that
+    the first two share some tokens, if that may be tried."""
+    one, other, last = Unit((0,)), Unit((1,)), Unit((2,))
+    if _varlen(model) or _counts_tokens(model):
+        return [[one, other, last]], None
+    return [[one, other], [last]], [[Unit((0, 1), 3), last]] if shareable(model) else None
+
+
 def pack(
-    positions: Tensor, inputs: dict[str, Any], rows: Rows
-) -> tuple[Tensor, dict[str, Any], Tensor | None]:
-    """A (B, T) batch in `rows`.
+    positions: Tensor, inputs: dict[str, Any], plan: Plan
+) -> tuple[Tensor, dict[str, Any], Tensor]:
+    """A (B, T) batch as in `plan`.
 
     Returns:
         the positions, (R, W) bool; the inputs of the model's forward; the (N,) places, among the
-        positions read in the packed rows, of those of the padded batch, None where they agree.
+        positions read in the packed rows, of those of the padded batch.
     """
     mask = inputs["attention_mask"].bool()
     of_sequences = mask.flatten().nonzero().flatten().split(mask.sum(dim=1).tolist())
-    # where each packed token was; -1: padding, which is a sequence of its own
-    source = pad_sequence(
-        [torch.cat([of_sequences[i] for i in row]) for row in rows],
-        batch_first=True,
-        padding_value=-1,
+    # of each packed token: where it was; its unit; its branch: 0 what the members share, else the
+    # member. -1 is padding.
+    columns: list[list[Tensor]] = [[], [], []]
+    for row in plan:
+        pieces = [
+            (tokens, unit, branch)
+            for unit, (members, shared) in enumerate(row)
+            for branch, tokens in enumerate(
+                [of_sequences[members[0]][:shared], *(of_sequences[m][shared:] for m in members)]
+            )
+        ]
+        columns[0].append(torch.cat([tokens for tokens, _, _ in pieces]))
+        for column, kind in zip(columns[1:], (1, 2), strict=True):
+            column.append(torch.cat([torch.full_like(p[0], p[kind]) for p in pieces]))
+    source, units, branches = (
+        pad_sequence(column, batch_first=True, padding_value=-1) for column in columns
     )
     real = source >= 0
+
+    # where each token of the batch has come to
+    places = torch.zeros_like(mask.flatten(), dtype=torch.long)
+    places[source[real]] = real.flatten().nonzero().flatten()
+    for members, shared in (unit for row in plan for unit in row if unit.shared):
+        for member in members[1:]:
+            places[of_sequences[member][:shared]] = places[of_sequences[members[0]][:shared]]
+    wanted = places[positions.flatten()]
+    read = torch.zeros_like(real.flatten())
+    read[wanted] = True
 
     def packed(tensor: Tensor) -> Tensor:
         return tensor.flatten()[source].masked_fill(~real, 0)
 
-    read = packed(positions)
-    rest = {name: value for name, value in inputs.items() if name != "attention_mask"}
-    return (
-        read,
-        rest
-        | {
-            "input_ids": packed(inputs["input_ids"]),
-            "position_ids": packed(mask.cumsum(dim=1) - 1),
-            "use_cache": False,  # a model with a cache to fill takes a row for one sequence
-        },
-        source[read].argsort() if len(rows) > 1 else None,
-    )
+    packed_inputs = {name: value for name, value in inputs.items() if name != "attention_mask"} | {
+        "input_ids": packed(inputs["input_ids"]),
+        "position_ids": packed(mask.cumsum(dim=1) - 1),
+        "use_cache": False,  # a model with a cache to fill takes a row for one sequence
+    }
+    if any(unit.shared for row in plan for unit in row):
+        packed_inputs["attention_mask"] = _tree_mask(units, branches)
+    return read.view_as(real), packed_inputs, read.cumsum(dim=0)[wanted] - 1
+
+
+def _tree_mask(units: Tensor, branches: Tensor) -> Tensor:
+    """(R, 1, W, W) bool: a token sees those before it that its unit shares or its branch has."""
+    rows, columns = units[:, :, None], units[:, None, :]
+    of_row, of_column = branches[:, :, None], branches[:, None, :]
+    seen = (rows == columns) & ((of_column == 0) | (of_column == of_row))
+    return seen.tril()[:, None]

@@ -29,7 +29,7 @@ from bdpo_plugin.reference.output_layer import (
     select,
     text_config,
 )
-from bdpo_plugin.reference.packing import cheapest_rows, pack, packable, trial_rows
+from bdpo_plugin.reference.packing import Plan, cheapest_plan, pack, packable, trial_plans
 
 #: Logits held at once: 128 MiB in float32.
 CHUNK_ELEMENTS = 2**25
@@ -75,10 +75,12 @@ class TokenStatistics(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """Of a model: whether its logits can be reproduced in chunks, and its batches packed."""
+    """Of a model: whether its logits can be reproduced in chunks, its batches packed, and what
+    two sequences have in common run once."""
 
     chunked: bool
     packs: bool
+    shares: bool
 
 
 class ResponseReader:
@@ -119,10 +121,12 @@ class ResponseReader:
         if module is not None and module not in self._met:
             keep_differentiable(model)
             self._met[module] = self._meet(model, module, positions, inputs)
-        known = self._met[module] if module is not None else _Known(False, False)
+        known = self._met[module] if module is not None else _Known(False, False, False)
         order = None
-        if may_pack and known.packs and (rows := cheapest_rows(model, inputs)):
-            positions, inputs, order = pack(positions, inputs, rows)
+        if may_pack and known.packs:
+            plan = cheapest_plan(model, inputs, share=known.shares)
+            if plan:
+                positions, inputs, order = pack(positions, inputs, plan)
         project = None
         if known.chunked:
             head = self._head(model, module, positions.device)
@@ -186,36 +190,49 @@ class ResponseReader:
         with torch.no_grad(), evaluation(model):
             with at_head(model, module, few, None, project) as seen:
                 theirs = model(**one).logits
-            packed = None
-            if packable(model, inputs):
-                copies = {k: v.repeat(3, 1) if isinstance(v, Tensor) else v for k, v in one.items()}
-                where, copies, _ = pack(few.repeat(3, 1), copies, trial_rows(model))
-                with at_head(model, module, where, None, project) as again:
-                    model(**copies)
-                packed = again.result
+            plans = trial_plans(model) if packable(model, inputs) else (None, None)
+            tried = [self._copies(model, module, one, few, plan, project) for plan in plans]
         if seen.rows is not None:
             theirs = theirs[0].float()
             # post-processing in float32 differs from the model's own by its dtype's rounding
             tolerance = max(4 * torch.finfo(seen.dtype).eps, 1e-4) * theirs.abs().max()
 
-            def agrees(mine: Tensor | None) -> bool:
-                return (
-                    mine is not None
-                    and mine.shape == theirs.shape
-                    and bool((mine - theirs).abs().max() <= tolerance)
+            def agree(copies: Tensor | None) -> bool:
+                if copies is None or copies.shape[-1] != theirs.shape[-1]:
+                    return False
+                return all(
+                    mine.shape == theirs.shape and bool((mine - theirs).abs().max() <= tolerance)
+                    for mine in copies.split(len(theirs))
                 )
 
-            if agrees(seen.result):
-                # a sequence must not see the one before it in the row, nor the padding
-                packs = packed is not None and all(map(agrees, packed.split(len(theirs))))
-                return _Known(True, packs)
+            if agree(seen.result):
+                packs, shares = map(agree, tried)
+                return _Known(True, packs, packs and shares)
         warnings.warn(
             f"bdpo-plugin does not reproduce the logits of {type(model).__name__} from its output "
             "layer, so the model projects all response positions of a batch at once: as correct, "
             "with more memory.",
             stacklevel=2,
         )
-        return _Known(False, False)
+        return _Known(False, False, False)
+
+    def _copies(
+        self,
+        model: nn.Module,
+        module: nn.Module,
+        one: dict[str, Any],
+        few: Tensor,
+        plan: Plan | None,
+        project: Callable[[Tensor], Tensor],
+    ) -> Tensor | None:
+        """The logits of three copies of a sequence in packed rows, as `plan` has them."""
+        if plan is None:
+            return None
+        copies = {k: v.repeat(3, 1) if isinstance(v, Tensor) else v for k, v in one.items()}
+        where, copies, order = pack(few.repeat(3, 1), copies, plan)
+        with at_head(model, module, where, None, project) as seen:
+            model(**copies)
+        return None if seen.result is None else seen.result[order]
 
 
 def _in_order(states: Tensor, order: Tensor | None) -> Tensor:

@@ -76,17 +76,33 @@ class Job(NamedTuple):
 def budgeted_batches(jobs: Sequence[Job], token_budget: int) -> list[list[int]]:
     """Indices of `jobs` in batches of similar length, the longest first.
 
-    A batch holds at most `token_budget` tokens, padding included, or a single job.
+    A batch holds at most `token_budget` tokens, padding included, or a single job. Two jobs that
+    follow one another among those of their prompt, such as those of a preference pair, stay
+    together where they can: what they have in common may be run once.
     """
+    couples: list[list[int]] = []
+    open_couple: dict[bytes, list[int]] = {}
+    for index, job in enumerate(jobs):
+        couple = open_couple.pop(job.prompt.tobytes(), None)
+        if couple is None:
+            couple = open_couple[job.prompt.tobytes()] = []
+            couples.append(couple)
+        couple.append(index)
+
+    def longest(indices: list[int]) -> int:
+        return max(jobs[i].length for i in indices)
+
     batches: list[list[int]] = []
-    for index in sorted(range(len(jobs)), key=lambda i: -jobs[i].length):
-        rows = jobs[index].rows
-        if batches:
-            batch = batches[-1]
-            if (len(batch) + 1) * rows * jobs[batch[0]].length <= token_budget:
-                batch.append(index)
-                continue
-        batches.append([index])
+    width = filled = 0
+    for couple in sorted(couples, key=longest, reverse=True):
+        rows = sum(jobs[i].rows for i in couple)
+        if batches and filled + rows <= token_budget // width:
+            batches[-1] += couple
+            filled += rows
+            continue
+        parts = [couple] if rows * longest(couple) <= token_budget else [[i] for i in couple]
+        batches += parts
+        width, filled = longest(parts[-1]), sum(jobs[i].rows for i in parts[-1])
     return batches
 
 

@@ -8,7 +8,7 @@ import torch
 
 from bdpo_plugin import balance_weights
 from bdpo_plugin.trainer import step
-from benchmarks.safety_world import analysis, experiments, words
+from benchmarks.safety_world import analysis, experiments, runner, words
 from benchmarks.safety_world.data import matched, training_pairs
 from benchmarks.safety_world.evaluate import HARMFUL, HARMLESS, as_wanted, classify, generate, score
 from benchmarks.safety_world.information import Information
@@ -415,3 +415,14 @@ def test_tables_and_figures_with_and_without_failed_runs(tmp_path, missing):
     pngs = {file.stem: file.stat().st_size for file in (tmp_path / "results").glob("*.png")}
     assert len(pngs) == 8
     assert min(pngs.values()) > 5000
+
+
+def test_more_jobs_than_one_pool_takes(tmp_path, monkeypatch):
+    """And what fails is told by name, the rest is done."""
+    monkeypatch.setattr(runner, "_LIFETIME", 1)
+    bad = Job("pretrain", {"seed": 1, "no such": 1})
+    good = Job("pretrain", {"seed": 0, "steps": 2, "hidden": 64})
+    failed = runner.run_all([[bad, good, good]], tmp_path, processes=1)
+    assert [job.file(tmp_path).exists() for job in (bad, good)] == [False, True]
+    (problem,) = failed.values()
+    assert "no such" in problem

@@ -7,7 +7,7 @@ import torch
 from small_models import small_model
 from transformers import Lfm2Config
 
-from bdpo_plugin.reference.packing import cheapest_rows, pack, packable
+from bdpo_plugin.reference.packing import Unit, cheapest_plan, pack, packable, shareable
 from bdpo_plugin.reference.projection import ResponseReader
 from bdpo_plugin.tiny import build_model
 
@@ -107,6 +107,12 @@ def test_compiled_models_and_inputs_of_other_kinds_are_not_packed(tokenizer, bat
     assert not packable(model, inputs)
 
 
+def members(model, inputs):
+    """The sequences of each row of the cheapest plan."""
+    plan = cheapest_plan(model, inputs)
+    return plan and [[i for unit in row for i in unit.members] for row in plan]
+
+
 def padded(*lengths):
     width = max(lengths)
     rows = torch.tensor([[1] * n + [0] * (width - n) for n in lengths])
@@ -116,24 +122,24 @@ def padded(*lengths):
 def test_packed_only_where_it_costs_less(tokenizer):
     model = small_model(tokenizer)  # hidden size 32: a token's own cost is that of 192 others
     model.set_attn_implementation("sdpa")
-    assert cheapest_rows(model, padded(30, 6)) == [[0, 1]]
-    assert cheapest_rows(model, padded(30, 30)) is None
-    assert cheapest_rows(model, padded(30, 29, 29)) is None  # 88 tokens see more than 30
-    assert cheapest_rows(model, padded(600, 10)) == [[0, 1]]
-    assert cheapest_rows(model, padded(600, 300, 590, 310)) == [[0], [2], [1, 3]]
-    assert len(cheapest_rows(model, padded(*[600] * 8, 10))) == 8
+    assert members(model, padded(30, 6)) == [[0, 1]]
+    assert members(model, padded(30, 30)) is None
+    assert members(model, padded(30, 29, 29)) is None  # 88 tokens see more than 30
+    assert members(model, padded(600, 10)) == [[0, 1]]
+    assert members(model, padded(600, 300, 590, 310)) == [[0], [2], [1, 3]]
+    assert len(members(model, padded(*[600] * 8, 10))) == 8
     model.config._attn_implementation = "flash_attention_2"
-    assert cheapest_rows(model, padded(*[600] * 8, 10)) == [list(range(9))]
-    assert cheapest_rows(model, padded(600, 600)) is None
+    assert members(model, padded(*[600] * 8, 10)) == [list(range(9))]
+    assert members(model, padded(600, 600)) is None
 
 
 def test_no_row_has_padding_where_a_loss_counts_it(tokenizer):
     model = small_model(tokenizer, "moe")
     model.set_attn_implementation("sdpa")
     batch = padded(60, 30, 25, 5)
-    assert len(cheapest_rows(model, batch)) > 1
+    assert len(members(model, batch)) > 1
     model.config.output_router_logits = True
-    assert cheapest_rows(model, batch) in (None, [[0, 1, 2, 3]])
+    assert members(model, batch) in (None, [[0, 1, 2, 3]])
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -151,7 +157,7 @@ def test_several_rows_with_gradient(tokenizer, attention):
     inputs = {"input_ids": ids, "attention_mask": batch["attention_mask"]}
     labels = ids.roll(-1, dims=1)[positions]
     weight = model.model.embed_tokens.weight
-    rows = cheapest_rows(model, inputs)
+    rows = members(model, inputs)
     assert 1 < len(rows) < len(lengths)
     mine, seen = widths(model, lambda: logps(ResponseReader(), model, (inputs, positions, labels)))
     assert seen[-1][0] == len(rows)
@@ -165,16 +171,110 @@ def test_several_rows_with_gradient(tokenizer, attention):
 
 def test_pack(batch):
     inputs, positions, labels = batch
-    together, packed, order = pack(positions, inputs, [[0, 1, 2]])
+    together, packed, order = pack(positions, inputs, [[Unit((0,)), Unit((1,)), Unit((2,))]])
     assert packed["input_ids"].shape == packed["position_ids"].shape == together.shape == (1, 45)
     starts = (packed["position_ids"][0] == 0).nonzero().flatten().tolist()
     assert starts == [0, 30, 39]
-    assert order is None
+    assert order.tolist() == list(range(len(labels)))
     after = packed["input_ids"].roll(-1, dims=1)[together]
     assert after.tolist() == labels.tolist()
 
-    together, packed, order = pack(positions, inputs, [[1, 2], [0]])
+    together, packed, order = pack(positions, inputs, [[Unit((1,)), Unit((2,))], [Unit((0,))]])
     assert packed["input_ids"].shape == packed["position_ids"].shape == together.shape == (2, 30)
     assert (packed["position_ids"][0, 15:] == 0).all()  # padding: nobody's neighbour
     after = packed["input_ids"].roll(-1, dims=1)[together]
     assert after[order].tolist() == labels.tolist()
+
+
+# --- two sequences that begin alike ---------------------------------------------------------
+
+
+@pytest.fixture
+def pairs(tokenizer):
+    """Two preference pairs, chosen rows first, right-padded: prompts of 20 and 9 tokens."""
+    torch.manual_seed(2)
+    prompts = [torch.randint(5, len(tokenizer), (n,)) for n in (20, 9)] * 2
+    rows = [
+        torch.cat([p, torch.randint(5, len(tokenizer), (n,))])
+        for p, n in zip(prompts, (7, 12, 3, 25), strict=True)
+    ]
+    ids, mask, positions = torch.zeros(3, 4, 34, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+        positions[i, len(prompts[i]) - 1 : len(row) - 1] = 1
+    positions = positions.bool()
+    return {"input_ids": ids, "attention_mask": mask}, positions, ids.roll(-1, dims=1)[positions]
+
+
+@pytest.mark.parametrize("architecture", ["tied", "untied", "gpt2", "moe", "logits_scaling"])
+def test_a_common_prompt_runs_once(tokenizer, pairs, architecture):
+    model = small_model(tokenizer, architecture)
+    model.set_attn_implementation("sdpa")
+    mine, seen = widths(model, lambda: logps(ResponseReader(), model, pairs))
+    tokens = int(pairs[0]["attention_mask"].sum()) - 20 - 9
+    assert tokens <= seen[-1][0] * seen[-1][1] < tokens + 29
+    wanted = plain_logps(model, pairs)
+    torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-5)
+    upstream = torch.randn(len(wanted))
+    weight = model.get_input_embeddings().weight
+    (gradient,) = torch.autograd.grad(mine, weight, upstream)
+    (expected,) = torch.autograd.grad(wanted, weight, upstream)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_common_prompt_under_gradient_checkpointing(tokenizer, pairs):
+    model = small_model(tokenizer)
+    model.set_attn_implementation("sdpa")
+    weight = model.get_input_embeddings().weight
+    (expected,) = torch.autograd.grad(plain_logps(model, pairs).sum(), weight)
+    model.train()
+    model.gradient_checkpointing_enable()
+    mine, seen = widths(model, lambda: logps(ResponseReader(), model, pairs))
+    assert seen[-1] != (4, 34)
+    (gradient,) = torch.autograd.grad(mine.sum(), weight)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_who_shares(tokenizer, pairs):
+    model = small_model(tokenizer)
+    model.set_attn_implementation("sdpa")
+    (row,) = cheapest_plan(model, pairs[0], share=True)
+    assert sorted(row) == [Unit((0, 2), 20), Unit((1, 3), 9)]
+    # a whole sequence may be the beginning of another
+    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 0, 0], [9, 9, 9, 9]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1]])
+    plan = cheapest_plan(model, {"input_ids": ids, "attention_mask": mask}, share=True)
+    assert sorted(u for row in plan for u in row) == [Unit((0, 1), 2), Unit((2,), 0)]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "attention", "options"),
+    [
+        ("soft-capped", "eager", {}),
+        ("tied", "eager", {}),
+        ("tied", "sdpa", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}),
+        ("moe", "sdpa", {"sliding_window": 4}),
+        ("moe", "sdpa", {"output_router_logits": True}),
+    ],
+)
+def test_who_does_not_share(tokenizer, pairs, architecture, attention, options):
+    model = small_model(tokenizer, architecture, **options)
+    model.set_attn_implementation(attention)
+    assert not shareable(model)
+    mine = logps(ResponseReader(), model, pairs)
+    torch.testing.assert_close(mine, plain_logps(model, pairs), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_ignores_the_mask_does_not_share(tokenizer, pairs):
+    class Deaf(type(small_model(tokenizer))):
+        def forward(self, *args, attention_mask=None, **kwargs):
+            if attention_mask is not None and attention_mask.dim() == 4:
+                attention_mask = None
+            return super().forward(*args, attention_mask=attention_mask, **kwargs)
+
+    model = small_model(tokenizer)
+    model.set_attn_implementation("sdpa")
+    model.__class__ = Deaf
+    mine = logps(ResponseReader(), model, pairs)
+    torch.testing.assert_close(mine, plain_logps(model, pairs), rtol=1e-5, atol=1e-5)

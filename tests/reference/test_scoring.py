@@ -209,14 +209,31 @@ def test_batches(lengths, gain, budget):
     jobs = [Job(np.ones(p, dtype=np.int64), np.ones(r, dtype=np.int64), null) for p, r in lengths]
     batches = budgeted_batches(jobs, budget)
     assert sorted(i for batch in batches for i in batch) == list(range(len(jobs)))
-    sizes = [jobs[i].length for batch in batches for i in batch]
-    assert sizes == sorted(sizes, reverse=True)
+    widths = [max(jobs[i].length for i in batch) for batch in batches]
+    assert widths == sorted(widths, reverse=True)
+    for batch, width in zip(batches, widths, strict=True):
+        assert sum(jobs[i].rows for i in batch) * width <= budget or len(batch) == 1
+    for (batch, following), width in zip(itertools.pairwise(batches), widths, strict=False):
+        rows = (len(batch) + 2) * jobs[batch[0]].rows  # two that stay together
+        assert rows * width > budget, f"{following[0]} had room"
+
+
+def test_the_sides_of_a_pair_stay_together():
+    rng = np.random.default_rng(0)
+    jobs = []
+    for _ in range(20):
+        prompt = rng.integers(5, 99, 10)
+        for tokens in rng.integers(5, 60, 2):
+            jobs += [Job(prompt, np.arange(tokens)), Job(NULL, np.arange(tokens))]
+    batches = budgeted_batches(jobs, 300)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(jobs)))
+    where = {i: number for number, batch in enumerate(batches) for i in batch}
+    for pair in range(0, len(jobs), 4):  # after the prompt, then after the null prompt
+        for one, other in ((pair, pair + 2), (pair + 1, pair + 3)):
+            assert where[one] == where[other]
+    assert len(budgeted_batches(jobs[:4], 50)) == 4, "couples that do not fit are parted"
     for batch in batches:
-        tokens = sum(jobs[i].rows for i in batch) * max(jobs[i].length for i in batch)
-        assert tokens <= budget or len(batch) == 1
-    for batch, following in itertools.pairwise(batches):
-        rows = (len(batch) + 1) * jobs[batch[0]].rows
-        assert rows * jobs[batch[0]].length > budget, f"{following[0]} had room"
+        assert len(batch) * max(jobs[i].length for i in batch) <= 300
 
 
 def test_length_and_rows_of_a_job():
