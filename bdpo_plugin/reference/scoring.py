@@ -89,20 +89,24 @@ def budgeted_batches(jobs: Sequence[Job], token_budget: int) -> list[list[int]]:
             couples.append(couple)
         couple.append(index)
 
-    def longest(indices: list[int]) -> int:
-        return max(jobs[i].length for i in indices)
+    def size(indices: list[int]) -> tuple[int, int]:
+        """Tokens of the longest, and rows."""
+        return max(jobs[i].length for i in indices), sum(jobs[i].rows for i in indices)
 
+    units: list[list[int]] = []
+    for couple in couples:
+        width, rows = size(couple)
+        units += [couple] if rows * width <= token_budget else [[i] for i in couple]
     batches: list[list[int]] = []
-    width = filled = 0
-    for couple in sorted(couples, key=longest, reverse=True):
-        rows = sum(jobs[i].rows for i in couple)
-        if batches and filled + rows <= token_budget // width:
-            batches[-1] += couple
-            filled += rows
-            continue
-        parts = [couple] if rows * longest(couple) <= token_budget else [[i] for i in couple]
-        batches += parts
-        width, filled = longest(parts[-1]), sum(jobs[i].rows for i in parts[-1])
+    room = 0  # rows that the last batch has left
+    for unit in sorted(units, key=size, reverse=True):
+        width, rows = size(unit)
+        if rows <= room:
+            batches[-1] += unit
+        else:
+            batches.append(unit)
+            room = token_budget // width
+        room -= rows
     return batches
 
 
