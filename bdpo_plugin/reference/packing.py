@@ -55,7 +55,7 @@ def _compiled(*models: nn.Module) -> bool:
     )
 
 
-def shareable(model: nn.Module) -> bool:
+def shareable(model: nn.Module, inputs: dict[str, Any]) -> bool:
     """Whether an attention mask of ours may be tried: not where layers have windows, which it
     would take the place of, nor where a kernel takes no mask."""
     config = text_config(model)
@@ -64,7 +64,7 @@ def shareable(model: nn.Module) -> bool:
         getattr(config, "_attn_implementation", None) == "sdpa"
         and not any(getattr(config, name, None) for name in windows)
         and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-        and not _counts_tokens(model)
+        and not _counts_tokens(model, inputs)
     )
 
 
@@ -73,9 +73,10 @@ def _varlen(model: nn.Module) -> bool:
     return "flash" in attention or "flex" in attention
 
 
-def _counts_tokens(model: nn.Module) -> bool:
+def _counts_tokens(model: nn.Module, inputs: dict[str, Any]) -> bool:
     """A loss over the experts' load counts the padding of rows, and a shared token once."""
-    return bool(getattr(text_config(model), "output_router_logits", False))
+    default = getattr(text_config(model), "output_router_logits", False)
+    return bool(inputs.get("output_router_logits", default))
 
 
 def cheapest_plan(model: nn.Module, inputs: dict[str, Any], *, share: bool = False) -> Plan | None:
@@ -95,13 +96,13 @@ def cheapest_plan(model: nn.Module, inputs: dict[str, Any], *, share: bool = Fal
     ways = [] if sum(lengths) == mask.numel() else [singles]
     if ways and _varlen(model):
         return [singles]
-    if share:
+    if share and not _counts_tokens(model, inputs):
         ways.append(_pairs(inputs["input_ids"], mask))
     linear = 6 * text_config(model).hidden_size
     best, least = None, mask.numel() * (linear + mask.shape[1])
     for units in ways:
         sizes = [sum(lengths[i] - u.shared for i in u.members) + u.shared for u in units]
-        for number in [1] if _counts_tokens(model) else range(1, len(units) + 1):
+        for number in [1] if _counts_tokens(model, inputs) else range(1, len(units) + 1):
             rows = _balanced(sizes, number)
             width = max(sum(sizes[i] for i in row) for row in rows)
             if (cost := number * width * (linear + width)) < least:
@@ -142,13 +143,14 @@ def _balanced(sizes: Sequence[int], number: int) -> list[list[int]]:
     return [sorted(row) for row in rows]
 
 
-def trial_plans(model: nn.Module) -> tuple[Plan, Plan | None]:
+def trial_plans(model: nn.Module, inputs: dict[str, Any]) -> tuple[Plan, Plan | None]:
     """Three equal sequences in rows such as :func:`cheapest_plan` makes of others; and so that
     the first two share some tokens, if that may be tried."""
     one, other, last = Unit((0,)), Unit((1,)), Unit((2,))
-    if _varlen(model) or _counts_tokens(model):
+    if _varlen(model) or _counts_tokens(model, inputs):
         return [[one, other, last]], None
-    return [[one, other], [last]], [[Unit((0, 1), 3), last]] if shareable(model) else None
+    shared = [[Unit((0, 1), 3), last]] if shareable(model, inputs) else None
+    return [[one, other], [last]], shared
 
 
 def pack(

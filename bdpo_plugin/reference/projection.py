@@ -190,7 +190,7 @@ class ResponseReader:
         with torch.no_grad(), evaluation(model):
             with at_head(model, module, few, None, project) as seen:
                 theirs = model(**one).logits
-            plans = trial_plans(model) if packable(model, inputs) else (None, None)
+            plans = trial_plans(model, inputs) if packable(model, inputs) else (None, None)
             tried = [self._copies(model, module, one, few, plan, project) for plan in plans]
         if seen.rows is not None:
             theirs = theirs[0].float()

@@ -89,8 +89,12 @@ def scores_of(model, jobs: list[Job], *, budget=256, reader=None, batches=None):
 
 
 def sequences(position_ids) -> int:
-    """How many sequences, of two tokens at least, are packed in it: padding has no second token."""
-    return int((position_ids == 1).sum())
+    """How many sequences, of two tokens at least, are packed in it: as many as end.
+
+    Those with a common beginning each have an end of their own; padding is a row of zeros.
+    """
+    following = torch.nn.functional.pad(position_ids, (0, 1))[:, 1:]
+    return int(((position_ids > 0) & (following != position_ids + 1)).sum())
 
 
 @contextmanager

@@ -261,9 +261,24 @@ def test_who_shares(tokenizer, pairs):
 def test_who_does_not_share(tokenizer, pairs, architecture, attention, options):
     model = small_model(tokenizer, architecture, **options)
     model.set_attn_implementation(attention)
-    assert not shareable(model)
+    assert not shareable(model, pairs[0])
     mine = logps(ResponseReader(), model, pairs)
     torch.testing.assert_close(mine, plain_logps(model, pairs), rtol=1e-5, atol=1e-5)
+
+
+def test_a_loss_over_the_experts_counts_every_token_once(tokenizer, pairs):
+    """Also where the reader has met the model without that loss, as in the reference pass."""
+    model = small_model(tokenizer, "moe")
+    model.set_attn_implementation("sdpa")
+    inputs, positions, labels = pairs
+    reader = ResponseReader()
+    _, seen = widths(model, lambda: logps(reader, model, pairs))
+    assert seen[-1][0] * seen[-1][1] < int(inputs["attention_mask"].sum()), "shared"
+    wanted = model(**inputs, output_router_logits=True)
+    inputs = inputs | {"output_router_logits": True}
+    tokens, outputs = reader.token_statistics(model, positions, labels, **inputs)
+    torch.testing.assert_close(outputs.aux_loss, wanted.aux_loss)
+    torch.testing.assert_close(tokens.logps, plain_logps(model, pairs), rtol=1e-5, atol=1e-5)
 
 
 def test_a_model_that_ignores_the_mask_does_not_share(tokenizer, pairs):
