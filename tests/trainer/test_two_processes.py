@@ -47,7 +47,10 @@ def test_two_processes_are_one(tmp_path, host):
         histories.append(state["log_history"])
     compared = 0
     for one, two in zip(*histories, strict=True):
-        for name in set(one) & set(two):
+        names = set(one) & set(two)
+        if one["step"] == 1:  # nothing is trained yet: a reward above 0 is one of rounding
+            names.discard("rewards/accuracies")
+        for name in names:
             if name.startswith(("rewards/", "bdpo/", "loss", "logps/", "num_tokens", "entropy")):
                 assert two[name] == pytest.approx(one[name], rel=1e-5, abs=1e-4), name
                 compared += 1
