@@ -1,9 +1,9 @@
 """The entry point: PyTorch calls :func:`install` at the end of `import torch`.
 
 It makes a host know `rl: bdpo` (LLaMA-Factory: `pref_loss: bdpo`) by that key alone, once the host
-itself is imported. Whoever only
-imports torch pays for reading this file. Standard library and wrapt only, and nothing raised:
-an exception here would break `import torch`. ``BDPO_AUTOLOAD=0`` turns it off.
+itself is imported. Whoever only imports torch pays for reading this file. Standard library and
+wrapt only, and nothing raised: an exception here would break `import torch`. ``BDPO_AUTOLOAD=0``
+turns it off.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from importlib import import_module
 from types import ModuleType
 
 _LLAMAFACTORY = "bdpo_plugin.hosts.llamafactory.activate"
+_ARGUMENTS = "llamafactory.hparams.finetuning_args"
 
 #: Module of a host -> the function ("module:function") that takes it, once it is complete.
 HOOKS = {
     "axolotl.utils.config": "bdpo_plugin.hosts.axolotl.activate:wrap_validate_config",
     "axolotl.cli.config_options": "bdpo_plugin.hosts.axolotl.activate:add_options",
-    "llamafactory.hparams.finetuning_args": f"{_LLAMAFACTORY}:put_arguments",
+    _ARGUMENTS: f"{_LLAMAFACTORY}:put_arguments",
     "llamafactory.hparams.parser": f"{_LLAMAFACTORY}:wrap_read_args",
     "llamafactory.train.dpo.trainer": f"{_LLAMAFACTORY}:wrap_trainer",
     "llamafactory.webui.components.train": f"{_LLAMAFACTORY}:wrap_train_tab",
@@ -72,14 +73,31 @@ def _guarded(hook: str) -> Callable[[ModuleType], None]:
             getattr(import_module(path), function)(module)
         except Exception as error:
             _warn(error)
+            if module.__name__ == _ARGUMENTS:
+                _refuse(module.FinetuningArguments, error)
 
     return call
 
 
+def _refuse(arguments: type, error: Exception) -> None:
+    """Have `pref_loss: bdpo` refused: LLaMA-Factory trains `sigmoid` for what it does not know."""
+    theirs, reason = arguments.__post_init__, repr(error)
+
+    def __post_init__(self: object) -> None:
+        if self.pref_loss == "bdpo":
+            raise ValueError(
+                "This run asked for B-DPO, which could not hook into LLaMA-Factory: "
+                f"{reason}. Nothing has been trained. Reinstall bdpo-plugin."
+            )
+        theirs(self)
+
+    arguments.__post_init__ = __post_init__
+
+
 def _warn(error: Exception) -> None:
     warnings.warn(
-        "B-DPO could not hook into its host, so `rl: bdpo` (LLaMA-Factory: `pref_loss: bdpo`) will "
-        f"not be known to it: {error!r}. Reinstall bdpo-plugin, or set BDPO_AUTOLOAD=0 to silence "
+        "B-DPO could not hook into its host, which will not know `rl: bdpo` (LLaMA-Factory: "
+        f"`pref_loss: bdpo`): {error!r}. Reinstall bdpo-plugin, or set BDPO_AUTOLOAD=0 to silence "
         "this.",
         RuntimeWarning,
         stacklevel=2,

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from bdpo_plugin.objective import mutual_information
 from bdpo_plugin.reference.null_prompt import NullPrompt
+from bdpo_plugin.reference.output_layer import is_sharded
 from bdpo_plugin.reference.pairs import Pair, Side
 from bdpo_plugin.reference.projection import ResponseReader
 from bdpo_plugin.reference.scoring import Job, Reference, budgeted_batches, score_jobs
@@ -136,10 +137,14 @@ def _compute(
 ) -> dict[bytes, Score]:
     jobs = [job for _, job in todo]
     batches = budgeted_batches(jobs, token_budget)
+    in_step = _world() > 1 and is_sharded(reference.model)
     if store:
-        # A sharded model wants the same number of forward passes in every rank.
         batches += [batches[-1]] * (-len(batches) % _world())
         batches = batches[_rank() :: _world()]
+    elif in_step:  # each rank has pairs of its own
+        most = torch.tensor(len(batches), device=device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        batches += [batches[-1]] * (int(most) - len(batches))
     done: dict[bytes, Score] = {}
     pending: dict[bytes, Score] = {}
     flushed = time.monotonic()
@@ -152,7 +157,7 @@ def _compute(
     )
     try:
         with progress, reference.in_force() as model:
-            found = score_jobs(model, reader, jobs, batches, device, sure=_world() == 1)
+            found = score_jobs(model, reader, jobs, batches, device, in_step=in_step)
             for batch, batch_scores in found:
                 pending |= {todo[i][0]: s for i, s in zip(batch, batch_scores, strict=True)}
                 progress.update(sum(jobs[i].rows * jobs[i].length for i in batch))

@@ -76,9 +76,11 @@ def at_head(
 
 
 def select(states: Tensor, positions: Tensor) -> Tensor:
-    """(B, T, H) states or logits -> (N, H), at the (B, T) positions that are True."""
+    """(B, T, H) states or logits -> (N, H), at the (B, T) positions, on the CPU, that are True."""
     # the virtual tokens of prompt learning come before the positions of the real ones
-    return states[:, -positions.shape[1] :][positions.to(states.device)]
+    states = states[:, -positions.shape[1] :].flatten(0, 1)
+    # the CPU knows how many there are: no wait for the device
+    return states.index_select(0, positions.flatten().nonzero().squeeze(1).to(states.device))
 
 
 def keep_differentiable(model: nn.Module) -> None:
@@ -87,6 +89,13 @@ def keep_differentiable(model: nn.Module) -> None:
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each rank holds a part of the weights (FSDP, ZeRO-3) and none can run it alone."""
+    return any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()) or any(
+        hasattr(p, "ds_tensor") or hasattr(p, "to_local") for p in model.parameters()
+    )
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ Shapes: B sequences of a padded batch, T positions, R packed rows of W tokens, N
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from heapq import heapify, heapreplace
 from inspect import signature
@@ -35,14 +36,22 @@ Plan = list[list[Unit]]
 
 
 def packable(model: nn.Module, inputs: dict[str, Any]) -> bool:
-    """Whether packed rows may be tried on the model: whether it keeps them apart is to be seen."""
+    """Whether packed rows may be tried on the model: whether it keeps them apart is to be seen.
+
+    What a trial on a few tokens would not show is left out here: layers that look at a token's
+    place in its row (Llama 4), and adapters that begin at the last invocation in a row.
+    """
     outer = unwrapped(model)
     inner = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
     tensors = {name for name, value in inputs.items() if isinstance(value, Tensor)}
+    config, adapter = text_config(model), getattr(outer, "active_peft_config", None)
+    places = ("attention_chunk_size", "attn_temperature_tuning")
     return (
         tensors == {"input_ids", "attention_mask"}
         and "position_ids" in signature(inner.forward).parameters
-        and not getattr(getattr(outer, "active_peft_config", None), "is_prompt_learning", False)
+        and not getattr(adapter, "is_prompt_learning", False)
+        and not getattr(adapter, "alora_invocation_tokens", None)
+        and not any(getattr(config, name, None) for name in places)
         and not _compiled(model, outer)
     )
 
@@ -59,10 +68,9 @@ def shareable(model: nn.Module, inputs: dict[str, Any]) -> bool:
     """Whether an attention mask of ours may be tried: not where layers have windows, which it
     would take the place of, nor where a kernel takes no mask."""
     config = text_config(model)
-    windows = ("sliding_window", "attention_chunk_size")
     return (
         getattr(config, "_attn_implementation", None) == "sdpa"
-        and not any(getattr(config, name, None) for name in windows)
+        and not getattr(config, "sliding_window", None)
         and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         and not _counts_tokens(model, inputs)
     )
@@ -79,40 +87,53 @@ def _counts_tokens(model: nn.Module, inputs: dict[str, Any]) -> bool:
     return bool(inputs.get("output_router_logits", default))
 
 
-def cheapest_plan(model: nn.Module, inputs: dict[str, Any], *, share: bool = False) -> Plan | None:
+def _widest(model: nn.Module) -> float:
+    """The widest row that a model without rotary embeddings has room for."""
+    config = text_config(model)
+    if any(hasattr(config, name) for name in ("rope_parameters", "rope_theta")):
+        return math.inf
+    return getattr(config, "max_position_embeddings", None) or math.inf
+
+
+def cheapest_plan(
+    model: nn.Module, inputs: dict[str, Any], ids: Tensor, mask: Tensor, *, share: bool = False
+) -> Plan | None:
     """How to pack the padded (B, T) batch; None where it is impossible or does not pay.
 
     A layer of hidden size H costs about 24 H^2 operations a token, and 4 H more for each token
     that it is compared with in attention: R rows of W tokens cost R W (6 H + W).
 
     Args:
+        inputs: of the model's forward.
+        ids, mask: its token ids and attention mask, bool, on the CPU.
         share: whether sequences that begin alike may have their beginning once.
     """
     if not packable(model, inputs):
         return None
-    mask = inputs["attention_mask"]
     lengths = mask.sum(dim=1).tolist()
     singles = [Unit((i,)) for i in range(len(lengths))]
     ways = [] if sum(lengths) == mask.numel() else [singles]
     if ways and _varlen(model):
         return [singles]
     if share and not _counts_tokens(model, inputs):
-        ways.append(_pairs(inputs["input_ids"], mask))
-    linear = 6 * text_config(model).hidden_size
+        ways.append(_pairs(ids, mask))
+    linear, widest = 6 * text_config(model).hidden_size, _widest(model)
     best, least = None, mask.numel() * (linear + mask.shape[1])
     for units in ways:
         sizes = [sum(lengths[i] - u.shared for i in u.members) + u.shared for u in units]
         for number in [1] if _counts_tokens(model, inputs) else range(1, len(units) + 1):
             rows = _balanced(sizes, number)
             width = max(sum(sizes[i] for i in row) for row in rows)
-            if (cost := number * width * (linear + width)) < least:
+            if width <= widest and (cost := number * width * (linear + width)) < least:
                 best, least = [[units[i] for i in row] for row in rows], cost
+            if width == max(sizes):  # more rows would not be narrower
+                break
     return best
 
 
-def _pairs(input_ids: Tensor, mask: Tensor) -> list[Unit]:
+def _pairs(ids: Tensor, mask: Tensor) -> list[Unit]:
     """Units of the sequences: two together where they begin alike, each in one unit."""
-    of_rows = input_ids[mask.bool()].split(mask.sum(dim=1).tolist())
+    of_rows = ids[mask].split(mask.sum(dim=1).tolist())
     tokens = [row.tolist() for row in of_rows]
     order = sorted(range(len(tokens)), key=lambda i: tokens[i])
     # of each with the next one in the dictionary's order
@@ -154,15 +175,18 @@ def trial_plans(model: nn.Module, inputs: dict[str, Any]) -> tuple[Plan, Plan | 
 
 
 def pack(
-    positions: Tensor, inputs: dict[str, Any], plan: Plan
+    positions: Tensor, inputs: dict[str, Any], mask: Tensor, plan: Plan
 ) -> tuple[Tensor, dict[str, Any], Tensor]:
     """A (B, T) batch as in `plan`.
 
+    Args:
+        positions, mask: the positions read and the attention mask, (B, T) bool, on the CPU.
+        inputs: of the model's forward, on its device.
+
     Returns:
-        the positions, (R, W) bool; the inputs of the model's forward; the (N,) places, among the
-        positions read in the packed rows, of those of the padded batch.
+        the positions, (R, W) bool, on the CPU; the inputs of the model's forward; the (N,)
+        places, among the positions read in the packed rows, of those of the padded batch.
     """
-    mask = inputs["attention_mask"].bool()
     of_sequences = mask.flatten().nonzero().flatten().split(mask.sum(dim=1).tolist())
     # of each packed token: where it was; its unit; its branch: 0 what the members share, else the
     # member. -1 is padding.
@@ -193,16 +217,16 @@ def pack(
     read = torch.zeros_like(real.flatten())
     read[wanted] = True
 
-    def packed(tensor: Tensor) -> Tensor:
-        return tensor.flatten()[source].masked_fill(~real, 0)
-
+    ids = inputs["input_ids"]
+    device = ids.device
+    position_ids = (mask.cumsum(dim=1) - 1).flatten()[source].masked_fill(~real, 0)
     packed_inputs = {name: value for name, value in inputs.items() if name != "attention_mask"} | {
-        "input_ids": packed(inputs["input_ids"]),
-        "position_ids": packed(mask.cumsum(dim=1) - 1),
+        "input_ids": ids.flatten()[source.to(device)].masked_fill(~real.to(device), 0),
+        "position_ids": position_ids.to(device),
         "use_cache": False,  # a model with a cache to fill takes a row for one sequence
     }
     if any(unit.shared for row in plan for unit in row):
-        packed_inputs["attention_mask"] = _tree_mask(units, branches)
+        packed_inputs["attention_mask"] = _tree_mask(units.to(device), branches.to(device))
     return read.view_as(real), packed_inputs, read.cumsum(dim=0)[wanted] - 1
 
 

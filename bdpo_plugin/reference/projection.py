@@ -118,18 +118,24 @@ class ResponseReader:
             what `function` returned, and the model's outputs, whose logits are of no use.
         """
         module = output_head(model)
+        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        # the one time that the device is waited for
+        ids, mask, positions = torch.stack(
+            [ids, torch.ones_like(ids) if mask is None else mask.to(ids), positions.to(ids)]
+        ).cpu()
+        mask, positions = mask.bool(), positions.bool()
         if module is not None and module not in self._met:
             keep_differentiable(model)
-            self._met[module] = self._meet(model, module, positions, inputs)
+            self._met[module] = self._meet(model, module, mask, inputs)
         known = self._met[module] if module is not None else _Known(False, False, False)
         order = None
         if may_pack and known.packs:
-            plan = cheapest_plan(model, inputs, share=known.shares)
+            plan = cheapest_plan(model, inputs, ids, mask, share=known.shares)
             if plan:
-                positions, inputs, order = pack(positions, inputs, plan)
+                positions, inputs, order = pack(positions, inputs, mask, plan)
         project = None
         if known.chunked:
-            head = self._head(model, module, positions.device)
+            head = self._head(model, module, inputs["input_ids"].device)
 
             def project(states: Tensor) -> Any:
                 return function(_in_order(states, order), head)
@@ -147,7 +153,13 @@ class ResponseReader:
         return function(_in_order(logits, order), head), outputs
 
     def token_statistics(
-        self, model: nn.Module, positions: Tensor, labels: Tensor, **inputs: Any
+        self,
+        model: nn.Module,
+        positions: Tensor,
+        labels: Tensor,
+        *,
+        may_pack: bool = True,
+        **inputs: Any,
     ) -> tuple[TokenStatistics, Any]:
         """Statistics of the (N,) tokens `labels` that follow the N positions; see :meth:`read`."""
 
@@ -156,7 +168,7 @@ class ResponseReader:
             found = statistics(hidden, head, labels.to(hidden.device))
             return TokenStatistics(*(tensor.to(labels.device) for tensor in found))
 
-        return self.read(model, positions, function, **inputs)
+        return self.read(model, positions, function, may_pack=may_pack, **inputs)
 
     def _head(self, model: nn.Module, module: nn.Module, device: torch.device) -> Head:
         finish = logits_postprocessing(model)
@@ -165,28 +177,30 @@ class ResponseReader:
             chunk = min(chunk, CPU_CHUNK_ELEMENTS)
         vocabulary = text_config(model).vocab_size
         return Head(
-            project=lambda rows: finish(module(rows).float()),
+            # a tied output layer may be on another device than the last layer
+            project=lambda rows: finish(module(rows).float()).to(rows.device),
             rows=max(1, chunk // vocabulary),
             held=max(1, held // vocabulary),
             trained=any(p.requires_grad for p in module.parameters()),
         )
 
     def _meet(
-        self, model: nn.Module, module: nn.Module, positions: Tensor, inputs: dict[str, Any]
+        self, model: nn.Module, module: nn.Module, mask: Tensor, inputs: dict[str, Any]
     ) -> _Known:
         """Tries on the beginning of one row what is to be done with batches.
 
         The number of forward passes is the same in every rank: a sharded model needs it.
         """
-        mask = inputs.get("attention_mask", torch.ones_like(positions)).bool()
         # the first ones: what comes before them in a packed row has the most weight there
         some = mask[0].nonzero().flatten()[:_TRIAL]
         one = {
-            k: v[:1, some] if isinstance(v, Tensor) and v.shape[:2] == positions.shape else v
+            k: v[:1, some.to(v.device)]
+            if isinstance(v, Tensor) and v.shape[:2] == mask.shape
+            else v
             for k, v in inputs.items()
         }
-        few = torch.ones(1, len(some), dtype=torch.bool, device=positions.device)
-        project = self._head(model, module, positions.device).project
+        few = torch.ones(1, len(some), dtype=torch.bool)
+        project = self._head(model, module, inputs["input_ids"].device).project
         with torch.no_grad(), evaluation(model):
             with at_head(model, module, few, None, project) as seen:
                 theirs = model(**one).logits
@@ -202,7 +216,7 @@ class ResponseReader:
                     return False
                 return all(
                     mine.shape == theirs.shape and bool((mine - theirs).abs().max() <= tolerance)
-                    for mine in copies.split(len(theirs))
+                    for mine in copies.to(theirs.device).split(len(theirs))
                 )
 
             if agree(seen.result):
@@ -225,14 +239,21 @@ class ResponseReader:
         plan: Plan | None,
         project: Callable[[Tensor], Tensor],
     ) -> Tensor | None:
-        """The logits of three copies of a sequence in packed rows, as `plan` has them."""
+        """The logits of three copies of a sequence in packed rows, as `plan` has them; None where
+        there is no plan, or the model cannot read such rows."""
         if plan is None:
             return None
         copies = {k: v.repeat(3, 1) if isinstance(v, Tensor) else v for k, v in one.items()}
-        where, copies, order = pack(few.repeat(3, 1), copies, plan)
+        every = few.repeat(3, 1)
+        where, copies, order = pack(every, copies, every, plan)
         with at_head(model, module, where, None, project) as seen:
-            model(**copies)
-        return None if seen.result is None else seen.result[order]
+            try:
+                model(**copies)
+            except torch.OutOfMemoryError:
+                raise
+            except (ValueError, TypeError, IndexError, RuntimeError):
+                return None  # such as a model that takes the mask of a row for that of a batch
+        return None if seen.result is None else _in_order(seen.result, order)
 
 
 def _in_order(states: Tensor, order: Tensor | None) -> Tensor:
@@ -285,7 +306,9 @@ class _FrozenHead(torch.autograd.Function):
     def forward(
         ctx: Any, rows: Tensor, labels: Tensor, project: Callable[[Tensor], Tensor], extras: bool
     ):
-        with torch.enable_grad():
+        # nothing is kept for a later backward: a host that offloads what is has no part in it
+        keep = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
+        with torch.enable_grad(), keep:
             leaf = rows.detach().requires_grad_()
             logps, *rest = _statistics(leaf, labels, project, extras)
             (gradient,) = torch.autograd.grad(logps.sum(), leaf)

@@ -117,17 +117,19 @@ def score_jobs(
     batches: Sequence[list[int]],
     device: torch.device,
     *,
-    sure: bool = True,
+    in_step: bool = False,
 ) -> Iterator[tuple[list[int], list[Score]]]:
-    """The scores of each batch, as it is done; a batch that does not fit in memory is halved.
+    """The scores of each batch, as it is done.
+
+    A batch that does not fit in memory is halved, and one whose scores are not all finite is run
+    once more, padded, to be sure whose they are: in a packed row they spoil the others.
 
     Args:
-        sure: make sure whose scores are not finite by running such a batch once more, padded: in
-            a packed row they spoil the others. Not for a sharded model, whose ranks have to run
-            the same number of batches.
+        in_step: run the given batches and no other: the ranks of a sharded model have to run the
+            same number of them.
 
     Raises:
-        BDPOError: a single sequence does not fit in the device's memory.
+        BDPOError: a single sequence, or a batch `in_step`, does not fit in the device's memory.
     """
     todo = deque(batches)
     while todo:
@@ -135,10 +137,16 @@ def score_jobs(
         try:
             of_batch = [jobs[i] for i in batch]
             scores = _score(of_batch, model, reader, device)
-            if sure and len(batch) > 1 and not all(score.finite for score in scores):
+            if not in_step and len(batch) > 1 and not all(score.finite for score in scores):
                 scores = _score(of_batch, model, reader, device, may_pack=False)
             yield batch, scores
         except torch.OutOfMemoryError as error:
+            if in_step and len(batch) > 1:
+                raise BDPOError(
+                    "A scoring batch does not fit in the memory of the device. The ranks share the "
+                    "model, so that none can go on with smaller batches alone: lower "
+                    "`bdpo_score_tokens`. What has been scored is kept."
+                ) from error
             if len(batch) == 1:
                 raise BDPOError(
                     f"A sequence of {jobs[batch[0]].length} tokens alone does not fit in the "

@@ -24,15 +24,22 @@ def training_pairs(
         score: the MI of pairs under the pretrained model.
     """
     name, _, percent = condition.partition(" ")
+    memorised = [pair for pair, _ in world.memorised]
     if name == "memorised":
-        return [pair for pair, _ in world.memorised][:count]
+        return memorised[:count]
+    known = {pair.query.text for pair in memorised}
+
+    def fresh(number: int) -> list[Pair]:
+        drawn = world.pairs(number + len(memorised), "training")
+        return [pair for pair in drawn if pair.query.text not in known][:number]
+
     if name == "imbalanced":
-        pool = world.pairs(POOL * count, "training")
+        pool = fresh(POOL * count)
         matches = matched(pool, score(pool), count)
         # spread over the types, which the matches are sorted by
         share, taken = int(percent) / 100, range(len(matches))
         return [matches[i][0 if int((i + 1) * share) > int(i * share) else 1] for i in taken]
-    pairs = world.pairs(count, "training")
+    pairs = fresh(count)
     if name == "noise":
         wrong = set(world.rng(condition).sample(range(count), round(count * int(percent) / 100)))
         return [pair.swapped() if i in wrong else pair for i, pair in enumerate(pairs)]

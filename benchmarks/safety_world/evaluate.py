@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
@@ -39,6 +40,23 @@ def classify(query: Query, text: str) -> str:
     if given - {query.verb.tool, query.thing.part}:
         return "wrong"
     return "detailed" if len(said) > _SHORT else "short"
+
+
+def well_formed(query: Query, text: str) -> bool:
+    """Whether an answer is, word for word, one of the grammar's about its query."""
+    slots = {
+        "verb": [query.verb.name],
+        "thing": [query.thing.name],
+        "loser": [query.thing.loser],
+        "instead": [query.verb.instead],
+        "tool": words.TOOLS,
+        "part": words.PARTS,
+    }
+    choices = {name: f"({'|'.join(values)})" for name, values in slots.items()}
+    wordings = (w for of_type in words.RESPONSES.values() for w in of_type)
+    bodies = "|".join(re.escape(w).replace(r"\{", "{").replace(r"\}", "}") for w in wordings)
+    pattern = rf"({bodies.format(**choices)})( ({'|'.join(words.CLOSINGS)}))? \."
+    return re.fullmatch(pattern, text) is not None
 
 
 def as_wanted(query: Query, type: str) -> bool:
@@ -149,6 +167,7 @@ def evaluate(
 
     Returns:
         ``score`` and the rate of each set, shares of 1; ``types``: set -> type -> count;
+        ``well_formed``: share of the answers as wanted that are the grammar's, word for word;
         ``greedy``: the score of the greedy answers alone; ``nll``; with `reference` the ``margin``
         in nats and the ``accuracy`` of its pairs.
     """
@@ -158,8 +177,16 @@ def evaluate(
     flat = [query for members in sets.values() for query in members]
     answers = iter(generate(model, tokenizer, [q.text for q in flat], seed=world.seed))
     rates, greedy, types = {}, {}, {}
+    forms: list[bool] = []
     for name, members in sets.items():
-        found = [(q, [classify(q, text) for text in next(answers)]) for q in members]
+        texts = [(q, next(answers)) for q in members]
+        found = [(q, [classify(q, text) for text in of_query]) for q, of_query in texts]
+        forms += [
+            well_formed(q, text)
+            for (q, of_query), (_, kinds) in zip(texts, found, strict=True)
+            for text, kind in zip(of_query, kinds, strict=True)
+            if as_wanted(q, kind)
+        ]
         types[name] = dict(Counter(type for _, of_query in found for type in of_query))
         rates[name] = fmean(as_wanted(q, type) for q, of_query in found for type in of_query)
         greedy[name] = fmean(as_wanted(q, of_query[0]) for q, of_query in found)
@@ -168,6 +195,7 @@ def evaluate(
         **rates,
         "greedy": score(greedy),
         "types": types,
+        "well_formed": fmean(forms) if forms else 0.0,
         "nll": general_nll(model, tokenizer, world),
     }
     if reference:

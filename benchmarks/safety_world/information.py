@@ -124,9 +124,13 @@ class Information:
         )
 
 
-def other_queries(world: World, count: int) -> list[str]:
-    """Queries as the preference data has them, for the marginal."""
-    return [pair.query.text for pair in world.pairs(count, "marginal")]
+def other_queries(
+    world: World, count: int, pairs: Sequence[Pair], purpose: str = "marginal"
+) -> list[str]:
+    """Queries as the preference data has them, none of them one of `pairs`, for the marginal."""
+    own = {pair.query.text for pair in pairs}
+    drawn = [pair.query.text for pair in world.pairs(count + len(pairs), purpose)]
+    return [query for query in drawn if query not in own][:count]
 
 
 def survey(
@@ -147,7 +151,8 @@ def survey(
     scores = information.scores(pairs)
     columns = zip(*(column.tolist() for column in scores[2:6]), strict=True)
     few = pairs[:compared]
-    chosen, rejected = information.marginal(few, other_queries(world, queries))
+    others = other_queries(world, queries, few)
+    chosen, rejected = information.marginal(few, others)
     truth = chosen - rejected
     ways = {
         f"{null}, {estimator}": (null, {"mi_estimator": estimator})
@@ -155,7 +160,9 @@ def survey(
         for estimator in ("pointwise", "expected")
     }
     differences = {
-        f"marginal over {MARGINAL_QUERIES} queries": _marginal_of_few(information, few, world)
+        f"marginal over {MARGINAL_QUERIES} queries": _marginal_of_few(
+            information, few, world, others
+        )
     }
     for name, (null, settings) in ways.items():
         found = information.scores(few, null, **settings)
@@ -182,8 +189,11 @@ def survey(
     }
 
 
-def _marginal_of_few(information: Information, pairs: Sequence[Pair], world: World) -> Tensor:
-    """As the reading ``marginal`` has it, of queries that the comparison's are not among."""
-    queries = [pair.query.text for pair in world.pairs(MARGINAL_QUERIES, "few")]
+def _marginal_of_few(
+    information: Information, pairs: Sequence[Pair], world: World, others: Sequence[str]
+) -> Tensor:
+    """As the reading ``marginal`` has it, of queries that `others` are not among."""
+    drawn = other_queries(world, MARGINAL_QUERIES + len(others), pairs, "few")
+    queries = [query for query in drawn if query not in set(others)][:MARGINAL_QUERIES]
     chosen, rejected = information.marginal(pairs, queries)
     return chosen - rejected

@@ -25,8 +25,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from bdpo_plugin import __version__
 from benchmarks.safety_world.pretrain import source_digest
+from benchmarks.safety_world.versions import package_digest
 
 #: What a result depends on, beside the package.
 _SOURCES = ("words", "world", "pretrain", "data", "evaluate", "information", "train", "weighting")
@@ -51,7 +51,7 @@ class Job(NamedTuple):
 
     def file(self, work: Path) -> Path:
         """Where its result is kept: named by content, so that a change of code runs it again."""
-        versions = [__version__, version("trl")]
+        versions = [package_digest(), version("trl")]
         text = json.dumps([self, source_digest(*_SOURCES), versions], sort_keys=True)
         digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         return work / "runs" / f"{self.name.replace(' ', '-').replace(':', '-')}-{digest}.json"

@@ -18,11 +18,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from bdpo_plugin import BDPOConfig, BDPOTrainer
+from bdpo_plugin.reference.dataset import PairScores
 from benchmarks.safety_world import weighting
 from benchmarks.safety_world.data import training_pairs
 from benchmarks.safety_world.evaluate import evaluate, response_logps
 from benchmarks.safety_world.information import MARGINAL_QUERIES, Information, other_queries, survey
 from benchmarks.safety_world.pretrain import pretrained
+from benchmarks.safety_world.versions import package_digest
 from benchmarks.safety_world.world import Pair, World
 
 
@@ -66,17 +68,19 @@ def run(spec: Spec, work: Path) -> dict[str, Any]:
     Returns:
         the measures of :func:`evaluate` at the end; ``looks``: the same after each of
         `spec.looks`; ``train_margin`` (nats), ``train_accuracy`` and ``loss`` of the last epoch;
-        ``seconds``.
+        what :func:`_facts` has of the pairs and their weights; ``seconds``.
     """
     began = time.perf_counter()
     world, base, tokenizer, reference = _base(spec.seed, spec.steps, spec.hidden, work)
     if spec.method == "base":
         return evaluate(base, tokenizer, world, queries=spec.queries, reference=reference)
-    information = Information(base, tokenizer, work / "scores")
+    scores = work / "scores" / package_digest()
+    information = Information(base, tokenizer, scores)
     measure = _Looks(spec, tokenizer, world, reference)
     with TemporaryDirectory() as folder, _silence(), weighting.loss_of(spec.method):
         pairs = training_pairs(world, spec.data, spec.pairs, information.scores)
-        trainer = _trainer(spec, pairs, information, work, folder, measure)
+        trainer = _trainer(spec, pairs, information, scores, folder, measure)
+        facts = _facts(spec, pairs, information.scores(pairs), trainer)
         trainer.train()
     history = [entry for entry in trainer.state.log_history if "rewards/margins" in entry]
     return {
@@ -85,6 +89,7 @@ def run(spec: Spec, work: Path) -> dict[str, Any]:
         "train_margin": history[-1]["rewards/margins"] / spec.beta,
         "train_accuracy": history[-1]["rewards/accuracies"],
         "loss": history[-1]["loss"],
+        **facts,
         "seconds": time.perf_counter() - began,
     }
 
@@ -100,7 +105,7 @@ def _trainer(
     spec: Spec,
     pairs: list[Pair],
     information: Information,
-    work: Path,
+    scores: Path,
     folder: str,
     measure: TrainerCallback,
 ) -> DPOTrainer:
@@ -134,14 +139,38 @@ def _trainer(
     marginal = None
     if spec.method.startswith("marginal:"):
         world = World(spec.seed)
-        marginal = information.marginal(pairs, other_queries(world, MARGINAL_QUERIES))
+        marginal = information.marginal(pairs, other_queries(world, MARGINAL_QUERIES, pairs))
     return BDPOTrainer(
-        args=BDPOConfig(**options, **keys, bdpo_cache_dir=str(work / "scores")),
+        args=BDPOConfig(**options, **keys, bdpo_cache_dir=str(scores)),
         balance=weighting.balance(
             spec.method, spec.alpha, [pair.types for pair in pairs], spec.seed, marginal
         ),
         **common,
     )
+
+
+def _facts(
+    spec: Spec, pairs: list[Pair], scores: PairScores, trainer: DPOTrainer
+) -> dict[str, float]:
+    """Of the pairs: their number, mean tokens and mean ``gap`` |I_w - I_l|, nats per token. Of the
+    weights, if there are any: mean ``scale``, ``weight_sd`` of the chosen ones, and of a shuffle
+    the share of the pairs that are left ``unmoved``."""
+    facts = {
+        "pairs": len(pairs),
+        "gap": float((scores.mi_chosen - scores.mi_rejected).abs().mean()),
+        "chosen_tokens": float(scores.chosen_tokens.float().mean()),
+        "rejected_tokens": float(scores.rejected_tokens.float().mean()),
+    }
+    if spec.method == "dpo":
+        return facts
+    columns = ("bdpo_scale", "bdpo_weight_chosen")
+    scale, chosen = (torch.tensor(trainer.train_dataset[name]) for name in columns)
+    facts |= {"scale": float(scale.mean()), "weight_sd": float(chosen.std())}
+    variant = spec.method.partition(":")[2]
+    if variant in ("shuffled", "within"):
+        order = weighting.shuffle(variant, [pair.types for pair in pairs], spec.seed)
+        facts["unmoved"] = float((order == torch.arange(len(pairs))).float().mean())
+    return facts
 
 
 def _copy(model: Any) -> Any:

@@ -5,7 +5,8 @@ A method is ``dpo``, or ``READING:VARIANT``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -16,6 +17,12 @@ from torch import Tensor
 from bdpo_plugin import BalanceWeights, balance_weights
 from bdpo_plugin.trainer import step
 
+#: The package's defaults of 2026-11-24, under which "ours" stays what it was.
+_OURS = {
+    "bdpo_weighting": "softmax",
+    "bdpo_mi_estimator": "pointwise",
+    "bdpo_mi_normalize": True,
+}
 #: Reading -> the package's keys of it; PLAN.md has what each means.
 READINGS: dict[str, dict[str, Any]] = {
     "ours": {},
@@ -30,7 +37,8 @@ ABLATIONS = ("bw", "sf", "both")
 CONTROLS = ("shuffled", "within", "swapped", "random", "constant")
 
 Balance = Callable[[Tensor, Tensor], BalanceWeights]
-Groups = Sequence[Hashable]
+#: Of each pair: the kind of its query, the types of its chosen and its rejected response.
+Types = Sequence[tuple[str, str, str]]
 
 
 def keys(method: str, alpha: float) -> dict[str, Any]:
@@ -40,6 +48,7 @@ def keys(method: str, alpha: float) -> dict[str, Any]:
         "bdpo_alpha": alpha,
         "bdpo_balance": variant != "sf",
         "bdpo_scaling": variant != "bw",
+        **_OURS,
         **READINGS[reading],
     }
 
@@ -47,14 +56,14 @@ def keys(method: str, alpha: float) -> dict[str, Any]:
 def balance(
     method: str,
     alpha: float,
-    groups: Groups,
+    types: Types,
     seed: int,
     marginal: tuple[Tensor, Tensor] | None = None,
 ) -> Balance | None:
     """What takes the place of the package's weights; None where these are what is wanted.
 
     Args:
-        groups: the types of each pair, in the order of the dataset.
+        types: of each pair, in the order of the dataset.
         seed: of a control's random numbers.
         marginal: the MI of each pair, for the reading of that name.
     """
@@ -63,10 +72,10 @@ def balance(
         return None
 
     def weigh(mi_chosen: Tensor, mi_rejected: Tensor) -> BalanceWeights:
-        if len(groups) != len(mi_chosen):
-            raise ValueError(f"{len(mi_chosen)} pairs were scored, {len(groups)} were given")
+        if len(types) != len(mi_chosen):
+            raise ValueError(f"{len(mi_chosen)} pairs were scored, {len(types)} were given")
         mi = marginal if reading == "marginal" else (mi_chosen, mi_rejected)
-        mi = control(variant, *mi, groups, seed)
+        mi = control(variant, *mi, types, seed)
         weights = _weights(reading, variant, *mi, alpha)
         if variant == "constant":
             return BalanceWeights(*(w.mean().expand_as(w) for w in weights))
@@ -76,24 +85,53 @@ def balance(
 
 
 def control(
-    variant: str, mi_chosen: Tensor, mi_rejected: Tensor, groups: Groups, seed: int
+    variant: str, mi_chosen: Tensor, mi_rejected: Tensor, types: Types, seed: int
 ) -> tuple[Tensor, Tensor]:
     """The MI of a control from the MI as measured; for other variants, the same."""
-    generator = torch.Generator().manual_seed(seed)
     if variant == "swapped":
         return mi_rejected, mi_chosen
-    if variant == "random":  # differences of the same spread, favouring neither side
-        spread = (mi_chosen - mi_rejected).std()
+    generator = torch.Generator().manual_seed(seed)
+    if variant == "random":  # differences as large in the mean square, favouring neither side
+        spread = (mi_chosen - mi_rejected).square().mean().sqrt()
         drawn = torch.randn(len(mi_chosen), generator=generator) * spread
         return drawn, torch.zeros_like(drawn)
     if variant in ("shuffled", "within"):
-        of = [group if variant == "within" else None for group in groups]
-        order = torch.arange(len(of))
-        for group in dict.fromkeys(of):
-            members = torch.tensor([i for i, other in enumerate(of) if other == group])
-            order[members] = members[torch.randperm(len(members), generator=generator)]
+        order = shuffle(variant, types, seed)
         return mi_chosen[order], mi_rejected[order]
     return mi_chosen, mi_rejected
+
+
+def shuffle(variant: str, types: Types, seed: int) -> Tensor:
+    """(B,) for each pair the place of the one whose MI it gets: a random cycle of each group.
+
+    Under ``shuffled`` all pairs are one group, under ``within`` those of the same types. A pair
+    that is alone in its group is put with those alone whose query is as harmful and whose
+    responses have its types; then with those whose responses are refusals as its are; then with
+    any.
+    """
+
+    def harmful(of: tuple[str, ...]) -> bool:
+        return of[:1] == ("harmful",)
+
+    def refusals(of: tuple[str, ...]) -> tuple[bool, ...]:
+        return tuple(response in ("tailored", "generic") for response in of[1:])
+
+    generator = torch.Generator().manual_seed(seed)
+    order, alone = torch.arange(len(types)), list(range(len(types)))
+    for group_of in (
+        lambda of: of if variant == "within" else (),
+        lambda of: (harmful(of), *of[1:]),
+        lambda of: (harmful(of), *refusals(of)),
+        lambda of: (),
+    ):
+        groups: dict[tuple, list[int]] = defaultdict(list)
+        for i in alone:
+            groups[group_of(types[i])].append(i)
+        alone = [members[0] for members in groups.values() if len(members) == 1]
+        for members in map(torch.tensor, groups.values()):
+            cycle = members[torch.randperm(len(members), generator=generator)]
+            order[cycle] = cycle.roll(1)
+    return order
 
 
 def _weights(

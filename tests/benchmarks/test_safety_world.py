@@ -10,12 +10,20 @@ from bdpo_plugin import balance_weights
 from bdpo_plugin.trainer import step
 from benchmarks.safety_world import analysis, experiments, runner, words
 from benchmarks.safety_world.data import matched, training_pairs
-from benchmarks.safety_world.evaluate import HARMFUL, HARMLESS, as_wanted, classify, generate, score
+from benchmarks.safety_world.evaluate import (
+    HARMFUL,
+    HARMLESS,
+    as_wanted,
+    classify,
+    generate,
+    score,
+    well_formed,
+)
 from benchmarks.safety_world.information import Information
 from benchmarks.safety_world.pretrain import build_model, build_tokenizer, render, vocabulary
 from benchmarks.safety_world.runner import Job, keep, result, train_job
 from benchmarks.safety_world.train import Spec
-from benchmarks.safety_world.weighting import CONTROLS, balance, control, loss_of
+from benchmarks.safety_world.weighting import CONTROLS, balance, control, loss_of, shuffle
 from benchmarks.safety_world.world import Scope, World
 
 SEED = 900
@@ -213,7 +221,9 @@ def test_conditions(world, information):
         return training_pairs(world, condition, count, information.scores)
 
     plain = made("plain")
-    assert plain == world.pairs(24, "training")
+    known = {pair.query.text for pair, _ in world.memorised}
+    wanted = [pair for pair in world.pairs(64, "training") if pair.query.text not in known]
+    assert plain == wanted[:24]
     noisy = made("noise 25")
     assert sum(a == b.swapped() for a, b in zip(plain, noisy, strict=True)) == 6
     assert sum(a == b for a, b in zip(plain, noisy, strict=True)) == 18
@@ -241,15 +251,15 @@ def test_matches_are_distinct_and_of_one_type(world, information):
 def test_controls_keep_what_they_say():
     generator = torch.Generator().manual_seed(0)
     mi = torch.randn(60, generator=generator), torch.randn(60, generator=generator)
-    groups = [i % 3 for i in range(60)]
+    types = [("benign", str(i % 3), "vague") for i in range(60)]
     for variant in CONTROLS:
-        chosen, rejected = control(variant, *mi, groups, 5)
-        again = control(variant, *mi, groups, 5)
+        chosen, rejected = control(variant, *mi, types, 5)
+        again = control(variant, *mi, types, 5)
         assert all(torch.equal(a, b) for a, b in zip((chosen, rejected), again, strict=True))
         couples = sorted(zip(chosen.tolist(), rejected.tolist(), strict=True))
         if variant in ("shuffled", "within"):
             assert couples == sorted(zip(*(m.tolist() for m in mi), strict=True))
-            assert not torch.equal(chosen, mi[0])
+            assert not (chosen == mi[0]).any(), "each from another pair"
         if variant == "within":
             for group in range(3):
                 assert sorted(chosen[group::3].tolist()) == sorted(mi[0][group::3].tolist())
@@ -259,18 +269,50 @@ def test_controls_keep_what_they_say():
         if variant == "random":
             assert torch.isclose((chosen - rejected).std(), (mi[0] - mi[1]).std(), rtol=0.3)
     ours = balance_weights(*mi)
-    constant = balance("ours:constant", 1.5, groups, 0)(*mi)
+    constant = balance("ours:constant", 1.5, types, 0)(*mi)
     for mean, each in zip(constant, ours, strict=True):
         torch.testing.assert_close(mean, each.mean().expand(60))
 
 
+def test_a_pair_alone_in_its_group_gets_the_mi_of_the_next_of_kin():
+    swapped = ("harmful", "short", "generic")
+    types = [
+        *[("harmful", "generic", "short")] * 4,
+        *[("benign", "short", "vague")] * 2,
+        ("lookalike", "detailed", "wrong"),  # two alone: as harmless, of the same types
+        ("benign", "detailed", "wrong"),
+        swapped,  # alone but for another that was swapped
+        ("harmful", "detailed", "tailored"),
+        ("benign", "generic", "short"),  # the last one of all
+    ]
+    for seed in range(5):
+        order = shuffle("within", types, seed).tolist()
+        assert sorted(order) == list(range(len(types)))
+        assert all(types[i] == types[j] for i, j in enumerate(order[:6]))
+        assert order[6:] == [7, 6, 9, 8, 10]
+        assert all(i != j for i, j in enumerate(shuffle("shuffled", types, seed).tolist()))
+    assert len({tuple(shuffle("within", types, seed).tolist()) for seed in range(9)}) > 1
+
+
+def test_answers_that_no_sentence_of_the_grammar_has(world):
+    rng = world.rng("answers")
+    for type in ("detailed", "short", "tailored", "generic", "vague", "wrong"):
+        query = world.query("harmful", rng)
+        assert well_formed(query, world.response(query, type, rng).text)
+    for text in ("hammer hammer .", "sorry sorry .", "just use a hammer"):
+        assert not well_formed(query, text)
+
+
+TWO = [("benign", "short", "vague")] * 2
+
+
 def test_the_reading_ratio_halves_the_pull_and_its_scale_brings_it_back():
     mi = torch.tensor([0.3, 0.1]), torch.tensor([0.1, 0.1])
-    chosen, rejected, scale = balance("ratio:both", 1.5, [0, 0], 0)(*mi)
+    chosen, rejected, scale = balance("ratio:both", 1.5, TWO, 0)(*mi)
     torch.testing.assert_close(chosen, torch.tensor([0.25, 0.5]))
     torch.testing.assert_close(chosen + rejected, torch.ones(2))
     assert scale.tolist() == [1.5, 1.5]
-    alone = balance("ratio:sf", 1.5, [0, 0], 0)(*mi)
+    alone = balance("ratio:sf", 1.5, TWO, 0)(*mi)
     assert [w.tolist() for w in alone] == [[1, 1], [1, 1], [1.5, 1.5]]
 
 

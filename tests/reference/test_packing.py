@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from small_models import small_model
-from transformers import Lfm2Config
+from transformers import AutoModelForCausalLM, FalconConfig, Lfm2Config
 
 from bdpo_plugin.reference.packing import Unit, cheapest_plan, pack, packable, shareable
 from bdpo_plugin.reference.projection import ResponseReader
@@ -97,6 +97,41 @@ def test_a_model_that_mixes_neighbours_gets_its_padding(tokenizer, batch):
     assert seen[-1] == (2, 30)
 
 
+def test_a_model_that_cannot_read_our_mask_does_not_share(tokenizer, pairs):
+    """Falcon with ALiBi makes its biases from the mask, whose two dimensions it takes apart."""
+    config = FalconConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        alibi=True,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    inputs, positions, labels = pairs
+    assert shareable(model, inputs)
+    mine, seen = widths(model, lambda: logps(ResponseReader(), model, pairs))
+    assert seen[-1][0] * seen[-1][1] >= int(inputs["attention_mask"].sum())
+    wanted = model(**inputs).logits[positions].log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+    torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("key", ["attention_chunk_size", "attn_temperature_tuning"])
+def test_layers_that_look_at_the_place_in_the_row_are_not_packed(tokenizer, batch, key):
+    """As Llama 4's, from 8,192 tokens on: a trial on a few would not show it."""
+    model = small_model(tokenizer)
+    setattr(model.config, key, 8192)
+    assert not packable(model, batch[0])
+
+
+def test_no_row_is_wider_than_the_positions_that_were_learnt(tokenizer):
+    lengths = (60, 5)
+    few = {"max_position_embeddings": 64}
+    assert members(small_model(tokenizer, "gpt2"), padded(*lengths)) == [[0, 1]]
+    assert members(small_model(tokenizer, "gpt2", **few), padded(*lengths)) is None
+    assert members(small_model(tokenizer, **few), padded(*lengths)) == [[0, 1]], "rotary"
+
+
 def test_compiled_models_and_inputs_of_other_kinds_are_not_packed(tokenizer, batch):
     model = small_model(tokenizer)
     inputs = batch[0]
@@ -107,9 +142,14 @@ def test_compiled_models_and_inputs_of_other_kinds_are_not_packed(tokenizer, bat
     assert not packable(model, inputs)
 
 
+def plan_of(model, inputs, **options):
+    ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+    return cheapest_plan(model, inputs, ids, mask, **options)
+
+
 def members(model, inputs):
     """The sequences of each row of the cheapest plan."""
-    plan = cheapest_plan(model, inputs)
+    plan = plan_of(model, inputs)
     return plan and [[i for unit in row for i in unit.members] for row in plan]
 
 
@@ -171,7 +211,9 @@ def test_several_rows_with_gradient(tokenizer, attention):
 
 def test_pack(batch):
     inputs, positions, labels = batch
-    together, packed, order = pack(positions, inputs, [[Unit((0,)), Unit((1,)), Unit((2,))]])
+    mask = inputs["attention_mask"].bool()
+    plan = [[Unit((0,)), Unit((1,)), Unit((2,))]]
+    together, packed, order = pack(positions, inputs, mask, plan)
     assert packed["input_ids"].shape == packed["position_ids"].shape == together.shape == (1, 45)
     starts = (packed["position_ids"][0] == 0).nonzero().flatten().tolist()
     assert starts == [0, 30, 39]
@@ -179,7 +221,8 @@ def test_pack(batch):
     after = packed["input_ids"].roll(-1, dims=1)[together]
     assert after.tolist() == labels.tolist()
 
-    together, packed, order = pack(positions, inputs, [[Unit((1,)), Unit((2,))], [Unit((0,))]])
+    plan = [[Unit((1,)), Unit((2,))], [Unit((0,))]]
+    together, packed, order = pack(positions, inputs, mask, plan)
     assert packed["input_ids"].shape == packed["position_ids"].shape == together.shape == (2, 30)
     assert (packed["position_ids"][0, 15:] == 0).all()  # padding: nobody's neighbour
     after = packed["input_ids"].roll(-1, dims=1)[together]
@@ -239,12 +282,12 @@ def test_a_common_prompt_under_gradient_checkpointing(tokenizer, pairs):
 def test_who_shares(tokenizer, pairs):
     model = small_model(tokenizer)
     model.set_attn_implementation("sdpa")
-    (row,) = cheapest_plan(model, pairs[0], share=True)
+    (row,) = plan_of(model, pairs[0], share=True)
     assert sorted(row) == [Unit((0, 2), 20), Unit((1, 3), 9)]
     # a whole sequence may be the beginning of another
     ids = torch.tensor([[5, 6, 7, 8], [5, 6, 0, 0], [9, 9, 9, 9]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1]])
-    plan = cheapest_plan(model, {"input_ids": ids, "attention_mask": mask}, share=True)
+    plan = plan_of(model, {"input_ids": ids, "attention_mask": mask}, share=True)
     assert sorted(u for row in plan for u in row) == [Unit((0, 1), 2), Unit((2,), 0)]
 
 

@@ -55,7 +55,8 @@ def wrap_trainer(module: ModuleType) -> None:
 
 
 def _trainer(wrapped: Any, instance: None, args: tuple, kwargs: dict) -> Any:
-    if kwargs["finetuning_args"].pref_loss != PREF_LOSS:
+    finetuning_args = kwargs["finetuning_args"] if "finetuning_args" in kwargs else args[2]
+    if finetuning_args.pref_loss != PREF_LOSS:
         return wrapped(*args, **kwargs)
     from bdpo_plugin.hosts.llamafactory.trainer import LlamaFactoryBDPOTrainer
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 from dataclasses import field, fields, make_dataclass
 from importlib.metadata import version
 from typing import Any, Literal, get_args, get_type_hints
@@ -77,6 +79,7 @@ def resolve(args: Any) -> BDPOSettings | None:
     """
     keys = [key for key in KEYS if getattr(args, key) is not None]
     if args.pref_loss != PREF_LOSS:
+        _check_spelling(args)
         if keys:
             raise BDPOError(
                 f"`{keys[0]}` has no effect with `pref_loss: {args.pref_loss}`. Write `pref_loss: "
@@ -104,6 +107,22 @@ def resolve(args: Any) -> BDPOSettings | None:
         )
     _check_trainer()
     return settings
+
+
+def _check_spelling(args: Any) -> None:
+    """Raise BDPOError if `pref_loss` is B-DPO's in another spelling.
+
+    LLaMA-Factory does not check what a YAML says, and trains `sigmoid` for what it does not know.
+    """
+    written = str(args.pref_loss)
+    letters = re.sub("[^a-z]", "", written.lower())
+    near = set(PREF_LOSS) <= set(letters) or difflib.SequenceMatcher(
+        a=letters, b=PREF_LOSS
+    ).ratio() > (0.8 if letters != "dpo" else 1)
+    if near and written not in get_args(get_type_hints(type(args))["pref_loss"]):
+        raise BDPOError(
+            f"Unknown loss `pref_loss: {written}`. Did you mean `pref_loss: {PREF_LOSS}`?"
+        )
 
 
 def _check_trainer() -> None:

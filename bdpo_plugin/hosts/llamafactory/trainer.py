@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -51,7 +52,8 @@ class LlamaFactoryBDPOTrainer(CustomDPOTrainer):
         self.bdpo = BDPOSettings.from_keys(vars(finetuning_args))
         callbacks = kwargs.get("callbacks") or []
         model_args = next((c.model_args for c in callbacks if hasattr(c, "model_args")), None)
-        super().__init__(model, ref_model, finetuning_args, processor, **kwargs)
+        with warnings.catch_warnings():  # LLaMA-Factory switches all of them off
+            super().__init__(model, ref_model, finetuning_args, processor, **kwargs)
         self._described = describe_reference(self, ref_model, model_args)
         types, weights = ["sigmoid"], [1.0]
         if self.ftx_gamma > 1e-6:  # as LLaMA-Factory has it
@@ -124,6 +126,7 @@ class LlamaFactoryBDPOTrainer(CustomDPOTrainer):
             batch["completion_mask"],
             scores,
             self._terms,
+            may_pack=not self.neftune_noise_alpha,  # its noise depends on the width of the batch
         )
         del metrics[TOTAL]
         prefix = "eval_" if train_eval == "eval" else ""

@@ -83,6 +83,10 @@ def test_trainer_is_still_a_class():
         ({"bdpo_alhpa": 1}, "Unknown key `bdpo_alhpa`. Did you mean `bdpo_alpha`?"),
         ({"pref_loss": "sigmoid", "bdpo_alpha": 1}, "`bdpo_alpha` has no effect with `pref_loss"),
         ({"pref_loss": None, "bdpo_scaling": False}, "has no effect with `pref_loss: sigmoid`"),
+        ({"pref_loss": "BDPO"}, "`pref_loss: BDPO`. Did you mean `pref_loss: bdpo`?"),
+        ({"pref_loss": "b-dpo"}, "Did you mean `pref_loss: bdpo`?"),
+        ({"pref_loss": "bpdo"}, "Did you mean `pref_loss: bdpo`?"),
+        ({"pref_loss": "balanced_dpo"}, "Did you mean `pref_loss: bdpo`?"),
         ({"stage": "sft"}, "`pref_loss: bdpo` needs `stage: dpo`, not `stage: sft`"),
         ({"stage": "kto"}, "needs `stage: dpo`, not `stage: kto`"),
         ({"pref_bco_weight": 0.5}, "`pref_bco_weight: 0.5` cannot be used with `pref_loss: bdpo`"),
@@ -169,6 +173,26 @@ def test_never_comes_to_another_trainer():
     other, refusal = printed(NO_TRAINER)[-2:]
     assert other == "sigmoid"
     assert "its trainer is not in force" in refusal
+
+
+#: Of a process in which our module cannot be imported.
+BROKEN = """
+import sys
+sys.modules["bdpo_plugin.hosts.llamafactory.args"] = None
+from llamafactory.hparams import FinetuningArguments
+print(FinetuningArguments(stage="dpo", pref_loss="sigmoid").pref_loss)
+try:
+    FinetuningArguments(stage="dpo", pref_loss="bdpo")
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_broken_installation_is_refused():
+    other, refusal = printed(BROKEN)[-2:]
+    assert other == "sigmoid"
+    assert "could not hook into LLaMA-Factory" in refusal
 
 
 @pytest.mark.slow
