@@ -16,6 +16,7 @@ HOSTS = ("axolotl", "llamafactory")
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu-21m": {},
     "gpu-7b": {  # Qwen2-7B
+        "host": "trl",
         "device": "cuda",
         "dtype": "bfloat16",
         "adapter": "lora",

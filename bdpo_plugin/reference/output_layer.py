@@ -116,6 +116,19 @@ def text_config(model: nn.Module) -> Any:
     return unwrapped(model).config.get_text_config()
 
 
+def rotary_limit(model: nn.Module) -> int | None:
+    """Tokens beyond which the model's rotary embedding depends on the longest sequence of a batch;
+    None where it does not (all but ``longrope`` and ``dynamic``)."""
+    config = text_config(model)
+    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    # by type of layer, in some models
+    for rope in found.values() if all(isinstance(v, dict) for v in found.values()) else [found]:
+        if (rope.get("rope_type") or rope.get("type")) in ("longrope", "su", "dynamic"):
+            name = "original_max_position_embeddings"
+            return rope.get(name) or getattr(config, name, None) or config.max_position_embeddings
+    return None
+
+
 def logits_postprocessing(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """What the architectures of transformers do to their logits after the output layer.
 

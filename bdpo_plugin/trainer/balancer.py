@@ -16,6 +16,7 @@ from bdpo_plugin.objective import BalanceWeights, balance_weights
 from bdpo_plugin.reference.dataset import PairScores, score_pairs
 from bdpo_plugin.reference.fingerprint import model_fingerprint, tokenizer_fingerprint
 from bdpo_plugin.reference.null_prompt import NullPrompt, find_null_prompt
+from bdpo_plugin.reference.output_layer import rotary_limit
 from bdpo_plugin.reference.pairs import Pair, check_pairs
 from bdpo_plugin.reference.projection import ResponseReader
 from bdpo_plugin.reference.scoring import Reference
@@ -118,6 +119,7 @@ class Balancer:
                 reference.description,
                 self.null_prompt,
                 custom=self.balance is not None,
+                warnings=_long_sequences(pairs, rotary_limit(reference.model)),
             )
 
     def score_dataset(
@@ -158,8 +160,8 @@ class Balancer:
         if self.accelerator.is_main_process:
             print_scores(name, self.settings, scores, weights)
             save_scores(self.output_dir / file, rows, scores, weights, self.settings)
-        lengths = [max(len(s.prompt) + len(s.response) for s in pair) for pair in pairs]
-        return _columns(scores, weights) | {"length": torch.tensor(lengths)}
+        lengths = torch.tensor([_tokens(pair) for pair in pairs])
+        return _columns(scores, weights) | {"length": lengths}
 
     def score_batch(self, pairs: Sequence[Pair], reference: Reference) -> dict[str, Tensor]:
         """:data:`SCORE_COLUMNS` of a batch, each (B,), computed now and not kept.
@@ -234,6 +236,23 @@ class ScoreCollator:
                 values = torch.tensor([e[column] for e in examples], dtype=torch.float32)
                 batch[column] = values.view(torch.int32)
         return batch
+
+
+def _long_sequences(pairs: Sequence[Pair], limit: int | None) -> list[str]:
+    """What to say of the pairs beyond a model's :func:`rotary_limit`."""
+    longer = sum(_tokens(pair) > limit for pair in pairs) if limit else 0
+    if not longer:
+        return []
+    return [
+        f"{longer} of {len(pairs)} training pairs have more than {limit} tokens. Beyond that this "
+        "model's rotary embedding depends on what else is in the batch, so that such a pair is "
+        f"scored differently from how it is trained. Shorten the sequences to {limit} tokens."
+    ]
+
+
+def _tokens(pair: Pair) -> int:
+    """Of the longer sequence."""
+    return max(len(side.prompt) + len(side.response) for side in pair)
 
 
 def _columns(scores: PairScores, weights: BalanceWeights) -> dict[str, Tensor]:

@@ -27,12 +27,17 @@ def resolve_reference(trainer: Any, wrapped: Any = None) -> Reference:
         return Reference(
             trainer.ref_model, f"separate model {name}", adapter=AS_IT_IS, autocast=autocast
         )
-    model = wrapped if wrapped is not None else _placed(trainer)
     if not is_peft_model(trainer.model):
+        model = wrapped if wrapped is not None else _placed(trainer)
         words = f"{_name(trainer.model)} as it is before training"
         return Reference(model, words, adapter=AS_IT_IS, autocast=autocast)
     peft = trainer.accelerator.unwrap_model(trainer.model)
-    adapter = "ref" if "ref" in peft.peft_config and not _is_fresh(peft, "ref") else None
+    # seen once, before anything is sharded: then a rank may hold none of an adapter's weights
+    if not hasattr(trainer, "_bdpo_adapter"):
+        given = "ref" in peft.peft_config and not _is_fresh(peft, "ref")
+        trainer._bdpo_adapter = "ref" if given else None
+    adapter = trainer._bdpo_adapter
+    model = wrapped if wrapped is not None else _placed(trainer)
     return Reference(
         model,
         f"base model {_name(peft.get_base_model())}, "

@@ -57,7 +57,12 @@ def save_scores(
 
 
 def print_settings(
-    settings: BDPOSettings, reference: str, null_prompt: NullPrompt, *, custom: bool = False
+    settings: BDPOSettings,
+    reference: str,
+    null_prompt: NullPrompt,
+    *,
+    custom: bool = False,
+    warnings: Sequence[str] = (),
 ) -> None:
     """The table of what holds for the whole run; `custom` where a callable weighs the pairs."""
     table = _table("B-DPO")
@@ -66,8 +71,8 @@ def print_settings(
     if null_prompt.match_rate is not None:
         matched = f", {null_prompt.match_rate:.1%} of the prompts match"
     table.add_row("null prompt", escape(f"{null_prompt.text!r}\n{null_prompt.source}{matched}"))
-    if null_prompt.warning:
-        table.add_row("[bold red]WARNING", escape(null_prompt.warning))
+    for warning in filter(None, (null_prompt.warning, *warnings)):
+        table.add_row("[bold red]WARNING", escape(warning))
     weighting = f"{settings.weighting}, alpha {settings.alpha:g}"
     if not settings.balance:
         weighting += ", balance weights off"

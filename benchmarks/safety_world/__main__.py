@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 
 @click.command()
 @click.option("--quick", is_flag=True, help="One tuning seed, every experiment at reduced size.")
+@click.option("--confirm", is_flag=True, help="All of it on the confirmation seeds, 10 to 19.")
 @click.option(
     "--work",
     type=click.Path(file_okay=False, path_type=Path),
@@ -37,23 +38,34 @@ HERE = Path(__file__).parent
     "--results",
     type=click.Path(file_okay=False, path_type=Path),
     default=None,
-    show_default="results/ beside this module; with --quick results/ in the work folder",
+    show_default="results/ beside this module, or results-confirmation/; with --quick results/ in "
+    "the work folder",
     help="Where tables and figures go.",
 )
 @click.option("--tune", is_flag=True, help="DPO's grid on the tuning seeds instead, as a table.")
 @click.option("--processes", default=2, show_default=True, help="Each runs on one core.")
 @click.option("--dry-run", is_flag=True, help="Say how many runs there are, and run none.")
 def main(
-    quick: bool, work: Path, results: Path | None, tune: bool, processes: int, dry_run: bool
+    quick: bool,
+    confirm: bool,
+    work: Path,
+    results: Path | None,
+    tune: bool,
+    processes: int,
+    dry_run: bool,
 ) -> None:
     """The evidence of PLAN.md: what B-DPO does in a synthetic world, beside its controls."""
     from benchmarks.safety_world import experiments, report, runner
 
+    if quick + confirm + tune > 1:
+        raise click.UsageError("--quick, --confirm and --tune exclude each other.")
     if tune:
         size = experiments.TUNING
         tables = [experiments.pretrained(size), experiments.tuning()]
     else:
-        size = experiments.QUICK if quick else experiments.FULL
+        size = experiments.FULL
+        if quick or confirm:
+            size = experiments.QUICK if quick else experiments.CONFIRMATION
         tables = experiments.experiments(size)
     stages = experiments.stages(size, tables)
     screen = Console(stderr=True)
@@ -67,7 +79,8 @@ def main(
     if tune:
         click.echo(report.tables(size, tables, work))
     else:
-        folder = results or (work if quick else HERE) / "results"
+        name = "results-confirmation" if confirm else "results"
+        folder = results or (work if quick else HERE) / name
         report.write(size, tables, work, folder, failed)
         screen.print(f"{folder}: tables and figures")
     screen.print(f"{(time.monotonic() - began) / 60:.1f} minutes")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
+from benchmarks.safety_world.design import Contrast, Experiment, Row
 from benchmarks.safety_world.runner import Job, train_job
 from benchmarks.safety_world.train import Spec
 from benchmarks.safety_world.weighting import READINGS
@@ -20,68 +21,6 @@ TUNING_SEEDS = (900, 901, 902)
 CONFIRMATION_SEEDS = tuple(range(10, 20))
 
 METHODS = {"DPO": "dpo", "B-DPO": "ours:both", "control": "ours:within"}
-
-
-class Row(NamedTuple):
-    """A line of a table: `against` names the rows whose difference with it is reported."""
-
-    label: str
-    spec: Callable[[int], Spec]
-    against: tuple[str, ...] = ()
-
-
-class Contrast(NamedTuple):
-    """A sum of rows with factors that sum to 0: a difference, or a difference of differences."""
-
-    label: str
-    parts: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A table: its rows, and what of them is compared.
-
-    With `looks`, a row is one for each of these epochs of its run.
-    """
-
-    name: str
-    title: str
-    rows: tuple[Row, ...]
-    extra: tuple[Contrast, ...] = ()
-    looks: tuple[int, ...] = ()
-
-    @property
-    def labels(self) -> list[str]:
-        return [self.at(row.label, look) for row in self.rows for look in self.looks or (0,)]
-
-    @staticmethod
-    def at(label: str, look: int) -> str:
-        return f"{label}, epoch {look}" if look else label
-
-    def contrasts(self) -> list[Contrast]:
-        made = [
-            Contrast(
-                f"{self.at(row.label, look)} − {other}",
-                {self.at(row.label, look): 1.0, self.at(other, look): -1.0},
-            )
-            for row in self.rows
-            for look in self.looks or (0,)
-            for other in row.against
-        ]
-        return [*made, *self.extra]
-
-    def levels(
-        self, seeds: Sequence[int], result: Callable[[Job], dict[str, Any] | None]
-    ) -> dict[str, list[dict[str, Any] | None]]:
-        """Label -> the measures of each seed, None where the run failed."""
-        found: dict[str, list[dict[str, Any] | None]] = {label: [] for label in self.labels}
-        for row in self.rows:
-            for seed in seeds:
-                whole = result(train_job(row.spec(seed)))
-                for look in self.looks or (0,):
-                    part = whole["looks"][str(look)] if whole and look else whole
-                    found[self.at(row.label, look)].append(part)
-        return found
 
 
 @dataclass(frozen=True)
@@ -110,6 +49,7 @@ class Size:
 
 
 FULL = Size()
+CONFIRMATION = Size(seeds=CONFIRMATION_SEEDS)
 TUNING = Size(seeds=TUNING_SEEDS)
 QUICK = Size(
     seeds=TUNING_SEEDS[:1],
@@ -218,7 +158,13 @@ def _alpha(size: Size) -> Experiment:
             against = (zero, label) if alpha == 1.5 else (zero,)
             spec = size.spec("ours:both", beta=beta, alpha=alpha)
             rows.append(Row(f"beta {beta:.2g}, alpha {alpha:g}", spec, against))
-    return Experiment("alpha", "alpha and beta (Figure 5)", tuple(rows))
+    middle = f"beta {BETA:.2g}, alpha 1.5"
+    ends = {f"alpha {alpha:g}" for alpha in (min(size.alphas), max(size.alphas))}
+    more = [
+        Contrast(f"{middle} − {end}", {middle: 1, f"beta {BETA:.2g}, {end}": -1}, added=True)
+        for end in sorted(ends)
+    ]
+    return Experiment("alpha", "alpha and beta (Figure 5)", tuple(rows), tuple(more))
 
 
 def _controls(size: Size) -> Experiment:
@@ -244,10 +190,13 @@ def _reading(size: Size, reading: str) -> Experiment:
         Row("control", size.spec(f"{reading}:within"), ("DPO",)),
         Row("both", size.spec(f"{reading}:both"), ("DPO", "control")),
     )
-    more = Contrast(
-        "(both − DPO) − (BW − DPO) − (SF − DPO)", {"both": 1, "BW": -1, "SF": -1, "DPO": 1}
+    more = (
+        Contrast(
+            "(both − DPO) − (BW − DPO) − (SF − DPO)", {"both": 1, "BW": -1, "SF": -1, "DPO": 1}
+        ),
+        Contrast("SF − BW", {"SF": 1, "BW": -1}, added=True),
     )
-    return Experiment(f"ablation-{reading}", f"Ablation, reading `{reading}`", rows, (more,))
+    return Experiment(f"ablation-{reading}", f"Ablation, reading `{reading}`", rows, more)
 
 
 def _three(size: Size, name: str, title: str, settings: dict[str, dict[str, Any]]) -> Experiment:
@@ -300,5 +249,13 @@ def _epochs(size: Size) -> Experiment:
             },
         )
         for other in ("DPO", "control")
+    ]
+    lost += [
+        Contrast(
+            f"epoch {size.long} − epoch {early}, {method}",
+            {f"{method}, epoch {size.long}": 1, f"{method}, epoch {early}": -1},
+            added=True,
+        )
+        for method in METHODS
     ]
     return Experiment("epochs", "Many epochs", tuple(rows), tuple(lost), size.looks)

@@ -7,61 +7,64 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.lines import Line2D
 
-from benchmarks.safety_world.analysis import contrast, difference
-from benchmarks.safety_world.experiments import BETA, Contrast, Experiment, Size
+from benchmarks.safety_world import plots
+from benchmarks.safety_world.analysis import Difference, contrast, difference
+from benchmarks.safety_world.design import Contrast, Experiment, Levels
+from benchmarks.safety_world.experiments import BETA, Size
+from benchmarks.safety_world.weighting import READINGS
+from benchmarks.safety_world.world import MEMORISED
 
-Levels = dict[str, dict[str, list[dict[str, Any] | None]]]
-_COLOURS = {"DPO": "tab:gray", "B-DPO": "tab:blue", "control": "tab:orange"}
-_CONTROL = "control: MI shuffled within types"
-_POINTS = "points of 100"
+_WORDS = {
+    "ours": "the package's defaults",
+    "outside": "the scale weighs the pair's loss",
+    "ratio": "each weight is the other's share of the MI,\nthe scale a constant",
+    "power": "weights from powers of the MI",
+    "summed": "MI of the whole response,\nnot for each token",
+    "expected": "MI of the expected, not of\nthe actual next token",
+    "marginal": "MI against the mean over\n16 other queries",
+}
+_ARMS = {
+    "BW": ("BW: the balance weights alone", "tab:green", "s"),
+    "SF": ("SF: the scaling factor alone", "tab:purple", "^"),
+    "both": ("both: B-DPO", plots.COLOURS["B-DPO"], "o"),
+    "control": ("control: both, MI shuffled within types", plots.COLOURS["control"], "D"),
+}
+_NULL_PROMPTS = {
+    "scaffold": "scaffold (the chat template without the query)",
+    "placeholder": "placeholder (a query that asks for nothing)",
+    "bos": "the first token alone (BOS)",
+}
+#: Of a table whose labels do not say it themselves.
+_CONDITIONS = {
+    "epochs": "after {}",
+    "imbalance": "{} pairs",
+    "noise": "label noise: {}",
+    "memorised": f"{MEMORISED} pairs, {{}}",
+}
 
 
 def draw(
     size: Size,
     tables: Sequence[Experiment],
-    levels: Levels,
+    levels: dict[str, Levels],
     surveys: Sequence[dict[str, Any] | None],
     folder: Path,
 ) -> None:
     """All figures as PNG files in `folder`."""
     by_name = {table.name: table for table in tables}
-    seeds = f"{len(size.seeds)} seed{'s' * (len(size.seeds) > 1)}"
     done = [survey for survey in surveys if survey]
     figures: dict[str, Callable[[], Any]] = {
-        "fig2_mutual_information": lambda: _scatter(done, seeds),
-        "fig2_null_prompts": lambda: _agreement(done, seeds),
-        "fig3_4_subsets": lambda: _subsets(levels["subsets"], seeds),
-        "fig5_alpha": lambda: _alpha(size, levels["alpha"], seeds),
-        "controls": lambda: _forest(
-            "B-DPO and its controls: score, difference with DPO",
-            seeds,
-            _with("controls", "DPO", by_name, levels),
-        ),
-        "ablation": lambda: _forest(
-            "Readings and their ablations: score, difference with DPO",
-            seeds,
-            [
-                (f"{name.removeprefix('ablation-')}: {label}", found)
-                for name in by_name
-                if name.startswith("ablation-")
-                for label, found in _with(name, "DPO", by_name, levels)
-            ],
-        ),
-        "conditions": lambda: _forest(
-            "Where the MI helps: score, B-DPO less its control (MI shuffled within types)",
-            seeds,
-            [
-                (f"{name}: {label}", found)
-                for name in ("imbalance", "noise", "pairs", "memorised", "epochs")
-                for label, found in _with(name, "control", by_name, levels)
-            ],
-        ),
-        "epochs": lambda: _epochs(size, levels["epochs"], seeds),
+        "fig2_mutual_information": lambda: _scatter(done),
+        "fig2_null_prompts": lambda: _agreement(done),
+        "fig3_4_subsets": lambda: _subsets(levels["subsets"]),
+        "fig5_alpha": lambda: _alpha(size, levels["alpha"]),
+        "controls": lambda: _controls(by_name["controls"], levels["controls"]),
+        "ablation": lambda: _ablation(levels),
+        "conditions": lambda: _conditions(size, by_name, levels),
+        "epochs": lambda: _epochs(size, levels),
     }
     for name, make in figures.items():
         figure = make()
@@ -69,163 +72,270 @@ def draw(
         plt.close(figure)
 
 
-def _with(
-    name: str, other: str, by_name: dict[str, Experiment], levels: Levels
-) -> list[tuple[str, Any]]:
-    """The differences of a table's rows with the row, or the rows, called `other`."""
-    rows = []
-    for wanted in by_name[name].contrasts():
-        last = list(wanted.parts)[-1]
-        of = last.split(", epoch")[0].rpartition(", ")[2]
-        if len(wanted.parts) == 2 and of == other:
-            found = contrast(wanted, levels[name], "score", factor=100)
-            rows.append((wanted.label.partition(" − ")[0], found))
-    return rows
+def _minus(levels: Levels, one: str, other: str, measure: str = "score") -> Difference:
+    return contrast(Contrast("", {one: 1, other: -1}), levels, measure, factor=100)
 
 
-def _values(
-    rows: Sequence[dict[str, Any] | None], measure: str, factor: float = 100
-) -> list[float]:
-    return [factor * row[measure] for row in rows if row]
+def _level(levels: Levels, label: str, measure: str, factor: float = 100) -> Difference:
+    return difference([factor * row[measure] for row in levels[label] if row and measure in row])
 
 
-def _scatter(surveys: Sequence[dict[str, Any]], seeds: str) -> Any:
-    kinds = ("harmful", "benign", "lookalike")
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), sharex=True, sharey=True)
-    for axis, kind in zip(axes, kinds, strict=True):
+def _scatter(surveys: Sequence[dict[str, Any]]) -> Any:
+    kinds = {
+        "harmful": "harmful queries",
+        "benign": "benign queries",
+        "lookalike": "look-alikes (harmless, in harmful words)",
+    }
+    found = [difference([0.0] * len(surveys))]
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), sharex=True, sharey=True)
+    for axis, (kind, name) in zip(axes, kinds.items(), strict=True):
         pairs = [p for survey in surveys for p in survey["pairs"] if p["kind"] == kind]
         for types in sorted({tuple(pair["types"]) for pair in pairs}):
             points = [pair["mi"] for pair in pairs if tuple(pair["types"]) == types]
             label = f"{types[0]} over {types[1]}"
             axis.scatter(*zip(*points, strict=True), s=6, alpha=0.5, label=label)
-        above = (
-            fmean(chosen > rejected for chosen, rejected in (p["mi"] for p in pairs))
-            if pairs
-            else 0
-        )
+        above = fmean(c > r for c, r in (p["mi"] for p in pairs)) if pairs else 0
         axis.axline((0, 0), slope=1, color="black", lw=0.8)
         axis.set_title(
-            f"{kind}: {len(pairs)} pairs, chosen higher in {100 * above:.0f} %", fontsize=9
+            f"{name}\n{len(pairs)} pairs, the chosen response has more MI in {100 * above:.0f} %",
+            fontsize=9,
         )
         axis.set_xlabel("MI of the chosen response with its query\n[nats per token]")
-        axis.legend(fontsize=6, markerscale=2)
-    axes[0].set_ylabel("MI of the rejected response\n[nats per token]")
-    figure.suptitle(f"Mutual information under the pretrained model, {seeds}")
-    return figure
-
-
-def _agreement(surveys: Sequence[dict[str, Any]], seeds: str) -> Any:
-    rows = [
-        (way, difference([100 * survey["agreement"][way]["sign"] for survey in surveys]))
-        for way in (surveys[0]["agreement"] if surveys else ())
-    ]
-    title = "Null prompt and estimator: pairs whose I_w − I_l has the marginal's sign"
-    return _forest(title, seeds, rows, unit="% of pairs", zero=50)
-
-
-def _subsets(levels: dict[str, list[dict[str, Any] | None]], seeds: str) -> Any:
-    measures = {
-        "train_margin": ("margin on training pairs [nats]", 1),
-        "score": ("score [%]", 100),
-        "harmful_topics": ("harmful, new topics: refused [%]", 100),
-        "harmful_wrappers": ("harmful, new wrappers: refused [%]", 100),
-        "benign": ("benign: answered well [%]", 100),
-    }
-    figure, axes = plt.subplots(1, len(measures), figsize=(14, 3.6))
-    for axis, (measure, (heading, factor)) in zip(axes, measures.items(), strict=True):
-        columns = [_values(rows, measure, factor) for rows in levels.values()]
-        axis.bar(range(len(columns)), [fmean(c) if c else 0 for c in columns], color="lightgray")
-        for seed in zip(*levels.values(), strict=True):
-            if all(seed):
-                axis.plot([factor * row[measure] for row in seed], ".-", lw=0.6, ms=4)
-        axis.set_xticks(range(len(columns)), [label.replace(" ", "\n") for label in levels])
-        axis.set_title(heading, fontsize=9)
-    figure.suptitle(f"DPO on balanced and on imbalanced pairs of the same types, {seeds} (lines)")
-    figure.tight_layout()
-    return figure
-
-
-def _alpha(size: Size, levels: dict[str, list[dict[str, Any] | None]], seeds: str) -> Any:
-    figure, axes = plt.subplots(1, len(size.betas), figsize=(4 * len(size.betas), 3.6), sharey=True)
-    for axis, factor in zip(axes, size.betas, strict=True):
-        zero = f"beta {BETA * factor:.2g}, DPO"
-        names = {a: f"beta {BETA * factor:.2g}, alpha {a:g}" for a in size.alphas}
-        control = f"beta {BETA * factor:.2g}, control at alpha 1.5"
-        points = [
-            (a, contrast(Contrast(n, {n: 1, zero: -1}), levels, "score", factor=100))
-            for a, n in names.items()
-        ]
-        _line(axis, [(0, difference([0.0])), *points], "B-DPO", "tab:blue")
-        shuffled = contrast(Contrast(control, {control: 1, zero: -1}), levels, "score", factor=100)
-        _line(axis, [(1.55, shuffled)], _CONTROL, "tab:orange")
-        axis.axhline(0, color="black", lw=0.8)
-        axis.set_title(
-            f"beta {BETA * factor:.2g} (DPO {fmean(_values(levels[zero], 'score')):.1f})"
+        handles, labels = axis.get_legend_handles_labels()
+        axis.legend(
+            handles,
+            labels,
+            title="types: chosen over rejected",
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.22),
+            ncols=2,
+            fontsize=7,
+            title_fontsize=7,
+            markerscale=2,
+            frameon=False,
         )
-        axis.set_xlabel("alpha (0 is DPO)")
-    axes[0].set_ylabel(f"score, difference with DPO\n[{_POINTS}]")
-    axes[0].legend(fontsize=7)
-    figure.suptitle(f"alpha and beta, {seeds}, 95 % intervals")
+    axes[0].set_ylabel("MI of the rejected response\n[nats per token]")
+    figure.suptitle(
+        "Mutual information (MI) of the two responses of a pair with their query, under the "
+        f"pretrained model, {plots.seeds(found)}; on the line both are equal",
+        y=1.02,
+    )
+    return figure
+
+
+def _agreement(surveys: Sequence[dict[str, Any]]) -> Any:
+    lines = []
+    for way in surveys[0]["agreement"] if surveys else ():
+        null, comma, estimator = way.partition(", ")
+        signs = [100 * survey["agreement"][way]["sign"] for survey in surveys]
+        lines.append((_NULL_PROMPTS.get(null, null) + comma + estimator, difference(signs)))
+    return plots.figure_of_forest(
+        "Null prompt and estimator: how often I_w − I_l (MI of the chosen less that of the\n"
+        "rejected response) has the sign that it has under the marginal over other queries",
+        lines,
+        unit="% of the pairs; 50 is chance",
+        zero=50,
+        sign="50",
+    )
+
+
+def _subsets(levels: Levels) -> Any:
+    measures = {
+        "train_margin": ("margin on the training pairs", "log-ratio chosen less rejected, nats", 1),
+        "score": ("score", plots.SCORE, 100),
+        "harmful_topics": ("harmful, new topics", "refused, %", 100),
+        "harmful_wrappers": ("harmful, new wrappers", "refused, %", 100),
+        "benign": ("benign", "answered well, %", 100),
+    }
+    ticks = []
+    for label, name in zip(levels, ("balanced MI", "imbalanced MI"), strict=True):
+        pairs = sorted({row["pairs"] for row in levels[label] if row and "pairs" in row})
+        count = f"\n{'–'.join(map(str, pairs[:: max(1, len(pairs) - 1)]))} pairs" if pairs else ""
+        ticks.append(f"{name}{count}")
+    figure, axes = plt.subplots(1, len(measures), figsize=(16, 4))
+    for axis, (measure, (heading, unit, factor)) in zip(axes, measures.items(), strict=True):
+        found = [_level(levels, label, measure, factor) for label in levels]
+        for x, one in enumerate(found):
+            if one.seeds:
+                errors = [[one.mean - one.low], [one.high - one.mean]]
+                axis.bar(x, one.mean, yerr=errors, capsize=5, color="lightgray", width=0.6)
+        for seed in zip(*levels.values(), strict=True):
+            if all(row and measure in row for row in seed):
+                ys = [factor * row[measure] for row in seed]
+                axis.plot([0.15, 0.85], ys, ".-", lw=0.6, ms=4, alpha=0.7)
+        axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
+        axis.set_ylabel(unit, fontsize=8)
+        axis.set_title(f"{heading}, {plots.seeds(found)}", fontsize=9)
+    figure.suptitle(
+        "Plain DPO on pairs of balanced and of imbalanced MI, matched on response types and "
+        "length: mean, 95 % interval (bootstrap over the seeds); thin lines: single seeds"
+    )
     figure.tight_layout()
     return figure
 
 
-def _line(axis: Any, points: Sequence[tuple[float, Any]], label: str, colour: str) -> None:
-    xs, found = zip(*points, strict=True)
-    means = [f.mean for f in found]
-    if len(xs) > 1:
-        lows, highs = [f.low for f in found], [f.high for f in found]
-        axis.fill_between(xs, lows, highs, color=colour, alpha=0.15, lw=0)
-        axis.plot(xs, means, "o-", ms=4, lw=1.4, label=label, color=colour)
-    else:
-        errors = [[means[0] - found[0].low], [found[0].high - means[0]]]
-        axis.errorbar(xs, means, errors, fmt="o", ms=5, capsize=3, label=label, color=colour)
-
-
-def _forest(
-    title: str,
-    seeds: str,
-    rows: Sequence[tuple[str, Any]],
-    *,
-    unit: str = _POINTS,
-    zero: float = 0,
-) -> Any:
-    figure, axis = plt.subplots(figsize=(7.5, 1.2 + 0.26 * max(1, len(rows))))
-    for y, (_, found) in enumerate(rows):
-        colour = "tab:blue" if found.low > zero or found.high < zero else "tab:gray"
-        axis.plot([found.low, found.high], [y, y], color=colour)
-        axis.plot(found.mean, y, "o", color=colour, ms=4)
-    axis.axvline(zero, color="black", lw=0.8)
-    axis.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=8)
-    axis.invert_yaxis()
-    axis.set_xlabel(f"{unit}; mean and 95 % interval over {seeds}")
-    axis.set_title(title, fontsize=9)
-    axis.grid(axis="x", alpha=0.3)
+def _alpha(size: Size, levels: Levels) -> Any:
+    figure, axes = plt.subplots(
+        1, len(size.betas), figsize=(4.2 * len(size.betas), 4), sharey=True, squeeze=False
+    )
+    shift = 0.06
+    for axis, factor in zip(axes[0], size.betas, strict=True):
+        beta = f"beta {BETA * factor:.2g}"
+        zero = f"{beta}, DPO"
+        points = [(a, _minus(levels, f"{beta}, alpha {a:g}", zero)) for a in size.alphas]
+        shuffled = _minus(levels, f"{beta}, control at alpha 1.5", zero)
+        plots.line(axis, [(0, difference([0.0])), *points], "B-DPO", plots.COLOURS["B-DPO"])
+        name = f"{plots.CONTROL},\nat alpha 1.5 (drawn a little to the right)"
+        plots.line(axis, [(1.5 + shift, shuffled)], name, plots.COLOURS["control"])
+        axis.axhline(0, color="black", lw=0.8)
+        own = _level(levels, zero, "score")
+        counted = plots.seeds([*(found for _, found in points), shuffled])
+        score = f"{own.mean:.1f}" if own.seeds else "not run"
+        axis.set_title(f"{beta} (score of DPO: {score}), {counted}", fontsize=9)
+        axis.set_xlabel("alpha (0 is DPO)")
+    axes[0, 0].set_ylabel(plots.GAINED, fontsize=8)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.suptitle(
+        "alpha and beta: B-DPO and its control, each less DPO of the same beta; mean and 95 % "
+        "interval (bootstrap over the seeds)",
+        fontsize=10,
+    )
+    figure.tight_layout()
+    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, fontsize=8)
     return figure
 
 
-def _epochs(size: Size, levels: dict[str, list[dict[str, Any] | None]], seeds: str) -> Any:
-    panels = {
-        "harmful": "harmful, in distribution: refused",
-        "harmful_topics": "harmful, new topics: refused",
-        "harmful_wrappers": "harmful, new wrappers: refused",
-        "benign": "benign: answered well",
-        "lookalike": "look-alikes: answered well",
-        "score": "score",
+def _controls(table: Experiment, levels: Levels) -> Any:
+    groups: dict[str, list[plots.Line]] = {"each less DPO": [], "B-DPO less each": []}
+    for wanted in table.contrasts():
+        one, other = wanted.parts
+        name, label = ("each less DPO", one) if other == "DPO" else ("B-DPO less each", other)
+        groups[name].append((label, contrast(wanted, levels, "score", factor=100)))
+    lines = [line for name, rows in groups.items() for line in ((name, None), *rows)]
+    return plots.figure_of_forest("B-DPO and its controls", lines)
+
+
+def _ablation(levels: dict[str, Levels]) -> Any:
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(12, 7.5), sharey=True, width_ratios=(3, 2), layout="constrained"
+    )
+    found, over = [], []
+    for y, reading in enumerate(READINGS):
+        rows = levels[f"ablation-{reading}"]
+        for place, (arm, (_, colour, marker)) in enumerate(_ARMS.items()):
+            found.append(_minus(rows, arm, "DPO"))
+            at = y + 0.18 * (place - 1.5)
+            plots.interval(left, at, found[-1], colour=colour, marker=marker)
+        over.append(_minus(rows, "both", "control"))
+        plots.interval(right, y, over[-1])
+        for axis in (left, right):
+            axis.axhline(y + 0.5, color="lightgray", lw=0.6)
+    for axis in (left, right):
+        axis.axvline(0, color="black", lw=0.8)
+        axis.grid(axis="x", alpha=0.3)
+        axis.set_xlabel(plots.GAINED, fontsize=8)
+    names = [f"{reading}: {_WORDS[reading]}" for reading in READINGS]
+    left.set_yticks(range(len(names)), names, fontsize=8)
+    left.set_ylim(len(names) - 0.5, -0.5)
+    left.set_title(f"each arm less DPO, {plots.seeds(found)}", fontsize=9)
+    right.set_title(f"both less its control, {plots.seeds(over)}", fontsize=9)
+    handles = [
+        Line2D([], [], marker=marker, color=colour, ms=5) for _, colour, marker in _ARMS.values()
+    ]
+    handles += [Line2D([], [], marker="o", ls="", color="black", mfc=c) for c in ("black", "white")]
+    labels = [name for name, *_ in _ARMS.values()]
+    labels += [
+        f"filled: interval excludes 0 (not corrected for {len(found)} comparisons)",
+        "hollow: interval includes 0",
+    ]
+    plots.below(left, handles, labels, columns=2)
+    plots.excluding(right, len(over))
+    figure.suptitle(
+        "Readings of the paper and their ablations: mean and 95 % interval (bootstrap over the "
+        "seeds)",
+        fontsize=10,
+    )
+    return figure
+
+
+def _conditions(size: Size, by_name: dict[str, Experiment], levels: dict[str, Levels]) -> Any:
+    """B-DPO less its control wherever both are, each difference once."""
+    main = size.spec("dpo")(0)
+    words = f"main setting: {main.pairs} pairs, {main.epochs} epochs, beta {BETA:.2g}"
+    groups: dict[str, list[plots.Line]] = {
+        "B-DPO less its control (MI shuffled within types)": [],
+        "MI swapped within pairs, less the same control": [],
     }
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6.4), sharex=True)
-    for axis, (measure, heading) in zip(axes.flat, panels.items(), strict=True):
-        for method, colour in _COLOURS.items():
-            rows = [(n, levels[f"{method}, epoch {n}"]) for n in size.looks]
-            points = [(n, difference(_values(found, measure))) for n, found in rows]
-            _line(axis, points, _CONTROL if method == "control" else method, colour)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(size.looks, [str(n) for n in size.looks])
-        axis.set_title(heading, fontsize=9)
-        axis.set_ylabel("%")
-    for axis in axes[1]:
+    ours, swapped = groups.values()
+    same = by_name["ablation-ours"]
+    (wanted,) = [c for c in same.contrasts() if c.label == "both − control"]
+    ours.append((words, contrast(wanted, levels[same.name], "score", factor=100)))
+    seen = {same.identity(wanted)}
+    for name in ("alpha", "epochs", "pairs", "imbalance", "noise", "memorised"):
+        table = by_name[name]
+        for wanted in table.contrasts():
+            one, other = [*wanted.parts, ""][:2]
+            if len(wanted.parts) != 2 or "control" not in other or "control" in one:
+                continue
+            if (identity := table.identity(wanted)) in seen:
+                continue
+            seen.add(identity)
+            condition = one
+            for part in ("B-DPO", "alpha 1.5", "MI swapped within pairs"):
+                condition = condition.replace(f", {part}", "").replace(f"{part}, ", "")
+            condition = condition.replace("memorised", "one response often in pretraining")
+            line = _CONDITIONS.get(name, "{}").format(condition)
+            found = contrast(wanted, levels[name], "score", factor=100)
+            (swapped if "swapped within" in one else ours).append((line, found))
+    lines = [line for name, rows in groups.items() for line in ((name, None), *rows)]
+    return plots.figure_of_forest("The score, with one condition changed at a time", lines)
+
+
+def _epochs(size: Size, levels: dict[str, Levels]) -> Any:
+    panels = {
+        "harmful": ("harmful, in distribution", "refused, %"),
+        "harmful_topics": ("harmful, new topics", "refused, %"),
+        "harmful_wrappers": ("harmful, new wrappers", "refused, %"),
+        "benign": ("benign, in distribution", "answered well, %"),
+        "benign_topics": ("benign, new topics", "answered well, %"),
+        "lookalike": ("look-alikes", "answered well, %"),
+        "score": ("score", plots.SCORE),
+        "held_out": ("held out: mean of new topics (both), new wrappers", "%"),
+    }
+    of_epochs, before = levels["epochs"], levels["base"]
+    places = {look: place for place, look in enumerate((0, *size.looks))}
+    figure, axes = plt.subplots(3, 3, figsize=(13, 10))
+    for axis, (measure, (heading, unit)) in zip(axes.flat, panels.items(), strict=False):
+        found = []
+        for method, colour in plots.COLOURS.items():
+            points = [(0, _level(before, "pretrained", measure))]
+            points += [
+                (places[n], _level(of_epochs, f"{method}, epoch {n}", measure)) for n in size.looks
+            ]
+            found += [one for _, one in points]
+            label = plots.CONTROL if method == "control" else method
+            plots.line(axis, points, label, colour)
+        axis.set_title(f"{heading}, {plots.seeds(found)}", fontsize=9)
+        axis.set_ylabel(unit, fontsize=8)
+    last, compared = axes.flat[-1], []
+    for other, colour in (("DPO", "tab:gray"), ("control", "tab:orange")):
+        points = [
+            (places[n], _minus(of_epochs, f"B-DPO, epoch {n}", f"{other}, epoch {n}"))
+            for n in size.looks
+        ]
+        compared += [one for _, one in points]
+        plots.line(last, points, f"B-DPO less {other}", colour)
+    last.axhline(0, color="black", lw=0.8)
+    last.set_title(f"score: paired differences, {plots.seeds(compared)}", fontsize=9)
+    last.set_ylabel("points of 100", fontsize=8)
+    last.legend(fontsize=7)
+    for axis in axes.flat:
+        names = ["0 (before)", *map(str, size.looks)]
+        axis.set_xticks(list(places.values()), names, fontsize=8)
+        axis.set_xlim(-0.3, len(size.looks) + 0.3)
+    for axis in axes[-1]:
         axis.set_xlabel("epochs")
     axes.flat[0].legend(fontsize=7)
-    figure.suptitle(f"Many epochs: mean and 95 % interval over {seeds}")
+    figure.suptitle("Many epochs: mean and 95 % interval (bootstrap over the seeds)")
     figure.tight_layout()
     return figure

@@ -61,6 +61,9 @@ def main():
         model, PAIRS[:7], directory / "store", BDPOSettings(mi_estimator="expected")
     )
     if world > 1:
+        for wrapper in ("FSDP1", "FSDP2"):
+            sharded = wrapped_training.wrapped(small_model(build_tokenizer()), wrapper)
+            seen[f"own, {wrapper}"] = score(sharded, mine)
         seen["losses"] = {
             case: (
                 wrapped_training.losses(case, ours=True),

@@ -83,6 +83,19 @@ def test_without_a_store_each_rank_scores_its_own(ranks, model):
         assert_equal(seen["own"][0], alone)
 
 
+@pytest.mark.parametrize("wrapper", ["FSDP1", "FSDP2"])
+def test_ranks_that_share_a_model_run_as_many_batches(ranks, model, wrapper):
+    """Each with pairs of its own, as in a training step: one that runs fewer would hang."""
+    passes = []
+    for rank, seen in enumerate(ranks[1]):
+        scores, rows = seen[f"own, {wrapper}"]
+        alone, _ = scoring_worker.score(model, scoring_worker.PAIRS[: 5 + 3 * rank])
+        assert_equal(scores, alone)
+        passes.append(len(rows))
+    assert passes[0] == passes[1]
+    assert len(ranks[1][0]["own"][1]) < len(ranks[1][1]["own"][1]), "apart they run fewer"
+
+
 def test_the_expected_estimator(ranks, model):
     settings = BDPOSettings(mi_estimator="expected")
     alone, _ = scoring_worker.score(model, scoring_worker.PAIRS[:7], settings=settings)

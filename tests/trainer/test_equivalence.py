@@ -3,7 +3,10 @@
 import pytest
 import torch
 from running import ABLATIONS, history, trainer, weights
+from transformers import TrainerCallback
 from trl import DPOTrainer
+
+from bdpo_plugin import BDPOTrainer
 
 SAME = 1e-5
 
@@ -66,6 +69,26 @@ def test_both_switches_off_is_dpo_for_every_loss(tmp_path, losses):
     ours = run(output_dir=tmp_path / "bdpo", **ABLATIONS["DPO"], **plain, **losses)
     assert history(ours, "loss")[0] != history(ours, "loss")[-1]
     assert_same(ours, theirs)
+
+
+class SeedOfEachStep(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        torch.manual_seed(state.global_step)
+
+
+def test_the_noise_of_neftune_is_dpos(tmp_path):
+    """It is drawn for every token of a batch, padding included, and scaled by its width. (What the
+    reference says is not compared: TRL's has the noise too.)"""
+    runs = []
+    for cls, keys in ((DPOTrainer, {"precompute_ref_log_probs": True}), (BDPOTrainer, {})):
+        made = trainer(cls, tmp_path, max_steps=1, neftune_noise_alpha=5.0, **keys)
+        made.add_callback(SeedOfEachStep())
+        made.train()
+        runs.append(made)
+    theirs, ours = runs
+    assert abs(history(ours, "rewards/chosen")[0]) > 1e-3, "the noise is there"
+    for name in ("logps/chosen", "logps/rejected", "entropy"):
+        assert history(ours, name) == pytest.approx(history(theirs, name), rel=SAME)
 
 
 def test_the_four_ablations_are_four_runs(tmp_path):

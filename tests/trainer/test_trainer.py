@@ -338,6 +338,20 @@ def test_a_fresh_adapter_given_is_the_base_model(tmp_path, scored_rows):
     assert not scored_rows
 
 
+def test_sequences_that_a_rotary_embedding_reads_by_their_batch_are_told(tmp_path, capsys):
+    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    for longest, words in ((16, "24 of 24 training pairs have more than 16 tokens"), (512, "")):
+        model = sharp_model(rope_parameters=dynamic, max_position_embeddings=longest)
+        trainer(output_dir=tmp_path / str(longest), model=model)
+        out = " ".join(
+            line.split("│")[-2].strip()
+            for line in capsys.readouterr().out.split("\n")
+            if "│" in line
+        )
+        assert words in out
+        assert ("rotary" in out) == bool(words)
+
+
 def test_new_data_after_the_reference_was_let_go_is_refused(tmp_path):
     made = trainer(
         output_dir=tmp_path,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers.integrations import is_deepspeed_zero3_enabled
+
 
 def describe_reference(trainer: Any, ref_model: Any, model_args: Any) -> str:
     """What the reference is and where it comes from.
@@ -24,10 +26,18 @@ def describe_reference(trainer: Any, ref_model: Any, model_args: Any) -> str:
         return f"the model that is evaluated, {name}: set `ref_model` for the one it was trained on"
     if ref_model is not None:
         return f"a second copy of {name}, as it is before training"
-    if not adapters or finetuning.create_new_adapter:
+    if not adapters or (finetuning.create_new_adapter and _merges(trainer.model, model_args)):
         return f"base model {name}{_merged(adapters)}, adapter off"
     *merged, continued = adapters
     return f"base model {name}{_merged(merged)}, adapter off (training continues from {continued})"
+
+
+def _merges(model: Any, model_args: Any) -> bool:
+    """Whether LLaMA-Factory merges the adapters given, and does not train on from the last one,
+    where a new one is wanted."""
+    quantised = getattr(model.get_base_model(), "quantization_method", None)
+    kept_apart = quantised or is_deepspeed_zero3_enabled()
+    return not (kept_apart or model_args.use_kt or model_args.use_unsloth)
 
 
 def free_weights(model: Any) -> None:
