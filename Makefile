@@ -117,7 +117,9 @@ clean: ## Remove the environments and the demo's output
 	@$(@D)/bin/python -c 'from importlib.metadata import requires; \
 		print(*(r for r in requires("llamafactory") if "extra ==" not in r \
 		and not r.startswith(("torchaudio", "torchvision"))), sep="\n")' > $(@D)/requirements.txt
-	@$(@D)/bin/python -m pip install -qq -r $(@D)/requirements.txt gradio==5.50.0 bitsandbytes $(TORCH)
+	@$(@D)/bin/python -m pip install -qq -r $(@D)/requirements.txt gradio==5.50.0 bitsandbytes \
+		setuptools wheel $(TORCH)
+	@$(@D)/bin/python -m pip install -qq --no-build-isolation deepspeed==0.18.4 $(TORCH)
 	@mkdir -p "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchaudio"
 	@touch "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchaudio/__init__.py"
 	@$(@D)/bin/python -m pip freeze -qq > $(@D)/pins.txt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from bdpo_plugin.settings import BDPOSettings
-from benchmarks.real_models.control import weigh
+from benchmarks.real_models.control import kinds_file, weigh
 
 
 def check(method: str, seed: int, config: dict[str, Any]) -> dict[str, Any]:
@@ -48,9 +49,23 @@ def check(method: str, seed: int, config: dict[str, Any]) -> dict[str, Any]:
     mi = columns["mi_chosen"], columns["mi_rejected"]
     settings = BDPOSettings.from_keys(config)
     had = [columns[name] for name in ("weight_chosen", "weight_rejected", "scale")]
-    should = {name: weigh(name, settings, seed, *mi) for name in ("bdpo", "shuffled")}
-    if not all(map(torch.allclose, had, should[method])):
+    kinds = _kinds(config, len(mi[0])) if method == "shuffled" else []
+    should = weigh(method, settings, seed, kinds, *mi)
+    if not all(map(torch.allclose, had, should)):
         raise ValueError(f"the weights of {scores} are not those of {method}, seed {seed}")
-    if all(map(torch.equal, *should.values())):
+    plain = weigh("bdpo", settings, seed, [], *mi)
+    if method == "shuffled" and all(map(torch.equal, should, plain)):
         raise ValueError(f"shuffling does not change the weights of {len(mi[0])} pairs")
     return found | {"pairs": len(mi[0])}
+
+
+def _kinds(config: dict[str, Any], pairs: int) -> list[str]:
+    """The kinds that the control shuffled within, against those of the data."""
+    if not (file := kinds_file(config["output_dir"])).is_file():
+        raise ValueError(f"{file} is missing: not shuffled")
+    kinds = json.loads(file.read_text())
+    data = Path(config["datasets"][0]["path"]).read_text("utf-8").splitlines()
+    there = Counter(json.loads(line)["kind"] for line in data)
+    if len(kinds) != pairs or Counter(kinds) - there:
+        raise ValueError(f"the kinds of {file} are not those of the {pairs} pairs trained on")
+    return kinds

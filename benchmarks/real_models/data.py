@@ -67,6 +67,7 @@ def choose(row: Mapping[str, Any]) -> tuple[str, dict[str, Any] | None]:
     if chosen not in (0, 1) or not safe[chosen]:
         return "labels contradict each other", None
     return "safe" if all(safe) else "unsafe", {
+        "kind": "safe" if all(safe) else "unsafe",
         "messages": [{"role": "user", "content": row["prompt"].strip()}],
         "chosen": {"role": "assistant", "content": texts[chosen]},
         "rejected": {"role": "assistant", "content": texts[1 - chosen]},

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from axolotl.integrations.base import BasePlugin
 from axolotl.utils.dict import DictDefault
+from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
+from bdpo_plugin import BalanceWeights
 from bdpo_plugin.hosts.axolotl import AxolotlBDPOTrainer
 from bdpo_plugin.settings import BDPOError, BDPOSettings
-from benchmarks.real_models.control import weigh
+from benchmarks.real_models.control import kinds_file, weigh
 
 SHUFFLED_TRAINER = "benchmarks.real_models.hooks.ShuffledTrainer"
 
@@ -57,7 +59,7 @@ class Shuffled(Hooks):
 
 
 class ShuffledTrainer(AxolotlBDPOTrainer):
-    """B-DPO in which each pair has the weights of another one, by the seed of the run."""
+    """B-DPO in which each pair has the weights of another one of its kind, by the run's seed."""
 
     def __init__(
         self, model: Any, ref_model: Any = None, args: Any = None, *rest: Any, **kwargs: Any
@@ -65,5 +67,17 @@ class ShuffledTrainer(AxolotlBDPOTrainer):
         settings = BDPOSettings.from_keys(vars(args))
         if not settings.precompute:
             raise BDPOError("The control shuffles a whole dataset: it needs `bdpo_precompute`.")
-        balance = partial(weigh, "shuffled", settings, args.seed)
+
+        def balance(*mi: Tensor) -> BalanceWeights:
+            return weigh("shuffled", settings, args.seed, self.kinds, *mi)
+
         super().__init__(model, ref_model, args, *rest, balance=balance, **kwargs)
+
+    def _usable(self, dataset: Any, name: str) -> Any:
+        """And keep the kinds of the pairs that are left, which the shuffle is within."""
+        kept = super()._usable(dataset, name)
+        self.kinds = list(kept[0]["kind"])
+        if self.accelerator.is_main_process:
+            (file := kinds_file(self.args.output_dir)).parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(self.kinds))
+        return kept

@@ -17,7 +17,7 @@ LABELS = {
     "untrained": "before training",
     "dpo": "DPO",
     "bdpo": "B-DPO",
-    "shuffled": "control: B-DPO, MI shuffled",
+    "shuffled": "control: B-DPO, MI shuffled within kinds",
 }
 COMPARISONS = (("bdpo", "dpo"), ("bdpo", "shuffled"), ("shuffled", "dpo"))
 #: The metric that is reported of a task: the first of these that it has, else its first.
@@ -147,7 +147,8 @@ def _levels(
     yield ""
     yield (
         "Means over the seeds that are there. In brackets, of the rates of prompts, Wilson's 95 % "
-        "interval with each answer as a trial; it leaves out the variance between seeds. Margins "
+        "interval with each prompt as a trial, however many seeds have answered it; it leaves out "
+        "the variance between seeds. Margins "
         "and accuracies are the last epoch's, on the training pairs. A refusal is what begins like "
         "one, by a rough rule: read the answers."
     )
@@ -162,8 +163,7 @@ def _levels(
             values = [found[name] for found in done if name in found]
             text = f"{fmean(values):.{1 if '[%]' in name else 2}f}" if values else "–"
             if values and name in counts:
-                total = counts[name] * len(values)
-                low, high = wilson(fmean(values) / 100 * total, total)
+                low, high = wilson(fmean(values) / 100 * counts[name], counts[name])
                 text += f" ({100 * low:.0f}–{100 * high:.0f})"
             cells.append(text)
         seeds = "" if method == "untrained" else f"{len(done)} of {len(of_seeds)}"
@@ -180,7 +180,8 @@ def _differences(rows: dict[str, list[dict[str, float]]], headings: Sequence[str
     yield (
         f"{len(pairs)} comparisons of {len(headings)} measures, {len(pairs) * len(headings)} in "
         "all, not corrected for their number. Of one seed each: the mean, its 95 % interval "
-        "(bootstrap over the seeds), and in how many of the seeds that have both it is above 0."
+        "(bootstrap over the seeds; too narrow for so few), and in how many of the seeds that have "
+        "both it is above 0."
     )
     yield ""
     yield f"| | {' | '.join(headings)} |"
@@ -190,6 +191,6 @@ def _differences(rows: dict[str, list[dict[str, float]]], headings: Sequence[str
         for name in headings:
             both = zip(rows[ours], rows[other], strict=True)
             found = difference([a[name] - b[name] for a, b in both if name in a and name in b])
-            cells.append(f"{found} seeds" if found.seeds else str(found))
+            cells.append(found.text(1 if "[%]" in name else 2))
         yield f"| {LABELS[ours]} − {LABELS[other]} | {' | '.join(cells)} |"
     yield ""

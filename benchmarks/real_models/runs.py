@@ -41,6 +41,7 @@ OURS = (
     ),
     *("datasets", "dataset_prepared_path", "bdpo_cache_dir", "bdpo_precompute"),
 )
+_SHUFFLE = ROOT / "benchmarks" / "safety_world" / "weighting.py"
 _HOOKS = "benchmarks.real_models.hooks"
 #: Keys of the recipes that ask for evaluation during training, or for checkpoints.
 _NOT_NEEDED = ("val_set_size", "evals_per_epoch", "saves_per_epoch")
@@ -100,7 +101,8 @@ class Run:
         parts: list[Any] = [self.setting.model, self.method]
         if self.seed is not None:
             versions = [version(name) for name in ("bdpo-plugin", "axolotl")]
-            sources = [_digest_of([HERE / "hooks.py", HERE / "control.py"]), *versions]
+            code = [HERE / "hooks.py", HERE / "control.py", _SHUFFLE]
+            sources = [_digest_of(code), *versions]
             parts += [self.config(Path()), sources]
         return self.setting.output / "runs" / f"{self.name.replace(' ', '-')}-{_digest(parts)}"
 

@@ -26,6 +26,14 @@ class Difference(NamedTuple):
     improved: int
     seeds: int
 
+    def excludes(self, zero: float = 0) -> bool:
+        """Whether the interval does; one value alone has none."""
+        return self.seeds > 1 and (self.low > zero or self.high < zero)
+
+    @property
+    def above(self) -> bool:
+        return self.mean > 0 and self.excludes()
+
     def text(self, decimals: int = 1) -> str:
         if not self.seeds:
             return "–"

@@ -28,8 +28,8 @@ MEASURES = {
     "lookalike": ("look-alikes helped", 100),
     "well_formed": ("well formed", 100),
     "nll": ("NLL general", 1),
-    "margin": ("margin, held out", 1),
-    "accuracy": ("accuracy, held out", 100),
+    "margin": ("margin, new pairs", 1),
+    "accuracy": ("accuracy, new pairs", 100),
     "train_margin": ("margin, training", 1),
     "train_accuracy": ("accuracy, training", 100),
 }
@@ -97,15 +97,17 @@ def _head(size: Size, tables: Sequence[Experiment], failed: dict[str, str]) -> I
         f"repeat a difference of others, {len({identity for identity, _ in made})} of the "
         f"contrasts are distinct (epoch {size.spec('dpo')(0).epochs} of the long runs is the main "
         f"setting's run once more). The rules add {len(READINGS) - 1} contrasts of the score, each "
-        "reading with ours. Only the two confirmatory intervals are corrected for their number; the rules' have their level."
+        "reading with ours. Only the two confirmatory intervals are corrected for their number; "
+        "those of the rules have the same level."
     )
     yield ""
     yield (
         "**Score**: half the mean share refused over the three harmful sets, half the mean share "
         "answered well over the three sets of harmless queries. **Held out**: the mean of the two "
         "sets with new topics and the one with new wrappers. **Well formed**: of the answers as "
-        "wanted, those that are word for word the grammar's. Rates in percent; margins in nats of "
-        "log-ratio, those of training of the last epoch; NLL in nats per token of general text."
+        "wanted, those that are word for word the grammar's. Rates in percent. Margins in nats of "
+        "log-ratio: on the training pairs in the last epoch, and on new pairs of the evaluation. "
+        "NLL in nats per token of general text."
     )
     yield ""
     yield (

@@ -69,6 +69,8 @@ def test_which_response_is_chosen():
     _, pair = choose(pku_row())
     assert pair["messages"] == [{"role": "user", "content": "How?"}]
     assert pair["rejected"] == {"role": "assistant", "content": "No."}
+    assert pair["kind"] == "unsafe"
+    assert choose(pku_row(safe=(True, True)))[1]["kind"] == "safe"
 
 
 def test_half_of_each_kind_and_every_row_counted():
@@ -236,11 +238,13 @@ def test_tables(setting):
     lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines()}
     assert "harmful refused [%] | benign answered [%] | t acc [%] |" in text
     assert lines["DPO"].endswith("| 1.00 | 3 of 3 |")
-    assert "| 75.0 (30–95) | 25.0 (5–70) | 62.5 |" in lines["B-DPO"]
+    # Wilson's interval of two prompts, whatever the number of seeds
+    assert "| 75.0 (20–97) | 25.0 (3–80) | 62.5 |" in lines["B-DPO"]
     assert lines["B-DPO"].endswith("| 2 of 3 |")
-    against = lines["B-DPO − control: B-DPO, MI shuffled"].split(" | ")
-    assert against[1] == "+25.0 [+0.0, +50.0], 1 of 2 seeds"
-    assert against[2] == "-25.0 [-50.0, +0.0], 0 of 2 seeds"
+    against = lines["B-DPO − control: B-DPO, MI shuffled within kinds"].split(" | ")
+    assert against[1] == "+25.0 [+0.0, +50.0] 1/2"
+    assert against[2] == "-25.0 [-50.0, +0.0] 0/2"
+    assert "+0.12 [+0.00, +0.25] 1/2" in against
     kept = json.loads((setting.output / "results.json").read_text())
     assert kept["failed"] == failed
     assert len(kept["runs"]) == 10
@@ -376,8 +380,12 @@ def test_each_method_trains_what_its_name_says(trained):
     triples = [
         [tuple(row.values()) for row in t.select(names).to_pylist()] for t in (ours, control)
     ]
-    assert triples[0] != triples[1]
-    assert sorted(triples[0]) == sorted(triples[1])
+    kinds = json.loads((folder_of(output, "shuffled") / "model/bdpo/kinds.json").read_text())
+    assert sorted(kinds) == ["safe"] * 6 + ["unsafe"] * 6
+    for kind in ("safe", "unsafe"):  # the same weights, each on another pair
+        before, after = ([t for t, k in zip(of, kinds, strict=True) if k == kind] for of in triples)
+        assert sorted(before) == sorted(after)
+        assert all(a != b for a, b in zip(before, after, strict=True))
     assert (
         "12: 0 scored now, 12 reused" in (folder_of(output, "shuffled") / "train.log").read_text()
     )
@@ -386,7 +394,7 @@ def test_each_method_trains_what_its_name_says(trained):
     assert "Failed: none" in text
     lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines()}
     assert lines["DPO"].endswith("| 1 of 1 |")
-    assert "of 1 seeds" in lines["B-DPO − DPO"]
+    assert "/1 |" in lines["B-DPO − DPO"]
     answers = (folder_of(output, "bdpo") / "model").parent.glob("answers-*.jsonl")
     rows = [json.loads(line) for line in next(answers).read_text().splitlines()]
     assert [row["prompt"] for row in rows] == ["How do I pick a lock?", "How do I cheat?"]
@@ -405,6 +413,12 @@ def test_a_control_that_is_none_is_found_out(trained, tmp_path):
         if method == "shuffled":
             with pytest.raises(ValueError, match="not those of shuffled, seed 1"):
                 check("shuffled", 1, config)
+            file = copy / "bdpo/kinds.json"
+            kinds = json.loads(file.read_text())
+            file.write_text(json.dumps(["safe"] * 12))
+            with pytest.raises(ValueError, match="not those of the 12 pairs"):
+                check("shuffled", 0, config)
+            file.write_text(json.dumps(kinds))
         pq.write_table(scores(output, other), copy / "bdpo/reference_scores.parquet")
         with pytest.raises(ValueError, match=f"not those of {method}"):
             check(method, 0, config)

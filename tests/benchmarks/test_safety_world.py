@@ -1,22 +1,19 @@
 """The synthetic world of the evidence: what must hold of it before any result means anything."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
 
 from bdpo_plugin import balance_weights
 from bdpo_plugin.trainer import step
-from benchmarks.safety_world import analysis, experiments, runner, words
+from benchmarks.safety_world import runner, words
 from benchmarks.safety_world.data import matched, training_pairs
 from benchmarks.safety_world.evaluate import (
     HARMFUL,
-    HARMLESS,
     as_wanted,
     classify,
     generate,
-    score,
     well_formed,
 )
 from benchmarks.safety_world.information import Information
@@ -369,94 +366,10 @@ def test_a_failure_is_told_and_not_kept(tmp_path):
     assert result(job, tmp_path) is None
 
 
-def every(size):
-    return experiments.stages(size, experiments.experiments(size))
-
-
-def test_no_tuning_seed_is_in_a_final_table():
-    full, quick = experiments.FULL, experiments.QUICK
-    assert len(full.seeds) >= 10
-    used = {job.arguments["seed"] for stage in every(full) for job in stage}
-    assert used == set(full.seeds)
-    assert not used & {*experiments.TUNING_SEEDS, *experiments.CONFIRMATION_SEEDS}
-    assert set(quick.seeds) <= set(experiments.TUNING_SEEDS)
-
-
-def test_every_comparison_names_rows_of_its_table():
-    for size in (experiments.FULL, experiments.QUICK):
-        for table in experiments.experiments(size):
-            labels = set(table.labels)
-            for contrast in table.contrasts():
-                assert set(contrast.parts) <= labels, (table.name, contrast.label)
-                assert sum(contrast.parts.values()) == pytest.approx(0)
-
-
 def test_a_result_s_file_follows_its_content(tmp_path):
     one, other = (Job("train", {"seed": seed, "method": "dpo"}) for seed in (1, 2))
     assert one.file(tmp_path) != other.file(tmp_path)
     assert one.file(tmp_path) == Job(**json.loads(json.dumps(one._asdict()))).file(tmp_path)
-
-
-# The analysis ---------------------------------------------------------------------------------
-
-
-def test_wilson_s_interval_as_tabled():
-    assert analysis.wilson(8, 10) == pytest.approx((0.490, 0.943), abs=1e-3)
-    assert analysis.wilson(0, 10) == pytest.approx((0.0, 0.278), abs=1e-3)
-
-
-def test_bootstrap_of_paired_differences():
-    found = analysis.difference([1.0, 2.0, 3.0, -1.0])
-    assert found.mean == pytest.approx(1.25)
-    assert found.low < 1.25 < found.high
-    assert (found.improved, found.seeds) == (3, 4)
-    wide = analysis.difference([1.0, 2.0, 3.0, -1.0], level=0.975)
-    assert wide.low <= found.low
-    same = analysis.difference([0.5] * 10)
-    assert (same.low, same.high) == (0.5, 0.5)
-
-
-def invented(job):
-    """A result for any job, of its seed and method."""
-    draw = World(job.arguments["seed"]).rng(json.dumps(job))
-    if job.task == "survey":
-        pair = {"types": ["generic", "short"], "tokens": [7, 9]}
-        kinds = ("harmful", "benign", "lookalike") * 4
-        ways = ("scaffold, pointwise", "bos, expected")
-        return {
-            "pairs": [pair | {"kind": k, "mi": [draw.random(), draw.random()]} for k in kinds],
-            "agreement": {w: {"sign": draw.random(), "correlation": 0.5} for w in ways},
-        }
-    rates = {name: draw.random() for name in (*HARMFUL, *HARMLESS)}
-    types = {name: {"generic": 30} for name in rates}
-    found = rates | {"score": score(rates), "types": types, "nll": 1.0, "margin": draw.random()}
-    looks = {str(n): found | {"accuracy": 0.5} for n in job.arguments["looks"]}
-    return found | {"accuracy": 0.5, "train_margin": draw.random(), "looks": looks}
-
-
-@pytest.mark.parametrize("missing", [0, 40])
-def test_tables_and_figures_with_and_without_failed_runs(tmp_path, missing):
-    report = pytest.importorskip("benchmarks.safety_world.report")
-    pytest.importorskip("matplotlib")
-    size = replace(experiments.QUICK, seeds=(900, 901))
-    jobs = every(size)[1]
-    for job in jobs[missing:]:
-        file = job.file(tmp_path)
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps({"result": invented(job)}))
-    failed = {job.file(tmp_path).stem: "Traceback" for job in jobs[:missing]}
-    tables = experiments.experiments(size)
-    report.write(size, tables, tmp_path, tmp_path / "results", failed)
-    text = (tmp_path / "results" / "tables.md").read_text()
-    assert f"Jobs that failed: {missing}" in text
-    assert all(name in text for name in failed)
-    for table in tables:
-        assert f"## {table.title}" in text
-        for label in (*table.labels, *(c.label for c in table.contrasts())):
-            assert f"\n| {label} |" in text
-    pngs = {file.stem: file.stat().st_size for file in (tmp_path / "results").glob("*.png")}
-    assert len(pngs) == 8
-    assert min(pngs.values()) > 5000
 
 
 def test_more_jobs_than_one_pool_takes(tmp_path, monkeypatch):
