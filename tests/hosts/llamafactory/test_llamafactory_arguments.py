@@ -155,44 +155,39 @@ def test_another_release_is_refused_and_nothing_else_is_in_force():
     assert "Install one of: 0.0.1" in refusal
 
 
-#: Of a process in which the hook on the trainer failed.
+#: Of a process in which something of ours is missing.
+INCOMPLETE = """
+{missing}
+from llamafactory.hparams import FinetuningArguments
+print(FinetuningArguments(stage="dpo", pref_loss="sigmoid").pref_loss)
+try:
+    FinetuningArguments(stage="dpo", pref_loss="bdpo")
+except ValueError as error:
+    print(error)
+"""
 NO_TRAINER = """
 from bdpo_plugin import autoload
 autoload.HOOKS.pop("llamafactory.train.dpo.trainer")
-from llamafactory.hparams import FinetuningArguments
-print(FinetuningArguments(stage="dpo", pref_loss="sigmoid").pref_loss)
-try:
-    FinetuningArguments(stage="dpo", pref_loss="bdpo")
-except ValueError as error:
-    print(error)
 """
-
-
-@pytest.mark.slow
-def test_never_comes_to_another_trainer():
-    other, refusal = printed(NO_TRAINER)[-2:]
-    assert other == "sigmoid"
-    assert "its trainer is not in force" in refusal
-
-
-#: Of a process in which our module cannot be imported.
-BROKEN = """
+NO_MODULE = """
 import sys
 sys.modules["bdpo_plugin.hosts.llamafactory.args"] = None
-from llamafactory.hparams import FinetuningArguments
-print(FinetuningArguments(stage="dpo", pref_loss="sigmoid").pref_loss)
-try:
-    FinetuningArguments(stage="dpo", pref_loss="bdpo")
-except ValueError as error:
-    print(error)
 """
 
 
 @pytest.mark.slow
-def test_a_broken_installation_is_refused():
-    other, refusal = printed(BROKEN)[-2:]
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        (NO_TRAINER, "its trainer is not in force"),
+        (NO_MODULE, "could not hook into LLaMA-Factory"),
+    ],
+    ids=["trainer", "module"],
+)
+def test_never_comes_to_another_trainer(missing, words):
+    other, refusal = printed(INCOMPLETE.format(missing=missing))[-2:]
     assert other == "sigmoid"
-    assert "could not hook into LLaMA-Factory" in refusal
+    assert words in refusal
 
 
 @pytest.mark.slow
