@@ -80,7 +80,7 @@ def select(states: Tensor, positions: Tensor) -> Tensor:
     # the virtual tokens of prompt learning come before the positions of the real ones
     states = states[:, -positions.shape[1] :].flatten(0, 1)
     # the CPU knows how many there are: no wait for the device
-    return states.index_select(0, positions.flatten().nonzero().squeeze(1).to(states.device))
+    return states[positions.flatten().nonzero().squeeze(1).to(states.device)]
 
 
 def keep_differentiable(model: nn.Module) -> None:
