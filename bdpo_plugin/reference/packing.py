@@ -39,7 +39,8 @@ def packable(model: nn.Module, inputs: dict[str, Any]) -> bool:
     """Whether packed rows may be tried on the model: whether it keeps them apart is to be seen.
 
     What a trial on a few tokens would not show is left out here: layers that look at a token's
-    place in its row (Llama 4), and adapters that begin at the last invocation in a row.
+    place in its row (Llama 4), adapters that begin at the last invocation in a row, and NEFTune,
+    whose noise in training depends on the width of the batch.
     """
     outer = unwrapped(model)
     inner = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
@@ -52,8 +53,13 @@ def packable(model: nn.Module, inputs: dict[str, Any]) -> bool:
         and not getattr(adapter, "is_prompt_learning", False)
         and not getattr(adapter, "alora_invocation_tokens", None)
         and not any(getattr(config, name, None) for name in places)
+        and not (model.training and _noisy(inner))
         and not _compiled(model, outer)
     )
+
+
+def _noisy(model: nn.Module) -> bool:
+    return bool(getattr(model.get_input_embeddings(), "neftune_noise_alpha", None))
 
 
 def _compiled(*models: nn.Module) -> bool:

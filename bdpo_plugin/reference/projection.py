@@ -153,13 +153,7 @@ class ResponseReader:
         return function(_in_order(logits, order), head), outputs
 
     def token_statistics(
-        self,
-        model: nn.Module,
-        positions: Tensor,
-        labels: Tensor,
-        *,
-        may_pack: bool = True,
-        **inputs: Any,
+        self, model: nn.Module, positions: Tensor, labels: Tensor, **inputs: Any
     ) -> tuple[TokenStatistics, Any]:
         """Statistics of the (N,) tokens `labels` that follow the N positions; see :meth:`read`."""
 
@@ -168,7 +162,7 @@ class ResponseReader:
             found = statistics(hidden, head, labels.to(hidden.device))
             return TokenStatistics(*(tensor.to(labels.device) for tensor in found))
 
-        return self.read(model, positions, function, may_pack=may_pack, **inputs)
+        return self.read(model, positions, function, **inputs)
 
     def _head(self, model: nn.Module, module: nn.Module, device: torch.device) -> Head:
         finish = logits_postprocessing(model)

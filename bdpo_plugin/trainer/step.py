@@ -39,8 +39,6 @@ def preference_step(
     trained: Tensor,
     scores: Mapping[str, Tensor],
     terms: LossTerms,
-    *,
-    may_pack: bool = True,
 ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]], Any]:
     """One forward of the policy on a batch of B pairs.
 
@@ -49,7 +47,6 @@ def preference_step(
         trained: (2B, T) bool, the tokens that are trained on.
         scores: the columns of :data:`~bdpo_plugin.trainer.balancer.SCORE_COLUMNS`.
         terms: of the loss.
-        may_pack: whether the batch may be run without its padding.
 
     Returns:
         the loss, a scalar; the metrics, each as (sum, count) of this rank; the model's outputs.
@@ -60,9 +57,7 @@ def preference_step(
     ref_chosen, ref_rejected = scores["ref_chosen_logps"], scores["ref_rejected_logps"]
     trained = trained[:, 1:]
     labels = inputs["input_ids"][:, 1:][trained]
-    tokens, outputs = reader.token_statistics(
-        model, F.pad(trained, (0, 1)), labels, may_pack=may_pack, **inputs
-    )
+    tokens, outputs = reader.token_statistics(model, F.pad(trained, (0, 1)), labels, **inputs)
     chosen, rejected = sum_by_row(tokens.logps, trained).chunk(2)
     chosen_lengths, rejected_lengths = trained.sum(dim=1).chunk(2)
     # the chosen rows come first, and so do their tokens

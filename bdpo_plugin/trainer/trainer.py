@@ -188,7 +188,6 @@ class BDPOTrainer(DPOTrainer):
             inputs["completion_mask"].bool(),
             scores,
             self._terms,
-            may_pack=not self.neftune_noise_alpha,  # its noise depends on the width of the batch
         )
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss

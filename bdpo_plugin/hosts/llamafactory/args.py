@@ -116,9 +116,9 @@ def _check_spelling(args: Any) -> None:
     """
     written = str(args.pref_loss)
     letters = re.sub("[^a-z]", "", written.lower())
-    near = set(PREF_LOSS) <= set(letters) or difflib.SequenceMatcher(
-        a=letters, b=PREF_LOSS
-    ).ratio() > (0.8 if letters != "dpo" else 1)
+    near = set(PREF_LOSS) <= set(letters) or (
+        letters != "dpo" and difflib.get_close_matches(letters, [PREF_LOSS], cutoff=0.8)
+    )
     if near and written not in get_args(get_type_hints(type(args))["pref_loss"]):
         raise BDPOError(
             f"Unknown loss `pref_loss: {written}`. Did you mean `pref_loss: {PREF_LOSS}`?"

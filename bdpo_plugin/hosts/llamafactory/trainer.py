@@ -126,7 +126,6 @@ class LlamaFactoryBDPOTrainer(CustomDPOTrainer):
             batch["completion_mask"],
             scores,
             self._terms,
-            may_pack=not self.neftune_noise_alpha,  # its noise depends on the width of the batch
         )
         del metrics[TOTAL]
         prefix = "eval_" if train_eval == "eval" else ""
