@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -284,15 +283,41 @@ def _statistics(
     rows: Tensor, labels: Tensor, project: Callable[[Tensor], Tensor], extras: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     logits = project(rows)
-    logps = -F.cross_entropy(logits, labels, reduction="none")
+    logps, log_sum, probabilities, best = _Logps.apply(logits, labels)
     if not extras:
         missing = torch.full_like(logps, torch.nan, requires_grad=False)
         return logps, missing, missing, missing
     with torch.no_grad():  # last, where a checkpoint's recomputation no longer comes
-        log_sum = logits.gather(-1, labels[:, None]).squeeze(-1) - logps
-        entropy = log_sum - torch.linalg.vecdot(torch.softmax(logits, dim=-1), logits)
-        correct = (logits.argmax(dim=-1) == labels).float()
-        return logps, entropy, logits.mean(dim=-1), correct
+        entropy = log_sum - torch.linalg.vecdot(probabilities, logits)
+        return logps, entropy, logits.mean(dim=-1), (best == labels).float()
+
+
+class _Logps(torch.autograd.Function):
+    """(n, V) logits, (n,) labels -> (n,) log pi(label), and what the statistics are made of.
+
+    In plain operations: hosts put kernels in the place of `torch.nn.functional.cross_entropy` that
+    overwrite the logits with their gradient. One tensor as large as the logits is made and kept
+    for the backward, and one more in it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        probabilities = torch.softmax(logits, dim=-1)
+        best = logits.argmax(dim=-1, keepdim=True)
+        highest, labels = logits.gather(-1, best), labels[:, None]
+        log_highest = probabilities.gather(-1, best).log()
+        # in this order no digits are lost where the label is nearly certain
+        logps = (logits.gather(-1, labels) - highest) + log_highest
+        ctx.save_for_backward(probabilities, labels)
+        rest = (highest - log_highest).squeeze(-1), probabilities, best.squeeze(-1)
+        ctx.mark_non_differentiable(*rest)
+        return (logps.squeeze(-1), *rest)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor, None]:
+        probabilities, labels = ctx.saved_tensors
+        upstream = upstream[:, None]
+        return (probabilities * -upstream).scatter_add_(-1, labels, upstream), None
 
 
 class _FrozenHead(torch.autograd.Function):

@@ -1,8 +1,13 @@
 """What is read at the response positions equals the plain path: all logits, then log_softmax."""
 
+import ast
+import os
+import subprocess
+import sys
 import warnings
 import weakref
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -450,3 +455,95 @@ def test_backward_keeps_no_logits(tokenizer):
         assert (2, 40, 32) in shapes
         assert not [shape for shape in shapes if shape[-1:] == (vocabulary,) and shape[0] == 8]
         del result
+
+
+# --- what hosts put in the place of torch's functions -------------------------------------------
+
+
+def overwriting(logits, labels, reduction="none", **_):
+    """As Liger's kernel, which leaves the gradient in the place of its input."""
+    logps = logits.log_softmax(-1)
+    with torch.no_grad():
+        logits.copy_(logps.exp() - torch.nn.functional.one_hot(labels, logits.shape[-1]))
+    losses = -logps.gather(-1, labels[:, None]).squeeze(-1)
+    return losses if reduction == "none" else losses.mean()
+
+
+@pytest.mark.parametrize("head", ["trained", "frozen", "no gradient"])
+@pytest.mark.parametrize("rows", [4, 10_000])
+def test_another_cross_entropy_in_the_place_of_torchs(tokenizer, batch, monkeypatch, head, rows):
+    model, (inputs, positions, labels) = small_model(tokenizer, "untied"), batch
+    model.lm_head.requires_grad_(head == "trained")
+
+    def read():
+        with torch.no_grad() if head == "no gradient" else nullcontext():
+            reader = reader_of(tokenizer, rows)
+            found, _ = reader.token_statistics(model, positions, labels, **inputs)
+        slopes = {} if head == "no gradient" else gradients(model, found.logps)[1]
+        return [*(tensor.detach() for tensor in found), *slopes.values()]
+
+    wanted = read()
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", overwriting)
+    for mine, theirs in zip(read(), wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+def test_liger_in_the_place_of_torchs_cross_entropy(tmp_path):
+    """The real kernel, through Triton's interpreter, which is chosen before it is imported."""
+    pytest.importorskip("liger_kernel")
+    script = tmp_path / "with_liger.py"
+    script.write_text(_WITH_LIGER, encoding="utf-8")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, script], check=True, env=environment)
+
+
+_WITH_LIGER = """
+import torch
+from bdpo_plugin.reference.projection import Head, statistics
+
+hidden, labels = torch.randn(5, 16, requires_grad=True), torch.arange(5)
+weight = torch.randn(16, 64)
+head = Head(lambda rows: rows @ weight, 99, 99, trained=False)
+
+
+def read():
+    found = statistics(hidden, head, labels)
+    return [*found, *torch.autograd.grad(found.logps.sum(), hidden)]
+
+
+wanted = read()
+from liger_kernel.transformers import apply_liger_kernel_to_llama
+before = torch.nn.functional.cross_entropy
+apply_liger_kernel_to_llama(cross_entropy=True, fused_linear_cross_entropy=False)
+assert torch.nn.functional.cross_entropy is not before
+for mine, theirs in zip(read(), wanted, strict=True):
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+"""
+
+
+#: What the plugins of Axolotl, LLaMA-Factory and Liger replace, for the whole process, of what
+#: computes a loss.
+_REPLACED = {
+    "cross_entropy",
+    "CrossEntropyLoss",
+    "fixed_cross_entropy",
+    "ForCausalLMLoss",
+    "selective_log_softmax",
+    "entropy_from_logits",
+}
+
+
+def test_nothing_of_ours_calls_what_hosts_replace():
+    package = Path(projection.__file__).parents[1]
+    used = {
+        (path.name, name)
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in [
+            *([node.attr] if isinstance(node, ast.Attribute) else []),
+            *([node.id] if isinstance(node, ast.Name) else []),
+            *([alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []),
+        ]
+    }
+    assert {(file, name) for file, name in used if name in _REPLACED} == set()
+    assert ("projection.py", "softmax") in used
