@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,10 @@ from bdpo_plugin.reference.projection import ResponseReader
 from bdpo_plugin.reference.scoring import Reference
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.settings import BDPOError, BDPOSettings
+from bdpo_plugin.trainer.columns import LENGTH, SCORE_COLUMNS
 from bdpo_plugin.trainer.report import print_problems, print_scores, print_settings, save_scores
 
 Balance = Callable[[Tensor, Tensor], BalanceWeights]
-
-#: What scoring adds to each row of a dataset, and so to each batch.
-SCORE_COLUMNS = (
-    "ref_chosen_logps",
-    "ref_rejected_logps",
-    "bdpo_mi_chosen",
-    "bdpo_mi_rejected",
-    "bdpo_weight_chosen",
-    "bdpo_weight_rejected",
-    "bdpo_scale",
-)
 
 
 class Balancer:
@@ -64,6 +55,26 @@ class Balancer:
         self.balance = balance
         self.reader = ResponseReader()
         self.null_prompt: NullPrompt | None = None
+        self._reference: list[str] | None = None
+        self._training_pairs: str | None = None
+
+    def description(self) -> dict[str, Any]:
+        """What decides the scores and weights of this run's training pairs, for its checkpoints.
+
+        The reference is None where its weights have not been read (``bdpo_precompute: false``).
+        """
+        unimportant = ("bdpo_precompute", "bdpo_score_tokens", "bdpo_cache_dir", "bdpo_null_prompt")
+        settings = {k: v for k, v in self.settings.to_keys().items() if k not in unimportant}
+        return {
+            "settings": settings | {"balance": getattr(self.balance, "__qualname__", None)},
+            "null prompt": list(self.null_prompt.ids) if self.null_prompt else None,
+            "reference": self._reference,
+            "training pairs": self._training_pairs,
+        }
+
+    def take_training_pairs(self, pairs: Sequence[Pair]) -> None:
+        """Remember which pairs are trained on."""
+        self._training_pairs = digest(pairs)
 
     def usable_rows(
         self,
@@ -127,8 +138,7 @@ class Balancer:
     ) -> dict[str, Tensor]:
         """:data:`SCORE_COLUMNS` of a dataset, each (B,), from the store or computed now.
 
-        And ``length``: tokens of the longer sequence of each pair, the column by which the hosts
-        group pairs of similar length into a batch.
+        And :data:`LENGTH`.
 
         Args:
             pairs: the usable pairs, the same in every rank.
@@ -138,13 +148,14 @@ class Balancer:
         """
         if self.null_prompt is None:
             self.find_null_prompt(pairs, reference)
-        digest = model_fingerprint(
+        fingerprint = model_fingerprint(
             self.accelerator.unwrap_model(reference.model),
             adapter=reference.adapter,
             compute=self.accelerator.mixed_precision,
         )
         # each rank may hold a shard of the model: the reference is what all of them hold
-        identity = (*sorted(set(gather_object([digest]))), tokenizer_fingerprint(self.tokenizer))
+        parts = sorted(set(gather_object([fingerprint])))
+        self._reference = [*parts, tokenizer_fingerprint(self.tokenizer)]
         scores = score_pairs(
             pairs,
             reference,
@@ -152,7 +163,7 @@ class Balancer:
             self.settings,
             reader=self.reader,
             device=self.accelerator.device,
-            store=ScoreStore(self.settings.cache_dir, identity),
+            store=ScoreStore(self.settings.cache_dir, self._reference),
             name=name,
             rows=rows,
         )
@@ -160,8 +171,7 @@ class Balancer:
         if self.accelerator.is_main_process:
             print_scores(name, self.settings, scores, weights)
             save_scores(self.output_dir / file, rows, scores, weights, self.settings)
-        lengths = torch.tensor([_tokens(pair) for pair in pairs])
-        return _columns(scores, weights) | {"length": lengths}
+        return _columns(scores, weights) | {LENGTH: longest(pairs)}
 
     def score_batch(self, pairs: Sequence[Pair], reference: Reference) -> dict[str, Tensor]:
         """:data:`SCORE_COLUMNS` of a batch, each (B,), computed now and not kept.
@@ -185,20 +195,6 @@ class Balancer:
         columns = _columns(scores, self._weigh(scores))
         return {name: column.to(self.accelerator.device) for name, column in columns.items()}
 
-    def batch_columns(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """:data:`SCORE_COLUMNS` that a batch brings along.
-
-        Raises:
-            BDPOError: one is missing.
-        """
-        missing = [column for column in SCORE_COLUMNS if column not in batch]
-        if missing:
-            raise BDPOError(
-                f"The batch has no {', '.join(missing)}: it does not come from a dataset that was "
-                "scored. Pass datasets to the trainer's constructor or to evaluate()."
-            )
-        return {column: batch[column].view(torch.float32) for column in SCORE_COLUMNS}
-
     def _weigh(self, scores: PairScores) -> BalanceWeights:
         mi = (scores.mi_chosen, scores.mi_rejected)
         if self.balance is None:
@@ -218,29 +214,9 @@ class Balancer:
         return weights
 
 
-class ScoreCollator:
-    """The host's collator, with the :data:`SCORE_COLUMNS` of the rows.
-
-    Each is a (B,) tensor of the bits of a float32, as int32: under DeepSpeed, transformers casts
-    the floats of a batch to the training dtype, and a log-probability in bfloat16 is off by up to
-    a nat. :meth:`Balancer.batch_columns` reads them.
-    """
-
-    def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
-        self.collator = collator
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = self.collator(examples)
-        for column in SCORE_COLUMNS:
-            if column in examples[0]:
-                values = torch.tensor([e[column] for e in examples], dtype=torch.float32)
-                batch[column] = values.view(torch.int32)
-        return batch
-
-
 def _long_sequences(pairs: Sequence[Pair], limit: int | None) -> list[str]:
     """What to say of the pairs beyond a model's :func:`rotary_limit`."""
-    longer = sum(_tokens(pair) > limit for pair in pairs) if limit else 0
+    longer = int((longest(pairs) > limit).sum()) if limit else 0
     if not longer:
         return []
     return [
@@ -250,9 +226,20 @@ def _long_sequences(pairs: Sequence[Pair], limit: int | None) -> list[str]:
     ]
 
 
-def _tokens(pair: Pair) -> int:
-    """Of the longer sequence."""
-    return max(len(side.prompt) + len(side.response) for side in pair)
+def longest(pairs: Sequence[Pair]) -> Tensor:
+    """(B,) tokens of the longer sequence of each pair."""
+    lengths = [max(len(side.prompt) + len(side.response) for side in pair) for pair in pairs]
+    return torch.tensor(lengths, dtype=torch.long)
+
+
+def digest(pairs: Sequence[Pair]) -> str:
+    """What the pairs are, by content and order, in 32 hexadecimal digits."""
+    found = hashlib.blake2b(digest_size=16)
+    for pair in pairs:
+        for ids in (ids for side in pair for ids in side):
+            found.update(len(ids).to_bytes(8, "little"))
+            found.update(ids.tobytes())
+    return found.hexdigest()
 
 
 def _columns(scores: PairScores, weights: BalanceWeights) -> dict[str, Tensor]:

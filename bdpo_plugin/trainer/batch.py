@@ -7,18 +7,20 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from datasets import Dataset, IterableDataset, concatenate_datasets
-from torch import Tensor
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from datasets import Dataset, IterableDataset
+from tqdm.auto import tqdm
 
 from bdpo_plugin.reference.pairs import Pair, split_sequence
 from bdpo_plugin.settings import BDPOError
-from bdpo_plugin.trainer.balancer import SCORE_COLUMNS
+from bdpo_plugin.trainer.columns import SCORE_COLUMNS, TRL_COLUMNS
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     """What of a batch the model's forward takes."""
-    kept = {k: v for k, v in batch.items() if k not in {"completion_mask", *SCORE_COLUMNS}}
-    return {**kept, "use_cache": False}
+    other = {"completion_mask", *SCORE_COLUMNS, *TRL_COLUMNS}
+    return {**{k: v for k, v in batch.items() if k not in other}, "use_cache": False}
 
 
 def batch_pairs(batch: Mapping[str, Any]) -> list[Pair]:
@@ -57,12 +59,6 @@ def dataset_pairs(
     return pairs
 
 
-def with_columns(dataset: Dataset, columns: Mapping[str, Tensor]) -> Dataset:
-    """The dataset with the columns, each (rows,), that it does not have yet."""
-    new = {k: v.tolist() for k, v in columns.items() if k not in dataset.column_names}
-    return concatenate_datasets([dataset, Dataset.from_dict(new)], axis=1)
-
-
 def peek(stream: IterableDataset) -> Dataset:
     """The first rows of a stream: those that the null prompt is derived from."""
     return Dataset.from_list(list(stream.take(256)))
@@ -76,30 +72,44 @@ def stream_refusal(name: str) -> BDPOError:
     )
 
 
-def misplaced_rows(dataset: Dataset, tokenizer: Any) -> Iterator[int]:
-    """Rows whose prompt's tokens change when a response follows.
+def misplaced_rows(dataset: Dataset, tokenizer: Any, name: str) -> list[int]:
+    """Rows whose prompt's tokens change when a response follows; the same in every rank.
 
     Releases of TRL differ in what they train on then: a response without its first tokens, or a
-    prompt without its last.
+    prompt without its last. Each rank looks at a share of the rows.
     """
     if not {"prompt", "chosen", "rejected"} <= set(dataset.column_names):
-        return
-    for start in range(0, len(dataset), 256):
+        return []
+    state = PartialState()
+    blocks = range(0, len(dataset), 256)[state.process_index :: state.num_processes]
+    bar = tqdm(
+        blocks,
+        desc=f"Checking the prompts of the {name} data",
+        disable=not state.is_main_process,
+        delay=1,
+    )
+    found: list[int] = []
+    for start in bar:
         rows = [dataset[i] for i in range(start, min(start + 256, len(dataset)))]
-        trained = [
-            (ids, ids + row["chosen_ids"], ids + row["rejected_ids"])
-            for row in rows
-            for ids in [row["prompt_ids"]]
-        ]
-        texts = [_texts(row, tokenizer) for row in rows]
-        special = isinstance(rows[0]["prompt"], str)
-        found = [
-            tokenizer(list(column), add_special_tokens=special)["input_ids"]
-            for column in zip(*texts, strict=True)
-        ]
-        for i, ids in enumerate(zip(*found, strict=True)):
-            if ids != trained[i]:
-                yield start + i
+        found += [start + i for i in _misplaced(rows, tokenizer)]
+    return sorted(gather_object(found))
+
+
+def _misplaced(rows: list[dict[str, Any]], tokenizer: Any) -> Iterator[int]:
+    trained = [
+        (ids, ids + row["chosen_ids"], ids + row["rejected_ids"])
+        for row in rows
+        for ids in [row["prompt_ids"]]
+    ]
+    texts = [_texts(row, tokenizer) for row in rows]
+    special = isinstance(rows[0]["prompt"], str)
+    tokenised = [
+        tokenizer(list(column), add_special_tokens=special)["input_ids"]
+        for column in zip(*texts, strict=True)
+    ]
+    for i, ids in enumerate(zip(*tokenised, strict=True)):
+        if ids != trained[i]:
+            yield i
 
 
 def _texts(row: Mapping[str, Any], tokenizer: Any) -> tuple[str, str, str]:

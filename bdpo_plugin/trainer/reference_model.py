@@ -7,6 +7,7 @@ from typing import Any
 from accelerate.utils import is_peft_model
 
 from bdpo_plugin.reference.fingerprint import AS_IT_IS
+from bdpo_plugin.reference.output_layer import is_sharded
 from bdpo_plugin.reference.scoring import Reference
 from bdpo_plugin.settings import BDPOError
 
@@ -36,6 +37,12 @@ def resolve_reference(trainer: Any, wrapped: Any = None) -> Reference:
     if not hasattr(trainer, "_bdpo_adapter"):
         given = "ref" in peft.peft_config and not _is_fresh(peft, "ref")
         trainer._bdpo_adapter = "ref" if given else None
+        if given and not is_sharded(peft):
+            from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+            # TRL's copy has the weights of modules alone: not those of IA3, LoHa, VeRA, new tokens
+            state = get_peft_model_state_dict(peft, adapter_name="default")
+            set_peft_model_state_dict(peft, state, adapter_name="ref")
     adapter = trainer._bdpo_adapter
     model = wrapped if wrapped is not None else _placed(trainer)
     return Reference(
@@ -48,18 +55,26 @@ def resolve_reference(trainer: Any, wrapped: Any = None) -> Reference:
     )
 
 
-def release_reference_model(trainer: Any) -> bool:
-    """Let go of the separate reference model: after the pass its scores are all that is needed.
+def release_reference(trainer: Any) -> bool:
+    """Let go of what only the reference needs: after the pass its scores are all.
+
+    That is a separate model, or the copy of the adapter that TRL makes of a model with one. Were
+    the copy kept, a checkpoint would have a folder of it, and a run that resumes would load that
+    in the place of the adapter that is trained.
 
     Returns:
-        whether there was one.
+        whether the reference cannot be run any more.
     """
-    if trainer.ref_model is None:
+    if trainer.ref_model is not None:
+        prepared = trainer.accelerator._models
+        prepared[:] = [model for model in prepared if model is not trainer.ref_model]
+        trainer.ref_model = None
+        return True
+    peft = trainer.accelerator.unwrap_model(trainer.model)
+    if not is_peft_model(peft) or "ref" not in peft.peft_config:
         return False
-    prepared = trainer.accelerator._models
-    prepared[:] = [model for model in prepared if model is not trainer.ref_model]
-    trainer.ref_model = None
-    return True
+    peft.delete_adapter("ref")
+    return trainer._bdpo_adapter is not None
 
 
 def _placed(trainer: Any) -> Any:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import sys
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +21,21 @@ from bdpo_plugin.objective import BalanceWeights
 from bdpo_plugin.reference.dataset import PairScores
 from bdpo_plugin.reference.null_prompt import NullPrompt
 from bdpo_plugin.settings import BDPOSettings
+
+
+def score_file(name: str, content: str = "") -> str:
+    """Name of the file of a dataset's scores.
+
+    Args:
+        name: of an evaluation set; "" for the training data.
+        content: digest of the pairs of a set that was given later, which may have the name of
+            another.
+    """
+    # what is not for the name of a file goes, and a digest of it keeps two such names apart
+    safe = re.sub(r"[^\w.-]+", "_", name)[:80].strip(".")
+    if safe != name:
+        safe += "-" + hashlib.blake2b(name.encode(errors="replace"), digest_size=4).hexdigest()
+    return ".".join(filter(None, ("reference_scores", safe, content[:8], "parquet")))
 
 
 def save_scores(
@@ -51,9 +69,12 @@ def save_scores(
     metadata = {"mi_unit": mi_unit(settings)}
     metadata |= {k: str(v) for k, v in settings.to_keys().items() if k != "bdpo_cache_dir"}
     table = table.replace_schema_metadata(metadata)
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(table, temporary)
-    temporary.replace(path)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # two runs may have one folder
+    try:
+        pq.write_table(table, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def print_settings(
@@ -99,7 +120,7 @@ def print_scores(
     name: str, settings: BDPOSettings, scores: PairScores, weights: BalanceWeights
 ) -> None:
     """The table of one dataset's scores."""
-    table = _table(f"B-DPO: the {name} data")
+    table = _table(f"B-DPO: the {escape(name)} data")
     total, computed = len(scores.computed), int(scores.computed.sum())
     table.add_row("pairs", f"{total}: {computed} scored now, {total - computed} reused")
     unit = mi_unit(settings)

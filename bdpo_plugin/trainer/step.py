@@ -45,7 +45,7 @@ def preference_step(
     Args:
         inputs: of the model's forward; `input_ids` (2B, T), the chosen rows first.
         trained: (2B, T) bool, the tokens that are trained on.
-        scores: the columns of :data:`~bdpo_plugin.trainer.balancer.SCORE_COLUMNS`.
+        scores: the columns of :data:`~bdpo_plugin.trainer.columns.SCORE_COLUMNS`.
         terms: of the loss.
 
     Returns:
@@ -54,7 +54,7 @@ def preference_step(
     weights = BalanceWeights(
         scores["bdpo_weight_chosen"], scores["bdpo_weight_rejected"], scores["bdpo_scale"]
     )
-    ref_chosen, ref_rejected = scores["ref_chosen_logps"], scores["ref_rejected_logps"]
+    ref_chosen, ref_rejected = scores["bdpo_ref_chosen_logps"], scores["bdpo_ref_rejected_logps"]
     trained = trained[:, 1:]
     labels = inputs["input_ids"][:, 1:][trained]
     tokens, outputs = reader.token_statistics(model, F.pad(trained, (0, 1)), labels, **inputs)

@@ -6,13 +6,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from trl import DPOTrainer
 
 from bdpo_plugin.reference.pairs import Pair
 from bdpo_plugin.settings import BDPOError
-from bdpo_plugin.trainer.balancer import SCORE_COLUMNS, Balance, Balancer, ScoreCollator
+from bdpo_plugin.trainer.balancer import Balance, Balancer, digest, longest
 from bdpo_plugin.trainer.batch import (
     batch_pairs,
     dataset_pairs,
@@ -20,19 +19,26 @@ from bdpo_plugin.trainer.batch import (
     model_inputs,
     peek,
     stream_refusal,
-    with_columns,
 )
 from bdpo_plugin.trainer.checks import check_arguments, check_columns, check_launch
+from bdpo_plugin.trainer.columns import (
+    LENGTH,
+    ROW,
+    SCORE_COLUMNS,
+    ReadyDatasets,
+    ScoreCollator,
+    batch_scores,
+    drop_reserved,
+    with_columns,
+)
 from bdpo_plugin.trainer.config import BDPOConfig
-from bdpo_plugin.trainer.reference_model import release_reference_model, resolve_reference
-from bdpo_plugin.trainer.report import add_peak_memory, print_problems
+from bdpo_plugin.trainer.reference_model import release_reference, resolve_reference
+from bdpo_plugin.trainer.report import add_peak_memory, print_problems, score_file
+from bdpo_plugin.trainer.run import RunMixin
 from bdpo_plugin.trainer.step import LossTerms, MetricSums, preference_step
 
-#: Column with the number of a row in the dataset that the trainer was given.
-_ROW = "bdpo_row"
 
-
-class BDPOTrainer(DPOTrainer):
+class BDPOTrainer(RunMixin, DPOTrainer):
     """Balanced Direct Preference Optimization (arXiv 2603.22829, as read in the README).
 
     What it changes of `trl.DPOTrainer`: the precomputation of the reference's log-probabilities
@@ -67,17 +73,21 @@ class BDPOTrainer(DPOTrainer):
         args.precompute_ref_log_probs = self.bdpo.precompute
         self._balance = balance
         self._balancer: Balancer | None = None
-        self._reference_released = False
+        self._ready = ReadyDatasets()
+        self._reference_released = self._made = False
+        if args.length_column_name == "length":  # the host's default, which data may have too
+            args.length_column_name = LENGTH
         check_columns([*rest, *kwargs.values()])
         super().__init__(model, ref_model, args, *rest, **kwargs)
         reduce = partial(self.accelerator.reduce, reduction="sum")
         self._sums = {"train": MetricSums(reduce), "eval": MetricSums(reduce)}
         self._terms = LossTerms(self.loss_types, self.loss_weights, self.beta, self.label_smoothing)
         if self.bdpo.precompute:
-            self._reference_released = release_reference_model(self)
+            self._reference_released = release_reference(self)
         else:
             self._prepare_stepwise()
         self.data_collator = ScoreCollator(self.data_collator)
+        self._made = True
 
     @property
     def balancer(self) -> Balancer:
@@ -92,11 +102,16 @@ class BDPOTrainer(DPOTrainer):
     # The datasets -------------------------------------------------------------------------------
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, name: str) -> Any:
-        if isinstance(dataset, Dataset) and _ROW not in dataset.column_names:
-            dataset = dataset.add_column(_ROW, list(range(len(dataset))))
+        if dataset in self._ready:
+            return dataset
+        dataset, problems = drop_reserved(dataset, name)
+        if args.process_index == 0:
+            print_problems(problems)
+        if isinstance(dataset, Dataset):
+            dataset = dataset.add_column(ROW, list(range(len(dataset))))
         prepared = super()._prepare_dataset(dataset, processing_class, args, name)
         if isinstance(prepared, Dataset) and (lost := len(dataset) - len(prepared)):
-            rows = sorted(set(dataset[_ROW]) - set(prepared[_ROW]))
+            rows = sorted(set(dataset[ROW]) - set(prepared[ROW]))
             examples = ", ".join(map(str, rows[:5])) + (", ..." if lost > 5 else "")
             problem = (
                 f"{lost} of {len(dataset)} pairs of the {name} data: the prompt alone fills the "
@@ -117,35 +132,39 @@ class BDPOTrainer(DPOTrainer):
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         if isinstance(dataset, IterableDataset):
             raise stream_refusal(name)
-        if set(SCORE_COLUMNS) <= set(dataset.column_names):
+        if dataset in self._ready:
             return dataset
         if self._reference_released:
             raise BDPOError(
-                f"The {name} data has no scores, and the separate reference model was let go after "
-                "the pass over the datasets that the trainer was made with. Give it to the "
-                "trainer's constructor as an `eval_dataset`, or set `bdpo_precompute: false`."
+                f"The {name} data has no scores, and the reference (a separate model, or the copy "
+                "of the adapter given) was let go after the pass over the datasets that the "
+                "trainer was made with. Give it to the trainer's constructor as an `eval_dataset`, "
+                "or set `bdpo_precompute: false`."
             )
-        file = "reference_scores.parquet"
-        if dataset is not self.train_dataset:
-            file = f"reference_scores.{name}.parquet"
+        of_training = dataset is self.train_dataset
         dataset, rows, pairs = self._usable(dataset, name)
-        columns = self.balancer.score_dataset(pairs, rows, name, resolve_reference(self), file)
-        return with_columns(dataset, columns)
+        if of_training:
+            self.balancer.take_training_pairs(pairs)
+        columns = self.balancer.score_dataset(
+            pairs,
+            rows,
+            name,
+            resolve_reference(self),
+            score_file("" if of_training else name, digest(pairs) if self._made else ""),
+        )
+        return self._ready.add(with_columns(dataset, columns))
 
     def _usable(self, dataset: Dataset, name: str) -> tuple[Dataset, list[int], list[Pair]]:
         """The dataset without the pairs that cannot teach; the row numbers and pairs kept."""
         collator = getattr(self.data_collator, "collator", self.data_collator)
         pairs = dataset_pairs(dataset, collator)
-        misplaced: list[Any] = [None]
-        if self.accelerator.is_main_process:
-            misplaced = [list(misplaced_rows(dataset, self._tokenizer))]
-        broadcast_object_list(misplaced)
+        misplaced = misplaced_rows(dataset, self._tokenizer, name)
         lengths = [
             (len(chosen), len(rejected))
             for chosen, rejected in zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
         ]
-        numbers = list(dataset[_ROW])
-        kept = self.balancer.usable_rows(pairs, name, lengths, misplaced[0], numbers)
+        numbers = list(dataset[ROW])
+        kept = self.balancer.usable_rows(pairs, name, lengths, misplaced, numbers)
         if len(kept) < len(pairs):
             dataset = dataset.select(kept)
         return dataset, [numbers[i] for i in kept], [pairs[i] for i in kept]
@@ -155,15 +174,23 @@ class BDPOTrainer(DPOTrainer):
         if isinstance(self.train_dataset, IterableDataset):
             pairs = dataset_pairs(peek(self.train_dataset), self.data_collator)
         else:
-            self.train_dataset, _, pairs = self._usable(self.train_dataset, "train")
+            self.train_dataset, pairs = self._checked_pairs(self.train_dataset, "train")
+            self.balancer.take_training_pairs(pairs)
         if isinstance(self.eval_dataset, dict):
             self.eval_dataset = {
-                name: self._usable(dataset, name)[0] if isinstance(dataset, Dataset) else dataset
+                name: self._prepared_later(dataset, name)
                 for name, dataset in self.eval_dataset.items()
             }
-        elif isinstance(self.eval_dataset, Dataset):
-            self.eval_dataset, *_ = self._usable(self.eval_dataset, "eval")
+        elif self.eval_dataset is not None:
+            self.eval_dataset = self._prepared_later(self.eval_dataset, "eval")
         self.balancer.find_null_prompt(pairs, resolve_reference(self, self.model))
+
+    def _checked_pairs(self, dataset: Dataset, name: str) -> tuple[Dataset, list[Pair]]:
+        dataset, _, pairs = self._usable(dataset, name)
+        return self._ready.add(with_columns(dataset, {LENGTH: longest(pairs)})), pairs
+
+    def _prepared_later(self, dataset: Any, name: str) -> Any:
+        return self._checked_pairs(dataset, name)[0] if isinstance(dataset, Dataset) else dataset
 
     # The step -----------------------------------------------------------------------------------
 
@@ -175,7 +202,7 @@ class BDPOTrainer(DPOTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         if self.bdpo.precompute:
-            scores = self.balancer.batch_columns(inputs)
+            scores = batch_scores(inputs)
         else:
             scores = self.balancer.score_batch(batch_pairs(inputs), resolve_reference(self, model))
         kwargs = model_inputs(inputs)

@@ -12,6 +12,7 @@ from running import history, pairs, scores, sharp_model, trainer, weights
 
 from bdpo_plugin import BalanceWeights, BDPOError
 from bdpo_plugin.reference import scoring
+from bdpo_plugin.trainer.columns import batch_scores
 
 METRICS = (
     "mi_chosen",
@@ -96,7 +97,7 @@ def test_pairs_of_similar_length_share_a_batch(tmp_path):
     sides = zip(rows["chosen_ids"], rows["rejected_ids"], strict=True)
     longest = [max(map(len, two)) for two in sides]
     lengths = [len(p) + n for p, n in zip(rows["prompt_ids"], longest, strict=True)]
-    assert rows["length"] == lengths
+    assert rows["bdpo_length"] == lengths
 
     def padding(order):
         batches = [[lengths[i] for i in order[n : n + 4]] for n in range(0, 64, 4)]
@@ -301,9 +302,11 @@ def test_plain_arguments_are_refused(tmp_path):
 
 def test_a_batch_without_scores_is_refused(tmp_path):
     made = trainer(output_dir=tmp_path)
-    made.train_dataset = made.train_dataset.remove_columns("bdpo_scale")
+    rows = [made.train_dataset[i] for i in range(4)]
+    for row in rows:
+        del row["bdpo_scale"]
     with pytest.raises(BDPOError, match="The batch has no bdpo_scale"):
-        made.train()
+        made.compute_loss(made.model, made.data_collator(rows))
 
 
 def test_vision_data_is_refused(tmp_path):
@@ -380,5 +383,5 @@ def test_scores_survive_a_host_that_casts_floats(tmp_path):
         name: value.to(torch.bfloat16) if value.is_floating_point() else value
         for name, value in made.data_collator(rows).items()
     }
-    for name, column in made.balancer.batch_columns(batch).items():
+    for name, column in batch_scores(batch).items():
         assert column.tolist() == pytest.approx([row[name] for row in rows], rel=1e-6)

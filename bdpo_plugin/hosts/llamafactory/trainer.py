@@ -16,23 +16,26 @@ from bdpo_plugin.hosts.llamafactory.reference import describe_reference, free_we
 from bdpo_plugin.reference.pairs import Pair
 from bdpo_plugin.reference.scoring import Reference
 from bdpo_plugin.settings import BDPOSettings
-from bdpo_plugin.trainer.balancer import Balancer, ScoreCollator
-from bdpo_plugin.trainer.batch import (
-    batch_pairs,
-    model_inputs,
-    peek,
-    stream_refusal,
+from bdpo_plugin.trainer.balancer import Balancer, longest
+from bdpo_plugin.trainer.batch import batch_pairs, model_inputs, peek, stream_refusal
+from bdpo_plugin.trainer.columns import (
+    LENGTH,
+    ReadyDatasets,
+    ScoreCollator,
+    batch_scores,
+    drop_reserved,
     with_columns,
 )
-from bdpo_plugin.trainer.reference_model import release_reference_model, resolve_reference
-from bdpo_plugin.trainer.report import add_peak_memory
+from bdpo_plugin.trainer.reference_model import release_reference, resolve_reference
+from bdpo_plugin.trainer.report import add_peak_memory, print_problems, score_file
+from bdpo_plugin.trainer.run import RunMixin
 from bdpo_plugin.trainer.step import TOTAL, LossTerms, preference_step
 
 #: The curves that `plot_loss: true` draws beside LLaMA-Factory's own.
 _CURVES = ("rewards/margins", "bdpo/imbalance", "bdpo/weight_chosen", "bdpo/scale")
 
 
-class LlamaFactoryBDPOTrainer(CustomDPOTrainer):
+class LlamaFactoryBDPOTrainer(RunMixin, CustomDPOTrainer):
     """LLaMA-Factory's DPO trainer with B-DPO's reference pass, weights, loss and metrics.
 
     Its optimizers, schedulers, samplers, logging and callbacks stay. `pref_ftx` adds its SFT term
@@ -62,9 +65,12 @@ class LlamaFactoryBDPOTrainer(CustomDPOTrainer):
         self.balancer = Balancer(
             self.bdpo, self.processing_class, self.accelerator, self.args.output_dir
         )
+        self._ready = ReadyDatasets()
+        if self.args.length_column_name == "length":  # the host's default, which data may have too
+            self.args.length_column_name = LENGTH
         self._prepare_datasets()
         if self.bdpo.precompute:
-            release_reference_model(self)
+            release_reference(self)
             if ref_model is not None and ref_model is not model:
                 free_weights(ref_model)
         self.data_collator = ScoreCollator(self.data_collator)
@@ -72,19 +78,22 @@ class LlamaFactoryBDPOTrainer(CustomDPOTrainer):
     # The datasets -------------------------------------------------------------------------------
 
     def _prepare_datasets(self) -> None:
-        file = "reference_scores{}.parquet"
         if self.train_dataset is not None:
-            self.train_dataset = self._prepared(self.train_dataset, "train", file.format(""))
+            self.train_dataset = self._prepared(self.train_dataset, "train", score_file(""))
         if isinstance(self.eval_dataset, dict):
             self.eval_dataset = {
-                name: self._prepared(dataset, name, file.format(f".{name}"))
+                name: self._prepared(dataset, name, score_file(name))
                 for name, dataset in self.eval_dataset.items()
             }
         elif self.eval_dataset is not None:
-            self.eval_dataset = self._prepared(self.eval_dataset, "eval", file.format(".eval"))
+            self.eval_dataset = self._prepared(self.eval_dataset, "eval", score_file("eval"))
 
     def _prepared(self, dataset: Any, name: str, file: str) -> Any:
         """The usable rows of a dataset, with their scores where they are computed in advance."""
+        of_training = dataset is self.train_dataset
+        dataset, problems = drop_reserved(dataset, name)
+        if self.is_world_process_zero():
+            print_problems(problems)
         if isinstance(dataset, IterableDataset):
             if self.bdpo.precompute:
                 raise stream_refusal(name)
@@ -96,10 +105,15 @@ class LlamaFactoryBDPOTrainer(CustomDPOTrainer):
         if len(rows) < len(pairs):
             dataset, pairs = dataset.select(rows), [pairs[row] for row in rows]
         self._settle(pairs)
-        if not self.bdpo.precompute:
-            return dataset
-        columns = self.balancer.score_dataset(pairs, rows, name, self._reference(), file)
-        return with_columns(dataset, columns)
+        if of_training:
+            self.balancer.take_training_pairs(pairs)
+        columns = {LENGTH: longest(pairs)}
+        if self.bdpo.precompute:
+            columns = self.balancer.score_dataset(pairs, rows, name, self._reference(), file)
+        return self._ready.add(with_columns(dataset, columns))
+
+    def _prepared_later(self, dataset: Any, name: str) -> Any:
+        return self._prepared(dataset, name, "")
 
     def _settle(self, pairs: list[Pair]) -> None:
         if self.balancer.null_prompt is None:
@@ -116,7 +130,7 @@ class LlamaFactoryBDPOTrainer(CustomDPOTrainer):
     ) -> tuple[Tensor, dict[str, float]]:
         batch = batch_as_trl(batch)
         if self.bdpo.precompute:
-            scores = self.balancer.batch_columns(batch)
+            scores = batch_scores(batch)
         else:
             scores = self.balancer.score_batch(batch_pairs(batch), self._reference(model))
         loss, metrics, _ = preference_step(
