@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
+from bdpo_plugin.reference.turns import (
+    Turns,
+    as_ids,
+    as_string,
+    common_end,
+    common_start,
+    template_turns,
+)
 from bdpo_plugin.settings import BDPOError
 
-#: The template's scaffold is used if at least this share of the prompts begin and end with it.
+#: What at least this share of the prompts begin or end with is taken to be their scaffold.
 MIN_MATCH_RATE = 0.9
+#: A scaffold that fewer prompts have than this is not used at all.
+_MAJORITY = 0.5
+#: What every warning ends with.
+_REMEDY = "`bdpo_null_prompt`, your prompt format with the query left out, sets another one."
 
 
 @dataclass(frozen=True)
@@ -21,16 +33,16 @@ class NullPrompt:
         ids: its token ids, at least one.
         text: the ids, decoded.
         source: where it comes from, in words.
-        match_rate: share of the training prompts that begin and end as it does; None where
-            that has no meaning.
-        warning: what the user should know about it, if anything.
+        match_rate: share of the training prompts that have just this before and after their
+            query; None where that is not known, as the turns of the prompts are not.
+        warnings: what the user should know about it.
     """
 
     ids: tuple[int, ...]
     text: str
     source: str
     match_rate: float | None = None
-    warning: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def find_null_prompt(
@@ -38,9 +50,10 @@ def find_null_prompt(
 ) -> NullPrompt:
     """The null prompt for a training set.
 
-    In this order: the override; the tokens that any one-turn prompt rendered by the tokenizer's
-    chat template has at its front and back, if the data's prompts have them too; the longest
-    front and back that all prompts of the data share; the BOS token, with a warning.
+    In this order: the override; what the prompts have before the user's first message and after
+    the last, as far as they agree, else what the tokenizer's chat template has there; where they
+    are not in the template's format, the longest beginning and end that all of them share; the
+    BOS token.
 
     Args:
         tokenizer: of the run.
@@ -59,23 +72,41 @@ def find_null_prompt(
             )
         return NullPrompt(ids, tokenizer.decode(ids), "bdpo_null_prompt")
 
-    rate = 0.0
-    if scaffold := _template_scaffold(tokenizer):
-        front, back = scaffold
-        matches = [_framed(prompt, front, back) for prompt in prompts]
-        rate = sum(matches) / max(1, len(matches))
-        if rate >= MIN_MATCH_RATE:
-            ids = front + back
-            return NullPrompt(ids, tokenizer.decode(ids), "chat template", rate)
-
-    front = _shared_front(prompts)
-    back = _shared_front([p[::-1] for p in prompts])[::-1]
+    strings = [as_string(prompt) for prompt in prompts]
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    bos_string = "" if bos is None else as_string([bos])
+    turns = template_turns(tokenizer)
+    if turns and (found := _around_queries(turns, strings)):
+        front, back, rate = found
+        if (front + back).strip(bos_string):
+            ids = as_ids(front + back)
+            own = (front, back) == (turns.front, turns.back)
+            return NullPrompt(
+                ids,
+                tokenizer.decode(ids),
+                "chat template" if own else "chat template and what the prompts share",
+                rate,
+                (*_rate_warning(rate), *_role_warnings(turns, strings, front + back)),
+            )
+
+    unused = ""
+    if turns is None and getattr(tokenizer, "chat_template", None):
+        unused = ", as the chat template cannot render a lone message of the user"
+    front, back = common_start(strings), common_end(strings)
     # A scaffold is more than BOS, and it leaves room for a query in every prompt.
-    room = min((len(p) for p in prompts), default=0) - len(front) - len(back)
-    ids = front + back
-    if set(ids) - {bos} and room > 0:
-        return NullPrompt(ids, tokenizer.decode(ids), "shared by all prompts", 1.0)
+    room = min(map(len, strings), default=0) - len(front) - len(back)
+    if (front + back).strip(bos_string) and room > 0:
+        ids = as_ids(front + back)
+        return NullPrompt(
+            ids,
+            tokenizer.decode(ids),
+            f"shared by all prompts{unused}",
+            None,
+            (
+                *_cut_warning(tokenizer, turns, strings, front.lstrip(bos_string), back),
+                *_role_warnings(turns, strings, front + back),
+            ),
+        )
 
     if bos is None:
         raise BDPOError(
@@ -85,44 +116,90 @@ def find_null_prompt(
     return NullPrompt(
         (bos,),
         tokenizer.decode([bos]),
-        "BOS token",
-        rate if scaffold else None,
-        warning=(
+        f"BOS token{unused}",
+        None,
+        (
             "the prompts share no scaffold, so the mutual information is measured against a bare "
             f"{tokenizer.decode([bos])!r}, which puts several nats on the first token and distorts "
-            "the ranking. Set `bdpo_null_prompt` to your prompt format with the query left out."
+            f"the ranking. {_REMEDY}",
         ),
     )
 
 
-def _template_scaffold(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Token ids that the chat template puts before and after any query."""
-    if not getattr(tokenizer, "chat_template", None):
+def _around_queries(turns: Turns, prompts: Sequence[str]) -> tuple[str, str, float] | None:
+    """What the prompts have before the user's first message and after the last, and the share of
+    the prompts that have just this; None where most are not in the template's format."""
+    if not prompts:
         return None
-    # two queries that share neither their first nor their last token
-    rendered = [
-        tokenizer(
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": query}], add_generation_prompt=True, tokenize=False
-            ),
-            add_special_tokens=False,
-        )["input_ids"]
-        for query in ("Who was it?", "7 blue apples")
+    ends = [
+        (front, back)
+        for prompt in prompts
+        if (front := turns.before_query(prompt)) is not None
+        and (back := turns.after_query(prompt)) is not None
+        and len(front) + len(back) < len(prompt)
     ]
-    front = _shared_front(rendered)
-    back = _shared_front([ids[len(front) :][::-1] for ids in rendered])[::-1]
-    return (front, back) if front or back else None
+    if len(ends) < _MAJORITY * len(prompts):
+        return None
+    enough = MIN_MATCH_RATE * len(prompts)
+    front, alike_fronts = Counter(front for front, _ in ends).most_common(1)[0]
+    back, alike_backs = Counter(back for _, back in ends).most_common(1)[0]
+    if min(alike_fronts, alike_backs) < enough:
+        # They do not agree. A few tokens may look like a turn in another format than the
+        # template's, so its own beginning or end has to be there.
+        begin = sum(prompt.startswith(turns.front) for prompt in prompts if turns.front)
+        end = sum(prompt.endswith(turns.back) for prompt in prompts if turns.back)
+        if max(begin, end) < _MAJORITY * len(prompts):
+            return None
+    front = front if alike_fronts >= enough else turns.front
+    back = back if alike_backs >= enough else turns.back
+    return front, back, ends.count((front, back)) / len(prompts)
 
 
-def _shared_front(sequences: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """The longest beginning that all sequences have."""
-    same = takewhile(lambda column: len(set(column)) == 1, zip(*sequences, strict=False))
-    return tuple(column[0] for column in same)
-
-
-def _framed(prompt: Sequence[int], front: tuple[int, ...], back: tuple[int, ...]) -> bool:
+def _rate_warning(rate: float) -> tuple[str, ...]:
+    if rate >= MIN_MATCH_RATE:
+        return ()
     return (
-        len(prompt) > len(front) + len(back)
-        and tuple(prompt[: len(front)]) == front
-        and tuple(prompt[len(prompt) - len(back) :]) == back
+        f"{1 - rate:.1%} of the prompts begin or end otherwise than the null prompt. What they "
+        "have before the user's first message (another system message than the rest, or none) and "
+        f"after the last one counts as part of their query. {_REMEDY}",
+    )
+
+
+def _role_warnings(turns: Turns | None, prompts: Sequence[str], null: str) -> tuple[str, ...]:
+    """Of the roles beside the user's that the prompts have and the null prompt lacks."""
+    warnings = []
+    for role, header in turns.roles.items() if turns else ():
+        having = sum(header in prompt for prompt in prompts)
+        if having and header not in null:
+            warnings.append(
+                f"{having / len(prompts):.1%} of the prompts have a {role} message and the null "
+                "prompt has none, so that what a response owes to these messages counts as its "
+                f"mutual information with the query. {_REMEDY}"
+            )
+    return tuple(warnings)
+
+
+def _cut_warning(
+    tokenizer: Any, turns: Turns | None, prompts: Sequence[str], front: str, back: str
+) -> tuple[str, ...]:
+    """Where the prompts are not in the template's format: whether what they share looks cut
+    within a turn.
+
+    Special tokens begin and end turns. So a beginning that stops right after one that begins a
+    turn at the end too has no more than half of a header, and an end that has some while there is
+    no beginning lacks the turn that it ends.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special = {token for token, entry in added.items() if entry.special}
+    special |= set(tokenizer.all_special_ids)
+    marks = {char for char in front + back if ord(char) in special}
+    cut = bool(marks) and (not front or front[-1] in marks & set(back))
+    if turns and turns.opener and turns.opener not in front + back:
+        cut = cut or any(turns.opener in prompt for prompt in prompts)
+    if not cut:
+        return ()
+    return (
+        "what all prompts share is no whole turn of the user: they differ too early, by another "
+        "system message perhaps, or were cut. The mutual information is measured against a "
+        f"malformed prompt. {_REMEDY}",
     )

@@ -121,7 +121,7 @@ class Balancer:
         """Settle the null prompt on the training pairs, and print what the run resolved to."""
         self.null_prompt = find_null_prompt(
             self.tokenizer,
-            [pair.chosen.prompt.tolist() for pair in pairs],
+            [pair.chosen.prompt for pair in pairs],
             self.settings.null_prompt,
         )
         if self.accelerator.is_main_process:

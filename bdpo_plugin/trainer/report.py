@@ -90,9 +90,9 @@ def print_settings(
     table.add_row("reference", escape(reference))
     matched = ""
     if null_prompt.match_rate is not None:
-        matched = f", {null_prompt.match_rate:.1%} of the prompts match"
+        matched = f"; {null_prompt.match_rate:.1%} of the prompts begin and end so"
     table.add_row("null prompt", escape(f"{null_prompt.text!r}\n{null_prompt.source}{matched}"))
-    for warning in filter(None, (null_prompt.warning, *warnings)):
+    for warning in (*null_prompt.warnings, *warnings):
         table.add_row("[bold red]WARNING", escape(warning))
     weighting = f"{settings.weighting}, alpha {settings.alpha:g}"
     if not settings.balance:

@@ -76,7 +76,7 @@ def test_metrics_files_and_evaluation(tmp_path, capsys):
     for words in (
         "adapter off",
         "<|im_start|>user",
-        "100.0% of the prompts match",
+        "100.0% of the prompts begin and end so",
         "softmax, alpha 1.5",
         "24: 24 scored now, 0 reused",
         "(5/50/95 %)",
