@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import warm
 import yaml
 from real_runs import run_command
 
@@ -47,17 +48,29 @@ def config(tiny: Path, output_dir: Path, **changes: Any) -> dict[str, Any]:
     return {key: value for key, value in merged.items() if value is not None}
 
 
-def cli(*arguments: Any, **environment: str) -> str:
-    """The output of `llamafactory-cli` of this environment."""
+def cli(*arguments: Any, cold: bool = False, **environment: str) -> str:
+    """The output of `llamafactory-cli` of this environment.
+
+    It is a fork of a process that has imported LLaMA-Factory, unless `cold` or with a change of
+    the environment, which may be read at import.
+    """
     tool = Path(sys.executable).with_name("llamafactory-cli")
-    return run_command([str(tool), *map(str, arguments)], environment).stdout
+    server = None if cold or environment else warm.server("llamafactory.train.tuner")
+    return run_command([str(tool), *map(str, arguments)], environment, server).stdout
 
 
-def train(tiny: Path, output_dir: Path, *, environment: dict[str, str] | None = None, **changes):
+def train(
+    tiny: Path,
+    output_dir: Path,
+    *,
+    environment: dict[str, str] | None = None,
+    cold: bool = False,
+    **changes: Any,
+) -> str:
     """A run of the command line, from its YAML; its output."""
     path = output_dir.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(config(tiny, output_dir, **changes)))
-    return cli("train", path, **(environment or {}))
+    return cli("train", path, cold=cold, **(environment or {}))
 
 
 def run(tiny: Path, output_dir: Path, **changes: Any) -> Path:

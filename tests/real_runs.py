@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
+import warm
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -27,19 +29,26 @@ def make_tiny(directory: Path) -> Path:
     return directory
 
 
-def run_command(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess:
-    """Run a command of this environment; its output is in `stdout`."""
+def run_command(
+    command: list[str], environment: dict[str, str], server: warm.Server | None = None
+) -> subprocess.CompletedProcess:
+    """Run a command of this environment, warm if there is a server; its output is `stdout`."""
     scripts = Path(sys.executable).parent
     path = f"{scripts}{os.pathsep}{os.environ['PATH']}"  # as in an activated environment
-    done = subprocess.run(
-        command,
-        env={**os.environ, "PATH": path, "COLUMNS": "200", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    environment = {**os.environ, "PATH": path, "COLUMNS": "200", **environment}
+    with tempfile.TemporaryFile("w+") as output:
+        if server:
+            process = server.start(command, env=environment, stdout=output)
+        else:
+            process = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT
+            )
+        try:
+            process.wait(600)
+        finally:
+            process.kill()  # nothing, if it has ended
+        output.seek(0)
+        done = subprocess.CompletedProcess(command, process.returncode, output.read())
     if done.returncode:
         raise AssertionError(f"{command} failed:\n{done.stdout[-6000:]}")
     return done

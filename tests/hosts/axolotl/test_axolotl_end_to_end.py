@@ -39,7 +39,8 @@ def curve(entries, name):
 )
 def test_alpha_0_is_dpo_over_20_steps(tiny, tmp_path, run, setup):
     """With an epsilon above the rounding of the gradients: of a smaller one, which differs between
-    a padded and a packed batch, Adam makes steps of up to the learning rate."""
+    a padded and a packed batch, Adam makes steps of up to the learning rate. The command is cold,
+    with Axolotl's own default for the launcher."""
     steps = {"max_steps": 20, "save_steps": 20, "num_epochs": 3}
     same = {**SAVE, **setup, **steps, "adam_epsilon": 1e-5}
     for name, key in {
@@ -47,7 +48,7 @@ def test_alpha_0_is_dpo_over_20_steps(tiny, tmp_path, run, setup):
         "bdpo": {"rl": "bdpo", "bdpo_alpha": 0},
     }.items():
         config = write_config(tmp_path / f"{name}.yml", tiny, **same, **key)
-        _ = run("train", config) if run is axolotl else run(config)
+        _ = run("train", config, cold=True) if run is axolotl else run(config)
     theirs, ours = (history(tmp_path / name, 20) for name in ("dpo", "bdpo"))
     for name in ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins"):
         assert len(curve(theirs, name)) == 20

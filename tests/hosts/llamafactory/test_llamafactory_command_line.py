@@ -54,11 +54,14 @@ def test_alpha_0_is_sigmoid_over_20_steps(tiny, tmp_path):
 
 
 def test_another_loss_is_untouched(tiny, tmp_path):
-    """Without the entry point PyTorch does not know us, as if we were not installed."""
+    """Without the entry point PyTorch does not know us, as if we were not installed. Both are
+    cold."""
     places = {"with": {}, "without": {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}}
     shown = {}
     for name, environment in places.items():
-        shown[name] = train(tiny, tmp_path / name, pref_loss="sigmoid", environment=environment)
+        shown[name] = train(
+            tiny, tmp_path / name, pref_loss="sigmoid", cold=True, environment=environment
+        )
     assert "B-DPO" not in shown["with"]
     logs = [without_times(log(tmp_path / name)) for name in places]
     assert logs[0] == logs[1]
