@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,11 @@ from torch import Tensor
 
 from bdpo_plugin.objective import BalanceWeights, balance_weights
 from bdpo_plugin.reference.dataset import PairScores, score_pairs
-from bdpo_plugin.reference.fingerprint import model_fingerprint, tokenizer_fingerprint
+from bdpo_plugin.reference.fingerprint import (
+    UnreadableWeights,
+    model_fingerprint,
+    tokenizer_fingerprint,
+)
 from bdpo_plugin.reference.null_prompt import NullPrompt, find_null_prompt
 from bdpo_plugin.reference.output_layer import rotary_limit
 from bdpo_plugin.reference.pairs import Pair, check_pairs
@@ -24,7 +29,13 @@ from bdpo_plugin.reference.scoring import Reference
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 from bdpo_plugin.trainer.columns import LENGTH, SCORE_COLUMNS
-from bdpo_plugin.trainer.report import print_problems, print_scores, print_settings, save_scores
+from bdpo_plugin.trainer.report import (
+    print_problems,
+    print_scores,
+    print_settings,
+    print_warning,
+    save_scores,
+)
 
 Balance = Callable[[Tensor, Tensor], BalanceWeights]
 
@@ -57,6 +68,7 @@ class Balancer:
         self.null_prompt: NullPrompt | None = None
         self._reference: list[str] | None = None
         self._training_pairs: str | None = None
+        self._told_unreadable = False
 
     def description(self) -> dict[str, Any]:
         """What decides the scores and weights of this run's training pairs, for its checkpoints.
@@ -148,30 +160,51 @@ class Balancer:
         """
         if self.null_prompt is None:
             self.find_null_prompt(pairs, reference)
-        fingerprint = model_fingerprint(
-            self.accelerator.unwrap_model(reference.model),
-            adapter=reference.adapter,
-            compute=self.accelerator.mixed_precision,
-        )
-        # each rank may hold a shard of the model: the reference is what all of them hold
-        parts = sorted(set(gather_object([fingerprint])))
-        self._reference = [*parts, tokenizer_fingerprint(self.tokenizer)]
-        scores = score_pairs(
-            pairs,
-            reference,
-            self.null_prompt,
-            self.settings,
-            reader=self.reader,
-            device=self.accelerator.device,
-            store=ScoreStore(self.settings.cache_dir, self._reference),
-            name=name,
-            rows=rows,
-        )
+        self._reference = self._identify(reference)
+        with TemporaryDirectory(prefix="bdpo-") as passing:
+            scores = score_pairs(
+                pairs,
+                reference,
+                self.null_prompt,
+                self.settings,
+                reader=self.reader,
+                device=self.accelerator.device,
+                store=ScoreStore(
+                    self.settings.cache_dir if self._reference else passing, self._reference or ()
+                ),
+                name=name,
+                rows=rows,
+            )
         weights = self._weigh(scores)
         if self.accelerator.is_main_process:
             print_scores(name, self.settings, scores, weights)
             save_scores(self.output_dir / file, rows, scores, weights, self.settings)
         return _columns(scores, weights) | {LENGTH: longest(pairs)}
+
+    def _identify(self, reference: Reference) -> list[str] | None:
+        """What the scores of this run are found by again, the same in every rank; None, and said
+        once, where the reference's weights cannot be read."""
+        fingerprint, why = None, ""
+        try:
+            fingerprint = model_fingerprint(
+                self.accelerator.unwrap_model(reference.model),
+                adapter=reference.adapter,
+                compute=self.accelerator.mixed_precision,
+            )
+        except UnreadableWeights as error:
+            why = str(error)
+        # each rank may hold a shard of the model: the reference is what all of them hold
+        parts = gather_object([(fingerprint, why)])
+        reasons = [why for fingerprint, why in parts if fingerprint is None]
+        if not reasons:
+            return [*sorted({part for part, _ in parts}), tokenizer_fingerprint(self.tokenizer)]
+        if self.accelerator.is_main_process and not self._told_unreadable:
+            print_warning(
+                f"{reasons[0]}. So no later run can tell that its reference is this one: the "
+                "scores are computed for this run alone and kept nowhere but in its output."
+            )
+        self._told_unreadable = True
+        return None
 
     def score_batch(self, pairs: Sequence[Pair], reference: Reference) -> dict[str, Tensor]:
         """:data:`SCORE_COLUMNS` of a batch, each (B,), computed now and not kept.

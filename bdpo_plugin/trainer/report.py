@@ -107,6 +107,13 @@ def print_settings(
     _print(table)
 
 
+def print_warning(warning: str) -> None:
+    """A table of one warning that comes up later than those of :func:`print_settings`."""
+    table = _table("B-DPO")
+    table.add_row("[bold red]WARNING", escape(warning))
+    _print(table)
+
+
 def print_problems(problems: Sequence[str]) -> None:
     """The table of what is wrong with the data, if anything is."""
     if problems:
