@@ -40,8 +40,8 @@ def check_checkpoint(
 
     def refusal(why: str) -> BDPOError:
         return BDPOError(
-            f"The checkpoint {folder} cannot be continued: {why}. Resume from another one, or "
-            "begin anew in another output folder."
+            f"The checkpoint {folder} cannot be continued: {why}. Resume from another one "
+            "(delete this one where the host picks the last), or begin anew in another folder."
         )
 
     if not (folder / "trainer_state.json").is_file():

@@ -64,12 +64,17 @@ class RunMixin:
             return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        loaded = self.model if model is None else model
+        dtypes = {name: parameter.dtype for name, parameter in loaded.named_parameters()}
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         # With folders of other adapters in it, such as that of a frozen reference, transformers
         # leaves out the adapter that is trained.
         if any(Path(resume_from_checkpoint).glob("*/adapter_model.*")):
-            peft = self.model if model is None else model
-            peft.load_adapter(resume_from_checkpoint, peft.active_adapters[0], is_trainable=True)
+            adapter = loaded.active_adapters[0]
+            loaded.load_adapter(resume_from_checkpoint, adapter, is_trainable=True)
+        # PEFT reads an adapter in bfloat16, as TRL keeps that of QLoRA, into one in float32
+        for name, parameter in loaded.named_parameters():
+            parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # before the weights: a run that is killed between them leaves a checkpoint that says less

@@ -1,6 +1,7 @@
 """LLaMA-Factory's data: what is dropped, what is refused, what is scored in each step."""
 
 import json
+import shutil
 
 import pytest
 
@@ -57,18 +58,37 @@ def test_images_are_refused(tiny, tmp_path, save_tokens):
 
 @pytest.fixture
 def save_tokens(tmp_path):
-    """A tokenised dataset whose second row has media."""
+    """A tokenised dataset whose second row has media, with constant columns beside."""
     from datasets import Dataset, DatasetDict
 
-    def save(**media):
+    def save(columns=(), **media):
         text = {"images": None, "videos": None, "audios": None}
         for i, side in enumerate(("chosen", "rejected")):
             text |= {f"{side}_input_ids": [5, 6, 7 + i], f"{side}_labels": [-100, -100, 7 + i]}
             text[f"{side}_attention_mask"] = [1] * 3
         rows = Dataset.from_list([text, text | media])
+        for name, value in columns:
+            rows = rows.add_column(name, [value] * 2)
         DatasetDict({"train": rows}).save_to_disk(tmp_path / "tokens")
 
     return save
+
+
+def test_columns_named_as_results_are_left_out(tiny, tmp_path, capfd, save_tokens):
+    options = {"tokenized_path": str(tmp_path / "tokens"), "per_device_train_batch_size": 1}
+    for precompute in (True, False):
+        name = str(precompute)
+        save_tokens()
+        plain = run(tiny, tmp_path / f"plain{name}", bdpo_precompute=precompute, **options)
+        shutil.rmtree(tmp_path / "tokens")
+        scores = [("bdpo_scale", 0.1), ("ref_chosen_logps", 0.0), ("bdpo_weight_chosen", 9.0)]
+        save_tokens([*scores, ("length", "short")])
+        done = run(tiny, tmp_path / name, bdpo_precompute=precompute, **options)
+        out = " ".join(capfd.readouterr().out.replace("│", " ").split())
+        assert "columns named as results of a run: bdpo_scale" in out
+        for metric in ("loss", "bdpo/scale", "bdpo/weight_chosen"):
+            assert curve(done, metric) == curve(plain, metric)
+        shutil.rmtree(tmp_path / "tokens")
 
 
 def test_multimodal_template_is_refused(tiny, tmp_path):
