@@ -8,9 +8,11 @@ Standard library only: this module is imported before torch.
 from __future__ import annotations
 
 import difflib
-import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from numbers import Real
+from pathlib import Path
 from typing import Any
 
 PREFIX = "bdpo_"
@@ -24,6 +26,12 @@ PAIR_LOSSES = ("sigmoid", "hinge", "ipo", "robust")
 LOSS_TYPES = (*PAIR_LOSSES, "sft")
 
 
+#: The largest number of float32, in which the weights are computed.
+_MAX_ALPHA = (2 - 2**-23) * 2.0**127
+#: What kernels can count.
+_MAX_TOKENS = 2**31 - 1
+
+
 class BDPOError(ValueError):
     """A B-DPO run that cannot be honoured as asked. The message says what to do."""
 
@@ -34,7 +42,7 @@ class BDPOSettings:
 
     Attributes:
         alpha: strength of the balancing, dimensionless if ``mi_normalize`` (1 / (nats per
-            token)), finite and >= 0; 0 is exactly DPO. Method section 5.
+            token)), from 0 to what float32 can hold; 0 is exactly DPO. Method section 5.
         weighting: MI of a pair -> weights, ``softmax`` or ``power``; section 5.
         balance: use the balance weights; False is the "SF only" ablation; section 7.
         scaling: use the scaling factor; False is the "BW only" ablation; section 7.
@@ -63,8 +71,10 @@ class BDPOSettings:
             object.__setattr__(self, name, value)
 
         alpha = _number(self.alpha, "bdpo_alpha")
-        if not (math.isfinite(alpha) and alpha >= 0):
-            raise _refusal("bdpo_alpha", self.alpha, "a finite number >= 0 (0 is exactly DPO)")
+        if not 0 <= alpha <= _MAX_ALPHA:
+            raise _refusal(
+                "bdpo_alpha", self.alpha, "a finite number >= 0 (0 is exactly DPO), at most 3.4e38"
+            )
         put("alpha", alpha)
         for name, choices in (("weighting", WEIGHTINGS), ("mi_estimator", MI_ESTIMATORS)):
             if (value := getattr(self, name)) not in choices:
@@ -72,13 +82,17 @@ class BDPOSettings:
         for name in ("balance", "scaling", "mi_normalize", "precompute"):
             if not isinstance(value := getattr(self, name), bool):
                 raise _refusal(PREFIX + name, value, "true or false")
-        for name in ("null_prompt", "cache_dir"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, str) and value):
-                raise _refusal(PREFIX + name, value, "a non-empty string, or left out")
+        if self.null_prompt is not None:
+            _check_text(self.null_prompt, "bdpo_null_prompt")
+        if self.cache_dir is not None:
+            folder = self.cache_dir
+            put("cache_dir", os.fspath(folder) if isinstance(folder, os.PathLike) else folder)
+            _check_folder(self.cache_dir, "bdpo_cache_dir")
         tokens = _number(self.score_tokens, "bdpo_score_tokens")
-        if not (math.isfinite(tokens) and tokens == int(tokens) and tokens >= 1):
-            raise _refusal("bdpo_score_tokens", self.score_tokens, "a whole number >= 1")
+        if not (1 <= tokens <= _MAX_TOKENS and tokens == int(tokens)):
+            raise _refusal(
+                "bdpo_score_tokens", self.score_tokens, f"a whole number from 1 to {_MAX_TOKENS}"
+            )
         put("score_tokens", int(tokens))
 
     @classmethod
@@ -139,13 +153,35 @@ def check_loss_types(loss_types: str | list[str] | tuple[str, ...], key: str) ->
 
 
 def _number(value: Any, key: str) -> float:
-    # A YAML 1.1 reader hands `1e-1` over as a string.
-    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+    # A YAML 1.1 reader hands `1e-1` over as a string; numpy's numbers are real ones too.
+    if isinstance(value, (Real, str)) and not isinstance(value, bool):
         try:
             return float(value)
         except (ValueError, OverflowError):
             pass
     raise _refusal(key, value, "a number")
+
+
+def _check_text(value: Any, key: str) -> None:
+    if not (isinstance(value, str) and value.strip()):
+        raise _refusal(key, value, "text that is more than white space, or left out")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise _refusal(key, value, "text in Unicode, without half a surrogate pair") from None
+
+
+def _check_folder(value: Any, key: str) -> None:
+    _check_text(value, key)
+    try:
+        path = Path(value).expanduser()
+        # the first of its folders that is there
+        there = next((folder for folder in (path, *path.parents) if folder.exists()), None)
+        usable = "\0" not in value and (there is None or there.is_dir())
+    except (OSError, RuntimeError, ValueError):  # too long a name, no such user
+        usable = False
+    if not usable:
+        raise _refusal(key, value, "a folder, or one that can be made")
 
 
 def _refusal(key: str, value: Any, allowed: str) -> BDPOError:

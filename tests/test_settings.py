@@ -1,7 +1,9 @@
 """Every key: its default, what it takes, and what a refusal says."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,10 +29,12 @@ DEFAULTS = {
     "bdpo_score_tokens": 4096,
     "bdpo_cache_dir": None,
 }
-NUMBER = "a finite number >= 0 (0 is exactly DPO)"
+NUMBER = "a finite number >= 0 (0 is exactly DPO), at most 3.4e38"
 BOOL = "true or false"
-TEXT = "a non-empty string, or left out"
-WHOLE = "a whole number >= 1"
+TEXT = "text that is more than white space, or left out"
+UNICODE = "text in Unicode, without half a surrogate pair"
+FOLDER = "a folder, or one that can be made"
+WHOLE = "a whole number from 1 to 2147483647"
 
 
 def test_keys_and_defaults() -> None:
@@ -55,6 +59,12 @@ def test_keys_and_defaults() -> None:
         ("bdpo_score_tokens", 1e4, 10000),
         ("bdpo_score_tokens", "4096", 4096),
         ("bdpo_cache_dir", "~/scores", "~/scores"),
+        ("bdpo_cache_dir", Path("scores"), "scores"),
+        ("bdpo_alpha", np.float32(0.5), 0.5),
+        ("bdpo_alpha", np.int64(2), 2.0),
+        ("bdpo_alpha", float(np.finfo(np.float32).max), float(np.finfo(np.float32).max)),
+        ("bdpo_score_tokens", np.int32(64), 64),
+        ("bdpo_score_tokens", 2**31 - 1, 2**31 - 1),
     ],
 )
 def test_takes(key, value, held) -> None:
@@ -74,6 +84,12 @@ def test_takes(key, value, held) -> None:
         ("bdpo_alpha", True, "a number"),
         ("bdpo_alpha", [1.0, 1.5], "a number"),
         ("bdpo_alpha", 10**400, "a number"),
+        ("bdpo_alpha", 1e300, NUMBER),
+        ("bdpo_alpha", 3.5e38, NUMBER),
+        ("bdpo_alpha", np.float64("nan"), NUMBER),
+        ("bdpo_alpha", 1j, "a number"),
+        ("bdpo_alpha", np.True_, "a number"),
+        ("bdpo_alpha", "", "a number"),
         ("bdpo_weighting", "linear", "'softmax' or 'power'"),
         ("bdpo_weighting", ["softmax"], "'softmax' or 'power'"),
         ("bdpo_mi_estimator", "kl", "'pointwise' or 'expected'"),
@@ -83,13 +99,25 @@ def test_takes(key, value, held) -> None:
         ("bdpo_precompute", "false", BOOL),
         ("bdpo_null_prompt", "", TEXT),
         ("bdpo_null_prompt", 3, TEXT),
+        ("bdpo_null_prompt", " \n\t", TEXT),
+        ("bdpo_null_prompt", ["USER: "], TEXT),
+        ("bdpo_null_prompt", "Q: \ud800", UNICODE),
         ("bdpo_cache_dir", "", TEXT),
+        ("bdpo_cache_dir", " ", TEXT),
+        ("bdpo_cache_dir", __file__, FOLDER),
+        ("bdpo_cache_dir", f"{__file__}/scores", FOLDER),
+        ("bdpo_cache_dir", "a\0b", FOLDER),
+        ("bdpo_cache_dir", "a" * 5000, FOLDER),
+        ("bdpo_cache_dir", "~no-such-user-here/scores", FOLDER),
         ("bdpo_cache_dir", False, TEXT),
         ("bdpo_score_tokens", 0, WHOLE),
         ("bdpo_score_tokens", -1, WHOLE),
         ("bdpo_score_tokens", 1.5, WHOLE),
         ("bdpo_score_tokens", math.inf, WHOLE),
         ("bdpo_score_tokens", math.nan, WHOLE),
+        ("bdpo_score_tokens", 2**31, WHOLE),
+        ("bdpo_score_tokens", 1e30, WHOLE),
+        ("bdpo_score_tokens", np.float32(0.5), WHOLE),
         ("bdpo_score_tokens", "many", "a number"),
         ("bdpo_score_tokens", True, "a number"),
     ],
@@ -148,10 +176,10 @@ def test_none_is_left_out_and_other_keys_are_not_ours() -> None:
         scaling=st.booleans(),
         mi_estimator=st.sampled_from(["pointwise", "expected"]),
         mi_normalize=st.booleans(),
-        null_prompt=st.none() | st.text(min_size=1),
+        null_prompt=st.none() | st.text(min_size=1).filter(str.strip),
         precompute=st.booleans(),
         score_tokens=st.integers(1, 10**9),
-        cache_dir=st.none() | st.text(min_size=1),
+        cache_dir=st.none() | st.from_regex(r"\A[a-z .]*[a-z]/?\Z"),
     )
 )
 def test_keys_roundtrip(settings) -> None:

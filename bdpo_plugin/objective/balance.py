@@ -68,7 +68,7 @@ def balance_weights(
             "the reference gave one of its tokens probability 0, or overflowed"
         )
     if weighting == "softmax":
-        advantage = mi_rejected - mi_chosen
+        advantage = (mi_rejected - mi_chosen).clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max)
     elif weighting == "power":
         # a^p / (a^p + b^p) = sigmoid(p (log a - log b)), which neither over- nor underflows
         floor_chosen = mi_chosen.clamp(min=POWER_FLOOR)

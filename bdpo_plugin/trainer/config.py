@@ -61,5 +61,7 @@ class BDPOConfig(BDPOArguments, DPOConfig):
     """
 
     def __post_init__(self) -> None:
-        BDPOSettings.from_keys(vars(self))
+        # as they are read, so that what a run saves of its arguments has no path, no numpy in it
+        for key, value in BDPOSettings.from_keys(vars(self)).to_keys().items():
+            setattr(self, key, value)
         super().__post_init__()

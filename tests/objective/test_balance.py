@@ -125,9 +125,10 @@ def test_sum_and_range(i_w, i_l, alpha, weighting) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-@pytest.mark.parametrize("alpha", [0, 1e-6, 1.5, 1e3, 1e30])
+@pytest.mark.parametrize("alpha", [0, 1e-6, 1.5, 1e3, 1e30, torch.finfo(torch.float32).max])
 def test_extremes_stay_finite(dtype, weighting, alpha) -> None:
-    values = [-1e3, -1, 0, 1e-6, 0.05, 1, 1e3]
+    """Also where alpha times the advantage, or the advantage itself, is more than float32 holds."""
+    values = [torch.finfo(dtype).min, -1e3, -1, 0, 1e-6, 0.05, 1, 1e3, torch.finfo(dtype).max]
     grid = torch.tensor(values, dtype=dtype)
     chosen, rejected = grid.repeat_interleave(len(grid)), grid.repeat(len(grid))
     weights = balance_weights(chosen, rejected, alpha=alpha, weighting=weighting)
