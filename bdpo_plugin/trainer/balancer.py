@@ -29,6 +29,7 @@ from bdpo_plugin.reference.scoring import Reference
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 from bdpo_plugin.trainer.columns import LENGTH, SCORE_COLUMNS
+from bdpo_plugin.trainer.continuing import OutputFolder
 from bdpo_plugin.trainer.report import (
     print_problems,
     print_scores,
@@ -63,6 +64,7 @@ class Balancer:
         self.tokenizer = tokenizer
         self.accelerator = accelerator
         self.output_dir = Path(output_dir, "bdpo")
+        self._folder = OutputFolder.take(output_dir) if accelerator.is_main_process else None
         self.balance = balance
         self.reader = ResponseReader()
         self.null_prompt: NullPrompt | None = None

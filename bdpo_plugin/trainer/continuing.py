@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary
 
 from bdpo_plugin.settings import BDPOError
 
@@ -66,30 +68,40 @@ def _changes(before: Any, now: Any, name: str = "") -> Iterator[str]:
         yield f"`{name}`: {before} there, {now} here"
 
 
-@contextmanager
-def alone_in(output_dir: str | Path) -> Iterator[None]:
-    """Keep other B-DPO runs from training into an output folder at the same time.
+class OutputFolder:
+    """An output folder that only the trainers of this process write to, as long as this lives.
 
     The operating system lets go of the lock when the process ends, however it ends. Where it has
-    no such locks, there is none.
+    no such locks (Windows, some network file systems), there is none.
 
     Raises:
-        BDPOError: another process is training into the folder.
+        BDPOError: a trainer of another process has the folder.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
-    with Path(output_dir, ".bdpo.lock").open("w") as file:
+
+    _of_process: ClassVar[WeakValueDictionary[Path, OutputFolder]] = WeakValueDictionary()
+
+    @classmethod
+    def take(cls, path: str | Path) -> OutputFolder:
+        """The folder, which several trainers of one process may have."""
+        folder = Path(path).resolve()
+        return cls._of_process.get(folder) or cls._of_process.setdefault(folder, cls(folder))
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / ".bdpo.lock").open("a+")
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            import fcntl
+
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
+            self._file.seek(0)
             raise BDPOError(
-                f"Another B-DPO run is training into {output_dir}: their checkpoints would "
-                "overwrite each other. Give this run a folder of its own, or wait for that run."
+                f"Another B-DPO run has the output folder {folder} ({self._file.read().strip()}): "
+                "their checkpoints would overwrite each other. Give this run a folder of its own, "
+                "or end the other one."
             ) from error
-        except OSError:  # a file system without locks
-            pass
-        yield
+        except (ImportError, OSError):
+            return
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._file.flush()

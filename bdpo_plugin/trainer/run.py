@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.trainer.columns import ReadyDatasets, unscored
-from bdpo_plugin.trainer.continuing import alone_in, check_checkpoint, write_description
+from bdpo_plugin.trainer.continuing import check_checkpoint, write_description
 
 
 class RunMixin:
@@ -30,11 +29,11 @@ class RunMixin:
         raise NotImplementedError
 
     def _checked(self, dataset: Any, name: str) -> Any:
-        if not isinstance(dataset, Dataset) or dataset in self._ready:
+        if dataset is None or dataset in self._ready:
             return dataset
         if self.bdpo.precompute:
             raise unscored(f"The {name} data")
-        return self._prepared_later(dataset, name)
+        return self._prepared_later(dataset, name) if isinstance(dataset, Dataset) else dataset
 
     def get_train_dataloader(self) -> DataLoader:
         self.train_dataset = self._checked(self.train_dataset, "training")
@@ -60,8 +59,7 @@ class RunMixin:
         if resume_from_checkpoint:
             plain = not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
             check_checkpoint(resume_from_checkpoint, self._description(), optimizer=plain)
-        with alone_in(self.args.output_dir) if self.args.should_save else nullcontext():
-            return super().train(resume_from_checkpoint or None, *args, **kwargs)
+        return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         loaded = self.model if model is None else model

@@ -20,7 +20,7 @@ from peft import (
 from running import history, pairs, sharp_model, trainer
 
 from bdpo_plugin import BDPOError
-from bdpo_plugin.trainer.continuing import FILE, alone_in
+from bdpo_plugin.trainer.continuing import FILE, OutputFolder
 
 LINEAR = ["q_proj", "v_proj"]
 OPTIONS = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "learning_rate": 5e-3}
@@ -191,9 +191,10 @@ def test_saved_weights_say_what_they_were_trained_with(tmp_path):
 
 
 def _hold(folder, held, done):
-    with alone_in(folder):
-        held.set()
-        done.wait(60)
+    kept = OutputFolder.take(folder)
+    held.set()
+    done.wait(60)
+    del kept
 
 
 def test_two_runs_do_not_train_into_one_folder(tmp_path):
@@ -202,10 +203,10 @@ def test_two_runs_do_not_train_into_one_folder(tmp_path):
     other = context.Process(target=_hold, args=(tmp_path, held, done))
     other.start()
     assert held.wait(60)
-    made = make(tmp_path, max_steps=1)
-    with pytest.raises(BDPOError, match="Another B-DPO run is training into"):
-        made.train()
+    with pytest.raises(BDPOError, match=rf"Another B-DPO run has.*process {other.pid} on"):
+        make(tmp_path)
+    assert not (tmp_path / "bdpo").exists()
     other.kill()  # as by a crash: the folder is free again
     other.join()
-    made.train()
-    assert made.state.global_step == 1
+    make(tmp_path)
+    make(tmp_path).train()  # one process may have several trainers on a folder
