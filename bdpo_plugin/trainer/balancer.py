@@ -25,6 +25,7 @@ from bdpo_plugin.reference.null_prompt import NullPrompt, find_null_prompt
 from bdpo_plugin.reference.output_layer import rotary_limit
 from bdpo_plugin.reference.pairs import Pair, check_pairs
 from bdpo_plugin.reference.projection import ResponseReader
+from bdpo_plugin.reference.room import check_room, position_limit
 from bdpo_plugin.reference.scoring import Reference
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.settings import BDPOError, BDPOSettings
@@ -162,6 +163,7 @@ class Balancer:
         """
         if self.null_prompt is None:
             self.find_null_prompt(pairs, reference)
+        check_room(pairs, rows, len(self.null_prompt.ids), position_limit(reference.model))
         self._reference = self._identify(reference)
         with TemporaryDirectory(prefix="bdpo-") as passing:
             scores = score_pairs(
@@ -219,6 +221,7 @@ class Balancer:
                 "A pair of this batch has no response token left after truncation. Streaming data "
                 "cannot be checked in advance: filter such pairs out."
             )
+        check_room(pairs, None, len(self.null_prompt.ids), position_limit(reference.model))
         scores = score_pairs(
             pairs,
             reference,

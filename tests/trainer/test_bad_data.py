@@ -5,7 +5,9 @@ from functools import partial
 
 import pytest
 from datasets import Dataset
+from peft import LoraConfig
 from running import history, pairs, scores, sharp_model, trainer
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from bdpo_plugin import BDPOError
 from bdpo_plugin.tiny import build_tokenizer
@@ -99,6 +101,29 @@ def test_a_doubled_bos(tmp_path, capsys):
     assert "5 of 5 pairs of the train data: the prompt begins with two BOS tokens (kept;" in out
     # the doubled BOS is what the prompts have before the user's turn
     assert "'<|bos|><|bos|><|im_start|>user" in out
+
+
+@pytest.mark.parametrize("precompute", [True, False])
+def test_no_room_for_the_null_prompt(tmp_path, precompute):
+    """In a model with learned positions; before anything runs."""
+    tokenizer = build_tokenizer()
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=1, n_head=2)
+    )
+    rows = [plain(f"{i}:", " answer" * 50, " none" * (40 + i)) for i in range(6)]
+    words = r"the null prompt \(60 tokens\) and a response have up to 12\d tokens, .* for 64\..*"
+    with pytest.raises(BDPOError, match=f"{words}`bdpo_null_prompt`") as refusal:
+        trainer(
+            output_dir=tmp_path,
+            dataset=Dataset.from_list(rows),
+            tokenizer=tokenizer,
+            model=model,
+            lora=LoraConfig(target_modules=["c_attn"]),
+            max_length=64,
+            bdpo_null_prompt=" none" * 30,
+            bdpo_precompute=precompute,
+        ).train()
+    assert ("(rows 0, 1, 2, 3, 4, 5)" in str(refusal.value)) == precompute
 
 
 def test_nothing_left(tmp_path):
