@@ -22,6 +22,13 @@ QUICK  := benchmarks/safety_world/work/quick
 CONFIG := example_configs/axolotl/tiny-cpu.yml
 
 ENVIRONMENTS := $(addsuffix /.installed-test,.venv .venv-trl .venv-llamafactory)
+HERE := $(or $(firstword $(wildcard .venv .venv-trl)),.venv)
+# What is the same beside every host, as it depends on no version of theirs: run beside Axolotl only.
+ONCE := tests/objective tests/test_settings.py tests/test_docs.py tests/test_lines.py tests/test_wheel.py \
+	tests/test_warm.py tests/benchmarks/test_safety_world.py tests/benchmarks/test_safety_world_report.py
+# Which lines of the package ran, in all the processes of the tests, and the least share in percent.
+LINES   := $(CURDIR)/.lines
+MINIMUM := 92
 # What runs side by side: each line says whose it is.
 MARKED = 2>&1 | sed -u 's/^/$(@:test-%=%) | /'
 
@@ -30,7 +37,8 @@ SPACE := $(EMPTY) $(EMPTY)
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-axolotl test-trl test-llamafactory lint evidence evidence-quick clean
+.PHONY: help demo test test-fast test-axolotl test-trl test-llamafactory lint coverage evidence \
+	evidence-quick clean
 .DEFAULT_GOAL := help
 
 help: ## Show this
@@ -47,6 +55,9 @@ test-llamafactory: export PATH := $(CURDIR)/.venv-llamafactory/bin:$(PATH)
 test-llamafactory: export BDPO_OTHER_HOSTS = $(subst $(SPACE),:,$(strip \
 	$(wildcard $(CURDIR)/.venv/bin/python $(CURDIR)/.venv-trl/bin/python)))
 
+test-axolotl test-trl test-llamafactory: export BDPO_LINES := $(LINES)
+test-axolotl test-trl test-llamafactory: export PYTHONPATH := $(CURDIR)/tests/lines$(addprefix :,$(PYTHONPATH))
+
 demo: .venv/.installed $(DEMO)/tiny/prompts.txt ## Train a tiny model with B-DPO on the CPU and look at it
 	@rm -rf $(DEMO)/run $(DEMO)/prepared
 	@echo "==> axolotl train $(CONFIG)"
@@ -62,21 +73,32 @@ demo: .venv/.installed $(DEMO)/tiny/prompts.txt ## Train a tiny model with B-DPO
 # Two at a time, once all the environments are there: some tests compare one host with another.
 test: ## Everything: linters, the tests beside each host, the evidence at reduced size
 	@$(MAKE) --no-print-directory -j2 $(ENVIRONMENTS)
+	@rm -rf $(LINES)
 	@$(MAKE) --no-print-directory -j2 lint test-axolotl test-trl test-llamafactory evidence-quick
+	@$(MAKE) --no-print-directory coverage
+
+# In the first environment that is there; real hosts in processes of their own stay out.
+test-fast: export PATH := $(CURDIR)/$(HERE)/bin:$(PATH)
+test-fast: $(HERE)/.installed-test ## The inner loop: what takes no process of a host
+	@ruff check .
+	@python -m pytest -q -n 2 -m "not slow" --ignore-glob='tests/benchmarks/test_safety_world*'
+
+coverage: ## The lines of the package that the last tests ran; fails if too few
+	@.venv/bin/python tests/lines $(LINES) $(MINIMUM)
 
 test-axolotl: .venv/.installed-test ## The tests beside Axolotl
 	@echo "==> Tests beside $(AXOLOTL)"
 	@python -m pytest $(MARKED)
 
-test-trl: .venv-trl/.installed-test ## The tests beside the newest TRL; those of Axolotl skip
+test-trl: .venv-trl/.installed-test ## The tests beside the newest TRL, less those of hosts
 	@echo "==> Tests beside $(TRL)"
-	@python -m pytest $(MARKED)
+	@python -m pytest $(addprefix --ignore=,$(ONCE)) $(MARKED)
 
 # TRL 0.24 cannot be imported by itself beside this transformers, so that its tests stay out.
 test-llamafactory: .venv-llamafactory/.installed-test ## The tests beside LLaMA-Factory
 	@echo "==> Tests beside $(LLAMAFACTORY)"
-	@python -m pytest tests/hosts/llamafactory tests/benchmarks/test_benchmarks.py tests/objective \
-		tests/reference tests/tiny tests/test_autoload.py tests/test_settings.py $(MARKED)
+	@python -m pytest tests/hosts/llamafactory tests/benchmarks/test_benchmarks.py \
+		tests/reference tests/tiny tests/test_autoload.py $(MARKED)
 
 lint: .venv/.installed-test ## ruff and the import rules
 	@echo "==> ruff, lint-imports"
@@ -92,7 +114,7 @@ evidence-quick: .venv/.installed ## The same with one seed, at reduced size
 	@.venv/bin/python -m benchmarks.safety_world --quick --work $(QUICK) $(MARKED)
 
 clean: ## Remove the environments and the demo's output
-	rm -rf .venv .venv-* $(DEMO)
+	rm -rf .venv .venv-* $(DEMO) $(LINES)
 
 # --- Environments ------------------------------------------------------------------------------
 # torch first and by its exact version, or the newest one comes with what the host asks for. The
