@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
 import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,14 +17,26 @@ from tqdm.auto import tqdm
 from bdpo_plugin.objective import mutual_information
 from bdpo_plugin.reference.null_prompt import NullPrompt
 from bdpo_plugin.reference.output_layer import is_sharded
-from bdpo_plugin.reference.pairs import Pair, Side
+from bdpo_plugin.reference.pairs import Pair
 from bdpo_plugin.reference.projection import ResponseReader
-from bdpo_plugin.reference.scoring import Job, Reference, budgeted_batches, score_jobs
-from bdpo_plugin.reference.store import Score, ScoreStore, score_key
+from bdpo_plugin.reference.ranks import (
+    gathered,
+    maximum,
+    raised_by_all,
+    share,
+    this_rank,
+    world_size,
+)
+from bdpo_plugin.reference.scoring import Job, Reference, Score, budgeted_batches, score_jobs
+from bdpo_plugin.reference.store import KEY, ScoreStore, framed, score_key
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 
-#: Seconds of work that a killed run may lose.
+#: Seconds of work that a killed run may lose, and that two runs on one store may both do.
 _FLUSH_SECONDS = 2.0
+
+#: What stands in an array of scores for one that is not there, and for one that is not finite: of
+#: several ranks' arrays the maximum is what they know together.
+_ABSENT, _NOT_FINITE = -np.inf, np.inf
 
 
 class PairScores(NamedTuple):
@@ -59,8 +73,8 @@ def score_pairs(
     """The log-probabilities and mutual information of all pairs under the reference.
 
     With a `store`, what it holds is not computed again, what is computed goes to it while the
-    pass runs, and the ranks of a distributed run share the work. Without, every rank scores its
-    own pairs.
+    pass runs, and the ranks of a distributed run share the work, as do several runs that use one
+    store at once. Without, every rank scores its own pairs.
 
     Args:
         pairs: B preference pairs, after truncation; the same in every rank if there is a store.
@@ -68,137 +82,277 @@ def score_pairs(
         rows: what to call the pairs in an error; default their position.
 
     Raises:
-        BDPOError: a score that is missing or not finite, with the rows.
+        BDPOError: a score that is missing or not finite, with the rows; pairs that differ between
+            the ranks.
     """
-    null = np.asarray(null_prompt.ids, dtype=np.int64)
-    expected = settings.mi_estimator == "expected"
-
-    def jobs_of(side: Side) -> list[Job]:
-        if expected:
-            return [Job(side.prompt, side.response, null)]
-        return [Job(side.prompt, side.response), Job(null, side.response)]
-
-    wanted: dict[bytes, Job] = {}
-    keys: list[list[bytes]] = []  # of each pair: those of its chosen side, then its rejected
-    for pair in pairs:
-        keys.append([])
-        for job in (*jobs_of(pair.chosen), *jobs_of(pair.rejected)):
-            key = score_key(job.prompt, job.null, job.response)
-            wanted.setdefault(key, job)
-            keys[-1].append(key)
-
-    scores = _shared(_stored(store, wanted)) if store else {}
-    missing = [key for key in wanted if key not in scores]
-    computed = torch.tensor([any(k not in scores for k in pair) for pair in keys])
-    if missing:
-        scores |= _compute(
-            [(key, wanted[key]) for key in missing],
+    wanted = _wanted(pairs, null_prompt, with_gain=settings.mi_estimator == "expected")
+    rows = range(len(pairs)) if rows is None else rows
+    scores = np.full((len(wanted.jobs), wanted.columns), _ABSENT)
+    seen: set[str] = set()
+    if store:
+        seen = _read_stored(store, wanted, scores, rows, name)
+        scores = maximum(scores, device)
+        _tell(store)
+    missing = np.flatnonzero(scores[:, 0] == _ABSENT)
+    computed = np.zeros(len(scores), dtype=bool)
+    if len(missing):
+        scores, computed = _compute(
+            wanted,
+            scores,
+            missing[np.argsort(wanted.first[missing])],
             reference,
             settings.score_tokens,
             reader=reader,
             device=device,
             store=store,
+            seen=seen,
             name=name,
         )
-    _check_coverage(keys, scores, rows or range(len(pairs)))
+    _check_coverage(scores[wanted.of_pair], rows)
 
-    def side(index: int) -> tuple[Tensor, Tensor, Tensor]:
-        sides = [pair[index] for pair in pairs]
-        lengths = torch.tensor([len(s.response) for s in sides])
-        first = [pair[index * len(pair) // 2] for pair in keys]
-        logps = torch.tensor([scores[key].logps for key in first], dtype=torch.float32)
-        if expected:
-            gains = torch.tensor([scores[key].gain for key in first], dtype=torch.float32)
-            return logps, gains / lengths if settings.mi_normalize else gains, lengths
-        nulls = [pair[index * len(pair) // 2 + 1] for pair in keys]
-        null_logps = torch.tensor([scores[key].logps for key in nulls], dtype=torch.float32)
-        mi = mutual_information(logps, null_logps, lengths, normalize=settings.mi_normalize)
-        return logps, mi, lengths
+    of_pair = torch.from_numpy(scores[wanted.of_pair]).float()  # (B, scores, columns)
+    of_side = of_pair.unflatten(1, (2, -1)).movedim(0, -1).contiguous()  # (2, scores, columns, B)
+    logps = of_side[:, 0, 0]
+    lengths = torch.tensor([len(side.response) for pair in pairs for side in pair])
+    lengths = lengths.reshape(-1, 2).T.contiguous()
+    normalize = settings.mi_normalize
+    if settings.mi_estimator == "expected":
+        mi = of_side[:, 0, 1] / lengths if normalize else of_side[:, 0, 1]
+    else:
+        sides = zip(logps, of_side[:, 1, 0], lengths, strict=True)
+        mi = [mutual_information(*side, normalize=normalize) for side in sides]
+    now = torch.from_numpy(computed[wanted.of_pair].any(axis=1))
+    return PairScores(*logps, *mi, *lengths, now)
 
-    chosen, rejected = side(0), side(1)
-    return PairScores(
-        chosen[0], rejected[0], chosen[1], rejected[1], chosen[2], rejected[2], computed
+
+class _Wanted(NamedTuple):
+    """The n distinct scores that B pairs need, in the order of their keys.
+
+    Attributes:
+        keys: (n,), sorted.
+        jobs: what to compute for each.
+        first: (n,) where it is first needed.
+        of_pair: (B, 2 or 4) indices of a pair's scores: the chosen side's, then the rejected's; of
+            each that after the prompt, then, without a gain, that after the null prompt.
+        columns: 1, or 2 with the information gain.
+    """
+
+    keys: np.ndarray
+    jobs: list[Job]
+    first: np.ndarray
+    of_pair: np.ndarray
+    columns: int
+
+
+def _wanted(pairs: Sequence[Pair], null_prompt: NullPrompt, *, with_gain: bool) -> _Wanted:
+    null = np.asarray(null_prompt.ids, dtype=np.int64)
+    none, null_frame = framed(None), framed(null)
+    jobs: list[Job] = []
+    keys: list[bytes] = []
+    for pair in pairs:
+        for prompt, response in pair:
+            prompt_frame, response_frame = framed(prompt), framed(response)
+            if with_gain:
+                jobs.append(Job(prompt, response, null))
+                keys.append(score_key(prompt_frame, null_frame, response_frame))
+            else:
+                jobs += [Job(prompt, response), Job(null, response)]
+                keys.append(score_key(prompt_frame, none, response_frame))
+                keys.append(score_key(null_frame, none, response_frame))
+    distinct, first, places = np.unique(
+        np.frombuffer(b"".join(keys), KEY), return_index=True, return_inverse=True
+    )
+    of_pair = places.reshape(len(pairs), 2 if with_gain else 4)
+    return _Wanted(distinct, [jobs[i] for i in first], first, of_pair, 1 + with_gain)
+
+
+def _read_stored(
+    store: ScoreStore, wanted: _Wanted, scores: np.ndarray, rows: Sequence[int], name: str
+) -> set[str]:
+    """Fill in what this rank's part of the store holds; the names of all its files.
+
+    Raises:
+        BDPOError: the ranks want different scores.
+    """
+    store.remove_leftovers()
+    of_rows = wanted.keys[wanted.of_pair]
+    digest = hashlib.blake2b(of_rows.tobytes()).digest()
+    digests, runs, names = zip(*gathered((digest, store.run, store.names())), strict=True)
+    if len(set(digests)) > 1:
+        raise BDPOError(_difference(gathered((of_rows, list(rows))), name))
+    store.run = runs[0]
+    holders: dict[str, list[int]] = {}  # the ranks that see it: a machine may have its own folder
+    for rank, of_rank in enumerate(names):
+        for file in of_rank:
+            holders.setdefault(file, []).append(rank)
+    mine = [
+        file
+        for i, (file, ranks) in enumerate(sorted(holders.items()))
+        if ranks[i % len(ranks)] == this_rank()
+    ]
+    _take(store, wanted.keys, mine, scores)
+    return set(holders)
+
+
+def _difference(ranks: list[tuple[np.ndarray, list[int]]], name: str) -> str:
+    """What to say of ranks with other pairs: the keys of each of their pairs, and its row."""
+    counts = [len(numbers) for _, numbers in ranks]
+    most = max(range(len(ranks)), key=counts.__getitem__)
+    longest, numbers = ranks[most]
+    first = counts[most]
+    for keys, _ in ranks:
+        same = (keys == longest[: len(keys)]).all(axis=1)
+        if not same.all():
+            first = min(first, int(same.argmin()))
+        elif len(keys) < len(longest):
+            first = min(first, len(keys))
+    return (
+        f"The ranks of this run have different {name} data: {', '.join(map(str, counts))} pairs in "
+        f"ranks 0 to {len(ranks) - 1}; the first that differs is row {numbers[first]}. Every rank "
+        "has to make the same data in the same order; the host shares it out later. The usual "
+        "reason is a shuffle or a sample without a fixed seed, files or tokenizers that are not "
+        "the same on all machines, or a script that gives each rank a part."
     )
 
 
-def _stored(store: ScoreStore, wanted: dict[bytes, Job]) -> dict[bytes, Score]:
-    return {key: score for key, score in store.read().items() if key in wanted}
+def _take(
+    store: ScoreStore, keys: np.ndarray, names: Iterable[str], scores: np.ndarray
+) -> np.ndarray:
+    """Fill in the absent scores that some files have; the indices of those."""
+    places, found = store.read(keys, names)
+    found = found[:, : scores.shape[1]]
+    good = np.isfinite(found).all(axis=1) & (scores[places, 0] == _ABSENT)
+    scores[places[good]] = found[good]
+    return np.unique(places[good])
+
+
+def _tell(store: ScoreStore) -> None:
+    """The main rank tells of the problems of all; each is to call it."""
+    problems = gathered(store.problems)
+    if this_rank() == 0:
+        store.tell({path: problem for of in problems for path, problem in of.items()})
 
 
 def _compute(
-    todo: list[tuple[bytes, Job]],
+    wanted: _Wanted,
+    scores: np.ndarray,
+    missing: np.ndarray,
     reference: Reference,
     token_budget: int,
     *,
     reader: ResponseReader,
     device: torch.device,
     store: ScoreStore | None,
+    seen: set[str],
     name: str,
-) -> dict[bytes, Score]:
-    jobs = [job for _, job in todo]
-    batches = budgeted_batches(jobs, token_budget)
-    in_step = _world() > 1 and is_sharded(reference.model)
-    if store:
-        batches += [batches[-1]] * (-len(batches) % _world())
-        batches = batches[_rank() :: _world()]
-    elif in_step:  # each rank has pairs of its own
-        most = torch.tensor(len(batches), device=device)
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-        batches += [batches[-1]] * (int(most) - len(batches))
-    done: dict[bytes, Score] = {}
-    pending: dict[bytes, Score] = {}
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fill in the `missing` scores, in all ranks where there is a store.
+
+    Returns:
+        (n, columns) scores, and (n,) bool, whether it was computed here.
+    """
+    jobs = wanted.jobs
+    batches = [
+        missing[batch].tolist()
+        for batch in budgeted_batches([jobs[i] for i in missing], token_budget)
+    ]
+    tokens = np.zeros(len(jobs), dtype=np.int64)
+    tokens[missing] = [jobs[i].rows * jobs[i].length for i in missing]
+    in_step = world_size() > 1 and is_sharded(reference.model)
+    if in_step:
+        batches = _in_step(batches, same=store is not None, device=device)
+    elif store:
+        batches = share(batches, tokens)
+        rest = batches[1:]  # the longest stays first: what does not fit in memory is seen early
+        random.Random().shuffle(rest)  # another run on the store is to begin elsewhere
+        batches[1:] = rest
+    mine = np.zeros(len(jobs), dtype=bool)
+    mine[[i for batch in batches for i in batch]] = True
+    computed = np.zeros(len(jobs), dtype=bool)
+    pending: list[int] = []
     flushed = time.monotonic()
     progress = tqdm(
-        total=sum(jobs[i].rows * jobs[i].length for batch in batches for i in batch),
+        total=sum(int(tokens[batch].sum()) for batch in batches),
         desc=f"Scoring the {name} data with the reference model",
         unit="tok",
         unit_scale=True,
-        disable=store is None or _rank() != 0,
+        disable=store is None or this_rank() != 0,
     )
+
+    def absent(batch: list[int]) -> list[int]:
+        return [i for i in batch if scores[i, 0] == _ABSENT]
+
+    def write() -> None:
+        if store.add(wanted.keys[pending], scores[pending]):
+            pending.clear()
+        if this_rank() == 0:
+            store.tell(store.problems)
+
+    def take_from_other_runs() -> None:
+        names = {file for file in store.names() if f"-{store.run}." not in file} - seen
+        seen.update(names)
+        taken = _take(store, wanted.keys, names, scores)
+        progress.update(int(tokens[taken[mine[taken]]].sum()))
+
+    alone = store is not None and not in_step
     try:
         with progress, reference.in_force() as model:
-            found = score_jobs(model, reader, jobs, batches, device, in_step=in_step)
-            for batch, batch_scores in found:
-                pending |= {todo[i][0]: s for i, s in zip(batch, batch_scores, strict=True)}
-                progress.update(sum(jobs[i].rows * jobs[i].length for i in batch))
+            found = score_jobs(
+                model,
+                reader,
+                jobs,
+                batches,
+                device,
+                in_step=in_step,
+                left=absent if alone else list,
+            )
+            for batch, batch_scores in raised_by_all(found) if alone else found:
+                scores[batch] = _array(batch_scores, wanted.columns)
+                computed[batch] = True
+                pending += batch
+                progress.update(int(tokens[batch].sum()))
                 if store and time.monotonic() - flushed > _FLUSH_SECONDS:
-                    store.add(pending)
-                    done, pending, flushed = done | pending, {}, time.monotonic()
+                    write()
+                    if alone:
+                        take_from_other_runs()
+                    flushed = time.monotonic()
     finally:
         if store:
-            store.add(pending)
-    done |= pending
-    return _shared(done) if store else done
+            write()
+    if not store:
+        return scores, computed
+    shared = maximum(np.column_stack([scores, computed]), device)
+    _tell(store)
+    return shared[:, :-1], shared[:, -1] > 0
 
 
-def _check_coverage(
-    keys: list[list[bytes]], scores: dict[bytes, Score], rows: Sequence[int]
-) -> None:
+def _in_step(batches: list[list[int]], *, same: bool, device: torch.device) -> list[list[int]]:
+    """As many batches in each rank, the last repeated: a share of the `same`, or its own."""
+    if same:
+        batches = batches + [batches[-1]] * (-len(batches) % world_size())
+        return batches[this_rank() :: world_size()]
+    most = torch.tensor(len(batches), device=device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return batches + [batches[-1]] * (int(most) - len(batches))
+
+
+def _array(scores: list[Score], columns: int) -> np.ndarray:
+    """(n, columns) scores."""
+    values = np.array(scores, dtype=np.float64)[:, :columns]
+    return np.where(np.isfinite(values), values, _NOT_FINITE)
+
+
+def _check_coverage(scores: np.ndarray, rows: Sequence[int]) -> None:
+    """Of (B, k, columns) scores, whether each is there and finite."""
     for problem, bad in (
-        ("has no score", lambda key: key not in scores),
-        ("has a score that is not finite", lambda key: not scores[key].finite),
+        ("has no score", scores == _ABSENT),
+        ("has a score that is not finite", ~np.isfinite(scores)),
     ):
-        found = [row for row, pair in zip(rows, keys, strict=True) if any(map(bad, pair))]
+        found = np.flatnonzero(bad.any(axis=(1, 2))).tolist()
         if found:
+            first = ", ".join(str(rows[i]) for i in found[:10])
             raise BDPOError(
-                f"{len(found)} of {len(keys)} pairs: the reference model {problem} for them. "
-                f"First rows: {', '.join(map(str, found[:10]))}. If the model runs in float16, "
+                f"{len(found)} of {len(scores)} pairs: the reference model {problem} for them. "
+                f"First rows: {first}. If the model runs in float16, "
                 "load it in bfloat16 or float32; otherwise look at these rows."
             )
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _shared(scores: dict[bytes, Score]) -> dict[bytes, Score]:
-    """The union over the ranks."""
-    if _world() == 1:
-        return scores
-    parts: list[Any] = [None] * _world()
-    dist.all_gather_object(parts, scores)
-    return {key: score for part in parts for key, score in part.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 from bdpo_plugin.objective.mutual_information import information_gain
 from bdpo_plugin.reference.output_layer import evaluation
 from bdpo_plugin.reference.projection import Head, ResponseReader, statistics
-from bdpo_plugin.reference.store import Score
 from bdpo_plugin.settings import BDPOError
 
 
@@ -73,6 +73,22 @@ class Job(NamedTuple):
         return max(len(p) for p in prompts) + len(self.response)
 
 
+class Score(NamedTuple):
+    """Of one response after one prompt under the reference, in nats.
+
+    Attributes:
+        logps: log pi_ref(y | x), summed over the response tokens.
+        gain: summed KL to the distribution after the null prompt; None where not wanted.
+    """
+
+    logps: float
+    gain: float | None
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.logps) and (self.gain is None or math.isfinite(self.gain))
+
+
 def budgeted_batches(jobs: Sequence[Job], token_budget: int) -> list[list[int]]:
     """Indices of `jobs` in batches of similar length, the longest first.
 
@@ -83,15 +99,18 @@ def budgeted_batches(jobs: Sequence[Job], token_budget: int) -> list[list[int]]:
     couples: list[list[int]] = []
     open_couple: dict[bytes, list[int]] = {}
     for index, job in enumerate(jobs):
-        couple = open_couple.pop(job.prompt.tobytes(), None)
+        prompt = job.prompt.tobytes()
+        couple = open_couple.pop(prompt, None)
         if couple is None:
-            couple = open_couple[job.prompt.tobytes()] = []
+            couple = open_couple[prompt] = []
             couples.append(couple)
         couple.append(index)
+    lengths = [job.length for job in jobs]
+    rows_of = [job.rows for job in jobs]
 
     def size(indices: list[int]) -> tuple[int, int]:
         """Tokens of the longest, and rows."""
-        return max(jobs[i].length for i in indices), sum(jobs[i].rows for i in indices)
+        return max(lengths[i] for i in indices), sum(rows_of[i] for i in indices)
 
     units: list[list[int]] = []
     for couple in couples:
@@ -118,6 +137,7 @@ def score_jobs(
     device: torch.device,
     *,
     in_step: bool = False,
+    left: Callable[[list[int]], list[int]] = list,
 ) -> Iterator[tuple[list[int], list[Score]]]:
     """The scores of each batch, as it is done.
 
@@ -127,13 +147,16 @@ def score_jobs(
     Args:
         in_step: run the given batches and no other: the ranks of a sharded model have to run the
             same number of them.
+        left: of a batch whose turn it is, the part that is still wanted; default all of it.
 
     Raises:
         BDPOError: a single sequence, or a batch `in_step`, does not fit in the device's memory.
     """
     todo = deque(batches)
     while todo:
-        batch = todo.popleft()
+        batch = left(todo.popleft())
+        if not batch:
+            continue
         try:
             of_batch = [jobs[i] for i in batch]
             scores = _score(of_batch, model, reader, device)

@@ -1,107 +1,295 @@
-"""Computed scores on disk: found again by content, written as they come."""
+"""Computed scores on disk: found again by content, written as they come, never a run's end."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import math
 import os
+import stat
+import time
 import uuid
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bdpo_plugin.settings import BDPOError
-
 _SCHEMA = pa.schema([("key", pa.binary(16)), ("logps", pa.float64()), ("gain", pa.float64())])
 
+#: Of arrays of keys: 16 bytes each.
+KEY = np.dtype("S16")
 
-class Score(NamedTuple):
-    """Of one response after one prompt under the reference, in nats.
+#: A temporary file that is older, in seconds, is one that a killed run left.
+_LEFT_OVER = 3600.0
 
-    Attributes:
-        logps: log pi_ref(y | x), summed over the response tokens.
-        gain: summed KL to the distribution after the null prompt; None where not wanted.
-    """
-
-    logps: float
-    gain: float | None
-
-    @property
-    def finite(self) -> bool:
-        return math.isfinite(self.logps) and (self.gain is None or math.isfinite(self.gain))
+_REMEDY = (
+    "The run goes on: what cannot be read is computed again, and what cannot be written stays in "
+    "memory, for this run alone. `bdpo_cache_dir` sets the folder of the scores."
+)
 
 
 def default_cache_dir() -> Path:
-    """``bdpo`` under the user's cache directory."""
+    """``bdpo`` under the user's cache directory.
+
+    Raises:
+        RuntimeError: the user has no home directory.
+    """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bdpo"
 
 
-def score_key(prompt: np.ndarray, null: np.ndarray | None, response: np.ndarray) -> bytes:
-    """Key of one score: its token ids, and the null prompt's where the score depends on it."""
-    digest = hashlib.blake2b(digest_size=16)
-    for ids in (prompt, null, response):
-        if ids is None:
-            digest.update(b"none")
-        else:
-            digest.update(len(ids).to_bytes(8, "little"))
-            digest.update(np.ascontiguousarray(ids, dtype="<i8").tobytes())
-    return digest.digest()
+def framed(ids: np.ndarray | None) -> bytes:
+    """What token ids, or their absence, are to :func:`score_key`; no two run into each other."""
+    if ids is None:
+        return b"none"
+    return len(ids).to_bytes(8, "little") + np.asarray(ids, dtype="<i8").tobytes()
+
+
+def score_key(prompt: bytes, null: bytes, response: bytes) -> bytes:
+    """Key of one score, 16 bytes: its token ids, and the null prompt's where it depends on it.
+
+    Args:
+        prompt, null, response: the ids, each :func:`framed`.
+    """
+    return hashlib.blake2b(prompt + null + response, digest_size=16).digest()
 
 
 class ScoreStore:
     """The scores of one reference and tokenizer: a directory of Parquet files.
 
-    Each file is written under a temporary name and renamed to the hash of its content, so a file
-    that is there is whole; files are only ever added, so that several processes and runs may
-    write at once.
+    Each file is written under a temporary name and renamed to the hash of its content and the run
+    that wrote it, so a file that is there is whole; files are only ever added, so that several
+    processes and runs may write at once.
+
+    What cannot be read or written ends no run: it is kept in `problems`, for :meth:`tell`.
 
     Args:
         directory: the cache directory of the user.
-        identity: the fingerprints that the scores depend on.
+        identity: the fingerprints that the scores depend on; None: they are not known, and no
+            score is kept.
+        show: shows lines to the user; default a Python warning.
+
+    Attributes:
+        path: the directory of these scores; None where none can be had.
+        run: names the run in the names of the files that it writes.
+        problems: what is wrong, by the path of what it is wrong with.
     """
 
-    def __init__(self, directory: str | os.PathLike[str] | None, identity: Iterable[str]) -> None:
-        cache = Path(directory).expanduser() if directory else default_cache_dir()
-        self.path = cache / _hash("/".join(identity).encode())
-
-    def read(self) -> dict[bytes, Score]:
-        """All scores that are stored."""
-        scores: dict[bytes, Score] = {}
-        for file in sorted(self.path.glob("*.parquet")):
-            content = file.read_bytes()
-            if _hash(content) != file.stem:
-                raise BDPOError(
-                    f"The score file {file} is damaged: its content is not what was written. "
-                    "Delete it: its scores, and only these, are computed again."
-                )
-            columns = pq.read_table(pa.BufferReader(content)).to_pydict()
-            rows = zip(columns["key"], columns["logps"], columns["gain"], strict=True)
-            scores.update((key, Score(logps, gain)) for key, logps, gain in rows)
-        return scores
-
-    def add(self, scores: Mapping[bytes, Score]) -> None:
-        """Write more scores, atomically. One that is not finite is not worth keeping."""
-        scores = {key: score for key, score in scores.items() if score.finite}
-        if not scores:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str] | None,
+        identity: Iterable[str] | None,
+        show: Callable[[list[str]], None] | None = None,
+    ) -> None:
+        self.run = uuid.uuid4().hex[:8]
+        self.problems: dict[str, str] = {}
+        self._show = show or _warn
+        self._told: set[str] = set()
+        self.path: Path | None = None
+        if identity is None:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        table = pa.table(
-            {
-                "key": list(scores),
-                "logps": [s.logps for s in scores.values()],
-                "gain": [s.gain for s in scores.values()],
-            },
-            schema=_SCHEMA,
-        )
-        pq.write_table(table, sink := pa.BufferOutputStream())
-        content = sink.getvalue().to_pybytes()
-        temporary = self.path / f".{uuid.uuid4().hex}.tmp"
-        temporary.write_bytes(content)
-        temporary.replace(self.path / f"{_hash(content)}.parquet")
+        try:
+            cache = Path(directory).expanduser() if directory else default_cache_dir()
+        except RuntimeError as error:
+            self.problems["the scores"] = f"no folder to keep them in ({error})"
+        else:
+            self.path = cache / _hash("/".join(identity).encode())
+
+    def names(self) -> list[str]:
+        """Of the files that are there."""
+        return [name for name in self._list() if name.endswith(".parquet")]
+
+    def read(
+        self, wanted: np.ndarray, names: Iterable[str] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The scores of some keys.
+
+        A file that is damaged is set aside, under another name.
+
+        Args:
+            wanted: (n,) keys, sorted.
+            names: of the files to look into; default all.
+
+        Returns:
+            (m,) places in `wanted` and (m, 2) what is stored for them in nats: log-probability and
+            information gain, nan where there is none. What several files have is there as often.
+        """
+        places, scores = [np.zeros(0, np.int64)], [np.zeros((0, 2))]
+        for name in sorted(self.names() if names is None else names):
+            columns = self._columns(name)
+            if columns is None or not len(wanted):
+                continue
+            keys, values = columns
+            at = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
+            found = wanted[at] == keys
+            places.append(at[found])
+            scores.append(values[found])
+        return np.concatenate(places), np.concatenate(scores)
+
+    def add(self, keys: np.ndarray, scores: np.ndarray) -> bool:
+        """Write more scores, atomically and durably. One that is not finite is not worth keeping.
+
+        Args:
+            keys: (n,).
+            scores: (n, 1) log-probabilities, or (n, 2) with the information gain; nats.
+
+        Returns:
+            whether nothing is left to write.
+        """
+        finite = np.isfinite(scores).all(axis=1)
+        if not finite.any():
+            return True
+        if self.path is None:
+            return False
+        content = _content(keys[finite], scores[finite])
+        try:
+            _make_private(self.path)
+            _write(self.path / f"{_hash(content)}-{self.run}.parquet", content)
+        except (OSError, ValueError) as error:  # ValueError: a name that no folder can have
+            self.problems.setdefault(str(self.path), f"cannot be written ({_why(error)})")
+            return False
+        return True
+
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files that killed runs left."""
+        for name in self._list():
+            if name.startswith(".") and name.endswith(".tmp"):
+                with suppress(OSError):  # it is in nobody's way
+                    file = self.path / name
+                    if time.time() - file.stat().st_mtime > _LEFT_OVER:
+                        file.unlink()
+
+    def tell(self, problems: Mapping[str, str]) -> None:
+        """Show the user, of `problems`, what has not been shown."""
+        by_problem: dict[str, list[str]] = {}
+        for path, problem in sorted(problems.items()):
+            if path not in self._told:
+                self._told.add(path)
+                by_problem.setdefault(problem, []).append(path)
+        if by_problem:
+            self._show([*(_line(*item) for item in by_problem.items()), _REMEDY])
+
+    def _list(self) -> list[str]:
+        if self.path is None:
+            return []
+        try:
+            return os.listdir(self.path)
+        except FileNotFoundError:  # nothing has been written yet
+            return []
+        except (OSError, ValueError) as error:
+            self.problems.setdefault(str(self.path), f"cannot be read ({_why(error)})")
+            return []
+
+    def _columns(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """(n,) keys and (n, 2) scores of a file; None where it has none to give."""
+        file = self.path / name
+        try:
+            regular = stat.S_ISREG(file.stat().st_mode)  # reading a pipe would wait for ever
+            content = file.read_bytes() if regular else b""
+        except FileNotFoundError:
+            if not file.is_symlink():
+                return None  # another process has set it aside
+            content = b""
+        except OSError as error:
+            self.problems.setdefault(str(file), f"cannot be read ({_why(error)})")
+            return None
+        if _hash(content) == name.partition(".")[0].partition("-")[0]:
+            with suppress(OSError, pa.ArrowException):
+                table = pq.ParquetFile(pa.BufferReader(content)).read().combine_chunks()
+                if table.schema.equals(_SCHEMA) and not table["key"].null_count:
+                    return _arrays(table)
+        self._set_aside(file)
+        return None
+
+    def _set_aside(self, file: Path) -> None:
+        try:
+            file.rename(f"{file}.damaged")
+            self.problems.setdefault(str(file), "damaged and set aside as *.damaged")
+        except FileNotFoundError:
+            pass  # another process has set it aside, and tells of it
+        except OSError as error:
+            self.problems.setdefault(str(file), f"damaged, and cannot be set aside ({_why(error)})")
+
+
+def _content(keys: np.ndarray, scores: np.ndarray) -> bytes:
+    """Of a file that holds these scores."""
+    n = len(keys)
+    key = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(16), n, [None, pa.py_buffer(np.ascontiguousarray(keys, KEY).tobytes())]
+    )
+    gain = pa.nulls(n, pa.float64()) if scores.shape[1] == 1 else pa.array(scores[:, 1])
+    table = pa.Table.from_arrays([key, pa.array(scores[:, 0]), gain], schema=_SCHEMA)
+    pq.write_table(table, sink := pa.BufferOutputStream())
+    return sink.getvalue().to_pybytes()
+
+
+def _arrays(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) keys and (n, 2) scores, nan where there is none."""
+    if not len(table):
+        return np.zeros(0, KEY), np.zeros((0, 2))
+    (keys,) = table["key"].chunks
+    start = keys.offset * KEY.itemsize
+    keys = np.frombuffer(keys.buffers()[1], KEY, count=len(table), offset=start)
+    return keys, np.stack([table[name].to_numpy() for name in ("logps", "gain")], axis=1)
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Write a whole file or none, for the user alone, so that it survives a loss of power."""
+    temporary = file.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "wb") as opened:
+            opened.write(content)
+            opened.flush()
+            _sync(descriptor)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(file.parent)
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder that only the user may enter, and those above it; one that is there stays."""
+    for path in reversed([folder, *folder.parents]):
+        if not path.exists():
+            with suppress(FileExistsError):  # another process was faster, or a link leads nowhere
+                path.mkdir(mode=0o700)
+                _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    """Have it on the disk, on file systems that know what that is."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
+
+
+def _warn(lines: list[str]) -> None:
+    warnings.warn("\n".join(lines), stacklevel=4)
+
+
+def _line(problem: str, paths: Sequence[str]) -> str:
+    if len(paths) == 1:
+        return f"{paths[0]}: {problem}."
+    names = ", ".join(os.path.basename(path) for path in paths[:20])
+    more = f" and {len(paths) - 20} more" if len(paths) > 20 else ""
+    return f"{len(paths)} files in {os.path.dirname(paths[0])}: {problem}: {names}{more}."
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _hash(content: bytes) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -35,6 +34,7 @@ from bdpo_plugin.trainer.report import (
     print_problems,
     print_scores,
     print_settings,
+    print_store_problems,
     print_warning,
     save_scores,
 )
@@ -70,6 +70,7 @@ class Balancer:
         self.reader = ResponseReader()
         self.null_prompt: NullPrompt | None = None
         self._reference: list[str] | None = None
+        self._stores: dict[tuple[str, ...], ScoreStore] = {}
         self._training_pairs: str | None = None
         self._told_unreadable = False
 
@@ -165,20 +166,17 @@ class Balancer:
             self.find_null_prompt(pairs, reference)
         check_room(pairs, rows, len(self.null_prompt.ids), position_limit(reference.model))
         self._reference = self._identify(reference)
-        with TemporaryDirectory(prefix="bdpo-") as passing:
-            scores = score_pairs(
-                pairs,
-                reference,
-                self.null_prompt,
-                self.settings,
-                reader=self.reader,
-                device=self.accelerator.device,
-                store=ScoreStore(
-                    self.settings.cache_dir if self._reference else passing, self._reference or ()
-                ),
-                name=name,
-                rows=rows,
-            )
+        scores = score_pairs(
+            pairs,
+            reference,
+            self.null_prompt,
+            self.settings,
+            reader=self.reader,
+            device=self.accelerator.device,
+            store=self._store(),
+            name=name,
+            rows=rows,
+        )
         weights = self._weigh(scores)
         if self.accelerator.is_main_process:
             print_scores(name, self.settings, scores, weights)
@@ -209,6 +207,11 @@ class Balancer:
             )
         self._told_unreadable = True
         return None
+
+    def _store(self) -> ScoreStore:
+        """For all datasets of this reference, so that a problem is told once."""
+        store = ScoreStore(self.settings.cache_dir, self._reference, print_store_problems)
+        return self._stores.setdefault(tuple(self._reference or ()), store)
 
     def score_batch(self, pairs: Sequence[Pair], reference: Reference) -> dict[str, Tensor]:
         """:data:`SCORE_COLUMNS` of a batch, each (B,), computed now and not kept.

@@ -123,6 +123,14 @@ def print_problems(problems: Sequence[str]) -> None:
         _print(table)
 
 
+def print_store_problems(problems: Sequence[str]) -> None:
+    """The table of what is wrong with the scores on disk."""
+    table = _table("[bold red]B-DPO: problems with the stored scores")
+    for problem in problems:
+        table.add_row(escape(problem))
+    _print(table)
+
+
 def print_scores(
     name: str, settings: BDPOSettings, scores: PairScores, weights: BalanceWeights
 ) -> None:

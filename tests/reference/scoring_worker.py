@@ -19,7 +19,7 @@ from bdpo_plugin.reference.null_prompt import NullPrompt
 from bdpo_plugin.reference.projection import ResponseReader
 from bdpo_plugin.reference.scoring import Reference
 from bdpo_plugin.reference.store import ScoreStore
-from bdpo_plugin.settings import BDPOSettings
+from bdpo_plugin.settings import BDPOError, BDPOSettings
 from bdpo_plugin.tiny import build_tokenizer
 
 NULL = NullPrompt((7, 8, 9), "", "")
@@ -32,14 +32,28 @@ def environment():
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-def score(model, pairs, directory=None, settings=SETTINGS):
-    """The scores, and the number of rows of each forward pass that they took."""
+def score(model, pairs, directory=None, settings=SETTINGS, fails_after=None):
+    """The scores, or why there are none, and the number of rows of each forward pass they took.
+
+    After so many passes the memory is too small for any sequence.
+    """
     store = ScoreStore(directory, ["model", "tokenizer"]) if directory else None
     reader, reference = ResponseReader(), Reference(model, "itself")
+    run = {"settings": settings, "reader": reader, "device": CPU}
+    dataset.score_pairs(PAIRS[:1], reference, NULL, **run)  # the reader has met the model
     with counted_rows(model) as rows:
-        scores = dataset.score_pairs(
-            pairs, reference, NULL, settings, reader=reader, device=CPU, store=store
-        )
+
+        def check(*_):
+            if fails_after is not None and len(rows) > fails_after:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        handle = model.register_forward_pre_hook(check)
+        try:
+            scores = dataset.score_pairs(pairs, reference, NULL, **run, store=store, name="train")
+        except BDPOError as error:
+            return str(error), rows
+        finally:
+            handle.remove()
     return scores, rows
 
 
@@ -61,6 +75,17 @@ def main():
         model, PAIRS[:7], directory / "store", BDPOSettings(mi_estimator="expected")
     )
     if world > 1:
+        seen["other order"] = score(
+            model, [PAIRS[0], *(PAIRS[1:4] if rank else PAIRS[3:0:-1])], directory / "different"
+        )
+        seen["fewer"] = score(model, PAIRS[: 9 - rank], directory / "different")
+        for passes in (0, 4):
+            seen[f"fails after {passes}"] = score(
+                model,
+                PAIRS,
+                directory / f"fails{passes}",
+                fails_after=passes if rank == 1 else None,
+            )
         for wrapper in ("FSDP1", "FSDP2"):
             sharded = wrapped_training.wrapped(small_model(build_tokenizer()), wrapper)
             seen[f"own, {wrapper}"] = score(sharded, mine)

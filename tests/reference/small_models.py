@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from transformers import (
     CohereConfig,
@@ -113,3 +114,12 @@ def counted_rows(model) -> Iterator[list[int]]:
         yield rows
     finally:
         handle.remove()
+
+
+def stored(store) -> dict[bytes, tuple[float, float | None]]:
+    """All that a store's files hold: key -> log-probability and gain."""
+    scores = {}
+    for file in store.path.glob("*.parquet"):
+        rows = pq.read_table(file).to_pydict()
+        scores |= dict(zip(rows["key"], zip(rows["logps"], rows["gain"], strict=True), strict=True))
+    return scores

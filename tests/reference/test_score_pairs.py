@@ -1,6 +1,8 @@
 """A whole dataset: every score once, what is stored not again, and nothing without a score."""
 
+import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -18,11 +20,12 @@ from small_models import (
     random_pairs,
     random_side,
     small_model,
+    stored,
     truth_model,
 )
 
 from bdpo_plugin.reference import dataset
-from bdpo_plugin.reference.dataset import score_pairs
+from bdpo_plugin.reference.dataset import PairScores, score_pairs
 from bdpo_plugin.reference.null_prompt import NullPrompt
 from bdpo_plugin.reference.pairs import Pair, Side
 from bdpo_plugin.reference.projection import ResponseReader
@@ -233,8 +236,8 @@ class Crash(Exception):
 def test_a_crash_loses_nothing_that_was_done(model, score, store, at):
     pairs = random_pairs(8)
     wanted = score(pairs, store=None)
-    every, passes = score.rows, score.passes
-    assert passes > 4
+    every = score.rows
+    assert score.passes > 4
     count = iter(range(100))
 
     def crash(*_):
@@ -247,11 +250,10 @@ def test_a_crash_loses_nothing_that_was_done(model, score, store, at):
         score(pairs)
     handle.remove()
     assert model.training == training
-    kept = len(store.read())
+    kept = len(stored(store))
     assert 0 < kept < every
     scores = score(pairs)
     assert score.rows == every - kept
-    assert score.passes == passes - at
     assert same(scores, wanted)
 
 
@@ -275,7 +277,7 @@ def test_a_killed_pass_goes_on_where_it_was(tokenizer, tmp_path):
 
     model = small_model(tokenizer)
     wanted, every = scoring_worker.score(model, scoring_worker.PAIRS)
-    kept = len(store.read())
+    kept = len(stored(store))
     assert 0 < kept < sum(every) - 1
     scores, rows = scoring_worker.score(model, scoring_worker.PAIRS, tmp_path / "store")
     assert sum(rows) == sum(every) - kept
@@ -289,6 +291,101 @@ def test_what_is_done_is_written_while_the_pass_runs(model, score, store, monkey
     model.register_forward_hook(lambda *_: files.append(len(list(store.path.glob("*")))))
     score(random_pairs(6))
     assert files == list(range(score.passes))
+
+
+# --- other runs, and a store that fails ----------------------------------------------------
+
+
+def test_what_another_run_writes_meanwhile_is_not_computed(model, score, store, monkeypatch):
+    monkeypatch.setattr(dataset, "_FLUSH_SECONDS", 0)
+    pairs = random_pairs(8)
+    wanted = score(pairs, store=ScoreStore(store.path.parent, ["another place"]))
+    passes = score.passes
+    (elsewhere,) = {file.parent for file in store.path.parent.glob("*/*.parquet")}
+
+    def other_run(*_):
+        if not list(elsewhere.glob("*")):
+            return
+        store.path.mkdir(exist_ok=True)
+        for file in elsewhere.iterdir():
+            file.rename(store.path / file.name)
+
+    model.register_forward_hook(other_run)
+    scores = score(pairs)
+    assert passes > 4
+    assert score.passes == 1
+    assert same(scores, wanted)
+    assert 0 < scores.computed.sum() < len(pairs), "what was taken counts as reused"
+
+
+def test_runs_at_once_share_the_work(model, score, store, monkeypatch):
+    """Three processes: each has all scores, and together they compute hardly any twice."""
+    monkeypatch.setattr(dataset, "_FLUSH_SECONDS", 0.1)
+    pairs = random_pairs(60)
+    wanted = score(pairs, store=None)
+    every = score.rows
+    context = multiprocessing.get_context("fork")
+    results, start = context.Queue(), context.Barrier(3)
+
+    def run():
+        model.register_forward_hook(lambda *_: time.sleep(0.05))
+        start.wait(60)
+        scores = score(pairs, store=ScoreStore(store.path.parent, ["model", "tokenizer"]))
+        results.put((score.rows, [column.tolist() for column in scores]))
+
+    runs = [context.Process(target=run) for _ in range(3)]
+    for process in runs:
+        process.start()
+    computed = 0
+    for _ in runs:
+        rows, scores = results.get(timeout=120)
+        computed += rows
+        assert same(PairScores(*map(torch.tensor, scores)), wanted)
+        assert not all(scores[-1])
+    for process in runs:
+        process.join(60)
+        assert process.exitcode == 0
+    assert every <= computed < 2 * every
+
+
+def test_a_store_that_cannot_be_written_ends_no_pass(score, tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "_FLUSH_SECONDS", 0)
+    (tmp_path / "file").touch()
+    shown = []
+    store = ScoreStore(tmp_path / "file", ["a"], shown.append)
+    pairs = random_pairs(8)
+    assert same(score(pairs, store=store), score(pairs, store=None))
+    for again in (store, ScoreStore(None, None, shown.append)):  # kept nowhere
+        assert score(pairs, store=again).computed.all()
+        assert score.rows == 4 * len(pairs)
+    (lines,) = shown
+    assert str(store.path) in lines[0]
+    assert "bdpo_cache_dir" in lines[-1]
+
+
+def test_damaged_files_are_computed_again(score, tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "_FLUSH_SECONDS", 0)
+    shown = []
+    store = ScoreStore(tmp_path / "scores", ["a"], shown.append)
+    pairs = random_pairs(8)
+    wanted = score(pairs, store=store)
+    files = list(store.path.iterdir())
+    for file in files[:3]:
+        file.write_bytes(b"")
+    scores = score(pairs, store=store)
+    assert 0 < score.rows < 4 * len(pairs)
+    assert same(scores, wanted)
+    (lines,) = shown
+    assert all(file.name in lines[0] for file in files[:3])
+    assert same(score(pairs, store=store), wanted)
+    assert score.passes == 0
+
+
+def test_no_random_state_is_moved(score):
+    before = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    score(random_pairs(8))
+    after = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    assert before == after
 
 
 # --- pairs without a score -----------------------------------------------------------------

@@ -1,8 +1,12 @@
-"""The scores on disk: whole or not there, found again by content."""
+"""The scores on disk: whole or not there, found again by content, and no run ends for them."""
 
 import multiprocessing
-import random
-from pathlib import Path
+import os
+import resource
+import stat
+import time
+import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -10,115 +14,475 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_models import stored
 
-from bdpo_plugin.reference.store import Score, ScoreStore, default_cache_dir, score_key
-from bdpo_plugin.settings import BDPOError
+from bdpo_plugin.reference import store as store_module
+from bdpo_plugin.reference.store import KEY, ScoreStore, default_cache_dir, framed, score_key
 
-IDS = np.array([5, 6, 7])
-KEY = score_key(IDS, None, IDS)
+IDENTITY = ["model", "tokenizer"]
 
 
 @pytest.fixture
 def store(tmp_path):
-    return ScoreStore(tmp_path, ["model", "tokenizer"])
+    return ScoreStore(tmp_path / "scores", IDENTITY)
 
 
-def some_scores(n, seed=0):
-    rng = random.Random(seed)
-    return {rng.randbytes(16): Score(rng.gauss(-50, 20), rng.random()) for _ in range(n)}
+def some_scores(n, seed=0, columns=2):
+    """(n,) keys, sorted, and (n, columns) scores."""
+    rng = np.random.default_rng(seed)
+    return np.sort(np.frombuffer(rng.bytes(16 * n), KEY)), rng.normal(-50, 20, (n, columns))
+
+
+def joined(*parts):
+    """Keys and scores together, sorted by key."""
+    keys, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(keys)
+    return keys[order], scores[order]
+
+
+def found(store, keys):
+    """(n, 2) what the store has for these keys, in a row that is nan where it has nothing."""
+    scores = np.full((len(keys), 2), np.nan)
+    places, values = store.read(keys)
+    scores[places] = values
+    return scores
+
+
+def holds(store, keys, scores):
+    return np.array_equal(found(store, keys)[:, : scores.shape[1]], scores)
+
+
+def reported(store):
+    """What the user is shown, in one piece."""
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        store.tell(store.problems)
+        store.tell(store.problems)  # no second time
+    assert len(shown) <= 1
+    return "".join(str(warning.message) for warning in shown)
+
+
+# --- what is written is read -----------------------------------------------------------------
 
 
 def test_what_is_added_is_read(store):
-    assert store.read() == {}
     first, second = some_scores(20, 1), some_scores(5, 2)
-    store.add(first)
-    store.add(second)
-    assert store.read() == first | second
-    assert ScoreStore(store.path.parent, ["model", "tokenizer"]).read() == first | second
+    keys, scores = joined(first, second)
+    assert np.isnan(found(store, keys)).all()
+    assert store.add(*first)
+    assert store.add(*second)
+    assert holds(store, keys, scores)
+    assert holds(ScoreStore(store.path.parent, IDENTITY), keys, scores)
+    assert not reported(store)
+
+
+def test_only_what_is_wanted(store):
+    keys, scores = some_scores(50)
+    other, _ = some_scores(7, seed=1)
+    store.add(keys, scores)
+    assert holds(store, keys[10:20], scores[10:20])
+    assert [len(part) for part in store.read(other)] == [0, 0]
+    assert [len(part) for part in store.read(keys[:0])] == [0, 0]
+    assert np.isnan(found(store, joined((keys, scores), some_scores(7, 1))[0])).sum() == 2 * 7
+
+
+def test_only_the_files_that_are_named(store):
+    first, second = some_scores(5, 1), some_scores(5, 2)
+    store.add(*first)
+    (name,) = store.names()
+    store.add(*second)
+    keys, _ = joined(first, second)
+    places, values = store.read(keys, [name])
+    assert np.array_equal(keys[places], first[0])
+    assert np.array_equal(values, first[1])
+
+
+def test_keys_of_any_bytes(store):
+    """Zeros at the end of a key are part of it."""
+    keys = np.frombuffer(
+        bytes(16) + bytes(15) + b"\1" + b"a" + bytes(15) + b"ab" + bytes(14) + b"\xff" * 16, KEY
+    )
+    scores = np.arange(10.0).reshape(5, 2)
+    store.add(keys, scores)
+    assert holds(store, keys, scores)
+    assert all(len(key) == 16 for key in stored(store))
 
 
 def test_a_score_without_gain(store):
-    store.add({KEY: Score(-3.5, None)})
-    assert store.read() == {KEY: Score(-3.5, None)}
+    keys, scores = some_scores(3, columns=1)
+    store.add(keys, scores)
+    assert holds(store, keys, scores)
+    assert np.isnan(found(store, keys)[:, 1]).all()
+    assert [gain for _, gain in stored(store).values()] == [None] * 3
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("field", ["logps", "gain"])
-def test_what_is_not_finite_is_not_kept(store, bad, field):
-    good = some_scores(3)
-    store.add({KEY: Score(-1.0, 0.0)._replace(**{field: bad}), **good})
-    assert store.read() == good
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("column", [0, 1])
+def test_what_is_not_finite_is_not_kept(store, bad, column):
+    keys, scores = some_scores(4)
+    scores[2, column] = bad
+    assert store.add(keys, scores)
+    assert stored(store).keys() == {key.ljust(16, b"\0") for key in keys[[0, 1, 3]].tolist()}
 
 
 def test_nothing_to_add_makes_no_file(store):
-    store.add({})
-    store.add({KEY: Score(float("nan"), 0.0)})
-    assert not store.path.exists()
+    assert store.add(*some_scores(0))
+    assert store.add(some_scores(1)[0], np.array([[np.nan]]))
+    assert not store.path.parent.exists()
 
 
-def test_a_file_left_half_written_is_ignored(store):
-    good = some_scores(4)
-    store.add(good)
-    (whole,) = store.path.iterdir()
-    (store.path / ".0123.tmp").write_bytes(whole.read_bytes()[:100])
-    assert store.read() == good
-
-
-def test_a_write_that_fails_leaves_no_file_to_read(store, monkeypatch):
-    good = some_scores(4)
-    store.add(good)
-
-    def fill_the_disk(path, content):
-        with path.open("wb") as file:
-            file.write(content[: len(content) // 2])
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", fill_the_disk)
-    with pytest.raises(OSError, match="No space left"):
-        store.add(some_scores(4, 9))
-    assert store.read() == good
-
-
-@pytest.mark.parametrize("damage", ["empty", "cut", "other columns", "not parquet"])
-def test_a_damaged_file_is_named(store, damage):
-    store.add(some_scores(50))
+def test_a_store_of_an_earlier_release_is_read(store):
+    """Its files have no run in their names."""
+    keys, scores = some_scores(6)
+    store.add(keys, scores)
     (file,) = store.path.iterdir()
-    if damage == "other columns":
-        pq.write_table(pa.table({"text": ["a", "b"]}), file)
-    else:
-        size = {"empty": 0, "cut": file.stat().st_size // 2, "not parquet": 0}[damage]
-        file.write_bytes(file.read_bytes()[:size] + b"hello" * (damage == "not parquet"))
-    with pytest.raises(BDPOError, match=r"damaged.*Delete it") as raised:
-        store.read()
-    assert str(file) in str(raised.value)
+    file.rename(file.with_name(file.name.partition("-")[0] + ".parquet"))
+    assert holds(store, keys, scores)
+
+
+# --- a store that is not whole ---------------------------------------------------------------
+
+
+DAMAGES = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "not parquet": lambda content: b"hello",
+    "flipped": lambda content: content[:40] + bytes([content[40] ^ 1]) + content[41:],
+}
+
+
+def as_written(table):
+    """A file of a store, by its name, with other content."""
+    pq.write_table(table, sink := pa.BufferOutputStream())
+    content = sink.getvalue().to_pybytes()
+    return store_module._hash(content) + ".parquet", content
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_are_set_aside(store, damage):
+    good, bad = some_scores(5, 1), [some_scores(30, seed) for seed in (2, 3, 4)]
+    for part in bad:
+        store.add(*part)
+    files = [*store.path.iterdir()]
+    for file in files:
+        file.write_bytes(DAMAGES[damage](file.read_bytes()))
+    store.add(*good)
+    keys, scores = joined(good, *bad)
+    for _ in range(2):
+        assert np.isnan(found(store, keys)).all(axis=1).sum() == 90
+        assert holds(store, *good)
+    message = reported(store)
+    assert all(file.name in message for file in files), "all of them at once"
+    assert f"3 files in {store.path}: damaged and set aside" in message
+    assert "bdpo_cache_dir" in message
+    assert {file.name for file in store.path.glob("*.damaged")} == {
+        f"{file.name}.damaged" for file in files
+    }
+    again = ScoreStore(store.path.parent, IDENTITY)
+    assert holds(again, *good)
+    assert not reported(again)
+    for part in bad:
+        again.add(*part)
+    assert holds(again, keys, scores)
 
 
 def test_no_flipped_bit_goes_unnoticed(store):
-    store.add(some_scores(30))
+    keys, scores = some_scores(30)
+    store.add(keys, scores)
     (file,) = store.path.iterdir()
     whole = file.read_bytes()
     for at in range(0, len(whole), 5):
         file.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
-        with pytest.raises(BDPOError, match="damaged"):
-            store.read()
+        assert [len(part) for part in store.read(keys)] == [0, 0]
+        assert not file.exists()
     file.write_bytes(whole)
-    assert store.read() == some_scores(30)
+    assert holds(store, keys, scores)
 
 
-def test_without_the_damaged_file_the_rest_is_read(store):
-    first, second = some_scores(5, 1), some_scores(5, 2)
-    store.add(first)
+@pytest.mark.parametrize(
+    "table",
+    [
+        pa.table({"text": ["a", "b"]}),
+        pa.table({"key": [b"0" * 16], "logps": [1.0], "gain": ["x"]}),
+        pa.table({"key": [None], "logps": [1.0], "gain": [1.0]}, schema=store_module._SCHEMA),
+        pa.table({"key": [b"0" * 16], "logps": [1.0], "gain": [1.0], "more": [1]}),
+    ],
+    ids=["others", "types", "no key", "more"],
+)
+def test_a_foreign_table_is_set_aside(store, table):
+    """Even one whose name is the hash of its content."""
+    good = some_scores(3)
+    store.add(*good)
+    name, content = as_written(table)
+    (store.path / name).write_bytes(content)
+    assert holds(store, *good)
+    assert f"{store.path / name}: damaged" in reported(store)
+    assert (store.path / f"{name}.damaged").exists()
+
+
+def test_a_table_without_rows_gives_none(store):
+    keys, _ = some_scores(2)
+    store.path.mkdir(parents=True)
+    name, content = as_written(
+        pa.table({"key": [], "logps": [], "gain": []}, schema=store_module._SCHEMA)
+    )
+    (store.path / name).write_bytes(content)
+    assert [len(part) for part in store.read(keys)] == [0, 0]
+    assert not reported(store)
+
+
+THINGS = {
+    "folder": lambda path: (path.mkdir(), (path / "inside").touch()),
+    "pipe": os.mkfifo,
+    "dangling link": lambda path: path.symlink_to("nowhere"),
+    "link to itself": lambda path: path.symlink_to(path),
+    "link to a folder": lambda path: path.symlink_to(path.parent),
+}
+
+
+@pytest.mark.parametrize("thing", THINGS)
+def test_what_is_no_file_is_no_score(store, thing):
+    good = some_scores(4)
+    store.add(*good)
+    path = store.path / "x.parquet"
+    THINGS[thing](path)
+    assert holds(store, *good)
+    assert str(path) in reported(store)
+    again = ScoreStore(store.path.parent, IDENTITY)
+    assert holds(again, *good)
+    assert store.add(*some_scores(4, 2))
+    assert thing == "link to itself" or not reported(again)
+
+
+def test_a_file_that_goes_while_it_is_read_is_no_problem(store):
+    good = some_scores(4)
+    store.add(*good)
+    places, _ = store.read(good[0], [*store.names(), "gone.parquet"])
+    assert len(places) == 4
+    assert not reported(store)
+
+
+# --- a store that cannot be used -------------------------------------------------------------
+
+
+@contextmanager
+def full_disk(limit=100):
+    """No file may grow beyond `limit` bytes; what is written up to there stays."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_write_that_fails_leaves_nothing_and_is_told_once(store):
+    good, more = some_scores(4), some_scores(4, 9)
+    store.add(*good)
+    with full_disk():
+        assert not store.add(*more)
+        assert not store.add(*more)
+    assert len([*store.path.iterdir()]) == 1
+    message = reported(store)
+    assert f"{store.path}: cannot be written (File too large)." in message
+    assert message.count("cannot be written (") == 1
+    assert "bdpo_cache_dir" in message
+    assert holds(store, *good)
+    assert store.add(*more), "there is room again"
+    assert holds(store, *joined(good, more))
+
+
+@pytest.mark.parametrize("place", ["under a file", "dangling link", "a file", "null", "long"])
+def test_a_folder_that_cannot_be(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "at all")
+    directory = {
+        "under a file": tmp_path / "file" / "scores",
+        "a file": tmp_path / "file",
+        "dangling link": tmp_path / "link",
+        "null": f"{tmp_path}/a\0b",
+        "long": tmp_path / ("x" * 300),
+    }[place]
+    store = ScoreStore(directory, IDENTITY)
+    keys, scores = some_scores(3)
+    assert store.names() == []
+    store.remove_leftovers()
+    assert [len(part) for part in store.read(keys)] == [0, 0]
+    assert not store.add(keys, scores)
+    message = reported(store)
+    assert str(store.path) in message
+    assert "bdpo_cache_dir" in message
+
+
+def in_process(do, user=None):
+    """What `do` returns in a process of its own: of another user where this one is root."""
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+
+    def run():
+        if os.getuid() == 0:
+            os.setgroups([])
+            os.setuid(user)
+        results.put(do())
+
+    process = context.Process(target=run)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    return results.get()
+
+
+@pytest.fixture
+def shared(tmp_path):
+    """A store whose folder every user may read, and none write; and its files."""
+    for folder in (tmp_path, *tmp_path.parents):  # pytest's are the user's alone
+        if folder.stat().st_uid == os.getuid() and len(folder.parts) > 2:
+            folder.chmod(folder.stat().st_mode | 0o055)
+    store = ScoreStore(tmp_path, IDENTITY)
+    store.add(*some_scores(4, 1))
+    store.add(*some_scores(4, 2))
+    for file in store.path.iterdir():
+        file.chmod(0o444)
+    store.path.chmod(0o555)
+    yield store
+    store.path.chmod(0o700)
+
+
+def test_a_file_that_may_not_be_read(shared):
+    """Its scores are computed again; told with what else may not be done, each once."""
+    first, second = sorted(shared.path.iterdir())
+    first.chmod(0)
+
+    def use():
+        store = ScoreStore(shared.path.parent, IDENTITY)
+        everything = joined(some_scores(4, 1), some_scores(4, 2))[0]
+        read = len(store.read(everything)[0])
+        store.read(everything)
+        return read, store.add(*some_scores(4, 3)), reported(store)
+
+    read, added, message = in_process(use, 65534)
+    assert (read, added) == (4, False)
+    assert message.count("cannot be read (") == 1
+    assert f"{first}: cannot be read (Permission denied)." in message
+    assert f"{shared.path}: cannot be written (Permission denied)." in message
+    assert str(second) not in message
+
+
+def test_a_folder_that_may_not_be_read(shared):
+    shared.path.chmod(0)
+
+    def use():
+        store = ScoreStore(shared.path.parent, IDENTITY)
+        read = len(store.read(some_scores(4, 1)[0])[0])
+        return read, store.add(*some_scores(4, 3)), reported(store)
+
+    read, added, message = in_process(use, 65534)
+    assert (read, added) == (0, False)
+    assert f"{shared.path}: cannot be read (Permission denied)." in message
+
+
+def test_damage_that_cannot_be_set_aside(shared):
+    first, second = sorted(shared.path.iterdir())
+    first.chmod(0o644)
+    first.write_bytes(b"no")
+
+    def use():
+        store = ScoreStore(shared.path.parent, IDENTITY)
+        everything = joined(some_scores(4, 1), some_scores(4, 2))[0]
+        return [len(store.read(everything)[0]) for _ in range(2)], reported(store)
+
+    read, message = in_process(use, 65534)
+    assert read == [4, 4]
+    assert message.count("damaged") == 1
+    assert f"{first}: damaged, and cannot be set aside (Permission denied)." in message
+    assert sorted(shared.path.iterdir()) == [first, second]
+
+
+@pytest.mark.parametrize("directory", [None, "~a-user-who-is-not/scores"])
+def test_a_user_without_a_home(monkeypatch, directory):
+    if directory is None and os.getuid() != 0:
+        pytest.skip("only root can become a user whom nobody knows")
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name)
+
+    def use():
+        store = ScoreStore(directory, IDENTITY)
+        keys, scores = some_scores(3)
+        store.remove_leftovers()
+        return len(store.read(keys)[0]), store.add(keys, scores), store.path, reported(store)
+
+    read, added, path, message = in_process(use, 54321)
+    assert (read, added, path) == (0, False, None)
+    assert "no folder to keep them in (Could not determine home directory" in message
+    assert "bdpo_cache_dir" in message
+
+
+# --- private, and tidy -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_private_whatever_the_umask(tmp_path, umask):
+    (tmp_path / "there").mkdir(mode=0o755)
+    store = ScoreStore(tmp_path / "there" / "new" / "scores", IDENTITY)
+    before = os.umask(umask)
+    try:
+        store.add(*some_scores(3))
+    finally:
+        os.umask(before)
     (file,) = store.path.iterdir()
-    store.add(second)
-    file.unlink()
-    assert store.read() == second
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (file, *file.parents)}
+    assert modes[file] == 0o600
+    assert modes[store.path] == modes[store.path.parent] == modes[tmp_path / "there/new"] == 0o700
+    assert modes[tmp_path / "there"] == 0o755, "a folder that exists keeps its mode"
+
+
+def test_on_the_disk_before_it_is_there(store, monkeypatch):
+    """The file before it has its name, the folder after; as the system calls come."""
+    calls = []
+
+    def watched(name):
+        real = getattr(os, name)
+
+        def call(*args, **kwargs):
+            what = args[0]
+            if isinstance(what, int):
+                what = os.readlink(f"/proc/self/fd/{what}")
+            calls.append((name, os.path.basename(what)))
+            return real(*args, **kwargs)
+
+        return call
+
+    store.path.mkdir(parents=True)
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, watched(name))
+    store.add(*some_scores(3))
+    (temporary,) = {what for name, what in calls if name == "replace"}
+    assert (temporary[0], temporary[-4:]) == (".", ".tmp")
+    assert calls == [("fsync", temporary), ("replace", temporary), ("fsync", store.path.name)]
+
+
+def test_leftovers_of_killed_runs_are_removed(store):
+    good = some_scores(4)
+    store.add(*good)
+    old, new = store.path / ".0123.tmp", store.path / ".4567.tmp"
+    for file in (old, new):
+        file.write_bytes(b"PAR1")
+    os.utime(old, (time.time() - 7200,) * 2)
+    store.remove_leftovers()
+    assert new.exists(), "it may be being written"
+    assert not old.exists()
+    assert holds(store, *good)
+
+
+# --- several at once -------------------------------------------------------------------------
 
 
 def _write(directory, seed):
-    store = ScoreStore(directory, ["model", "tokenizer"])
+    store = ScoreStore(directory, IDENTITY)
     for i in range(5):
-        store.add(some_scores(10, 100 * seed + i))
-        store.read()
+        store.add(*some_scores(10, 100 * seed + i))
+        store.read(some_scores(10, 100)[0])
+    assert not store.problems
 
 
 def test_several_processes_write_at_once(store):
@@ -129,12 +493,12 @@ def test_several_processes_write_at_once(store):
     for worker in workers:
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0] * 4
-    wanted = {}
-    for seed in range(4):
-        for i in range(5):
-            wanted |= some_scores(10, 100 * seed + i)
-    assert store.read() == wanted
+    keys, scores = joined(*(some_scores(10, 100 * seed + i) for seed in range(4) for i in range(5)))
+    assert holds(store, keys, scores)
     assert not list(store.path.glob(".*"))
+
+
+# --- names and keys --------------------------------------------------------------------------
 
 
 def test_one_directory_for_each_identity(tmp_path):
@@ -157,8 +521,8 @@ def test_the_default_is_the_users_cache(monkeypatch, tmp_path):
 def test_a_directory_of_any_name(tmp_path, name):
     scores = some_scores(3)
     store = ScoreStore(tmp_path / name, ["a"])
-    store.add(scores)
-    assert store.read() == scores
+    store.add(*scores)
+    assert holds(store, *scores)
 
 
 @pytest.mark.parametrize("field", ["prompt", "null", "response"])
@@ -176,8 +540,10 @@ def test_every_field_counts(field, change):
 
 
 def key_of(prompt, null, response, dtype=np.int64):
-    null = None if null is None else np.array(null, dtype)
-    return score_key(np.array(prompt, dtype), null, np.array(response, dtype))
+    frames = (
+        framed(None if ids is None else np.array(ids, dtype)) for ids in (prompt, null, response)
+    )
+    return score_key(*frames)
 
 
 tokens = st.lists(st.integers(0, 3), max_size=4)
@@ -200,8 +566,14 @@ def test_a_token_that_moves_across_a_boundary_changes_the_key(job, at):
 def test_the_integer_type_does_not_count():
     assert key_of([1, 2], [3], [4], np.int32) == key_of([1, 2], [3], [4], np.int64)
     ids = np.arange(10)
-    assert score_key(ids[::2], None, ids) == score_key(ids[::2].copy(), None, ids)
+    assert framed(ids[::2]) == framed(ids[::2].copy())
 
 
 def test_large_token_ids():
     assert key_of([2**31], None, [1]) != key_of([0], None, [1])
+
+
+def test_keys_stay_what_they_are():
+    """Or everything that is stored would be computed again."""
+    assert key_of([5, 6], None, [7]).hex() == "f524b95f08afc2bb6dfe2deb76848056"
+    assert key_of([5, 6], [1], [7]).hex() == "2e018dc94b0dfa3f6767559a075b9bea"
