@@ -118,7 +118,7 @@ class Balancer:
             lengths=lengths,
             bos=self.tokenizer.bos_token_id,
             misplaced=misplaced,
-            is_blank=self._is_blank,
+            is_blank=self.is_blank,
             numbers=rows,
         )
         if self.accelerator.is_main_process:
@@ -127,7 +127,8 @@ class Balancer:
         dropped = report.dropped
         return [row for row in range(len(pairs)) if row not in dropped]
 
-    def _is_blank(self, response: np.ndarray) -> bool:
+    def is_blank(self, response: np.ndarray) -> bool:
+        """Whether the tokens of a response are no text."""
         # no end of turn takes more tokens
         return len(response) <= 8 and not (
             self.tokenizer.decode(response, skip_special_tokens=True).strip()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,9 @@ from tqdm.auto import tqdm
 from bdpo_plugin.reference.pairs import Pair, split_sequence
 from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.trainer.columns import SCORE_COLUMNS, TRL_COLUMNS
+
+#: What TRL's tokenisation makes of a row.
+TOKENISED = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,19 +52,30 @@ def dataset_pairs(
     dataset: Dataset, collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
 ) -> list[Pair]:
     """All pairs of a tokenised dataset as training will see them, after its truncation."""
-    columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
     pairs: list[Pair] = []
-    for rows in dataset.select_columns(columns).iter(batch_size=256):
-        examples = [
-            dict(zip(columns, row, strict=True)) for row in zip(*rows.values(), strict=True)
-        ]
+    for rows in dataset.select_columns(list(TOKENISED)).iter(batch_size=256):
+        examples = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
         pairs += batch_pairs(collator(examples))
     return pairs
 
 
-def peek(stream: IterableDataset) -> Dataset:
-    """The first rows of a stream: those that the null prompt is derived from."""
-    return Dataset.from_list(list(stream.take(256)))
+def peek(stream: IterableDataset, name: str, columns: Sequence[str]) -> Dataset:
+    """The first rows of a stream: those that the null prompt is derived from.
+
+    Raises:
+        BDPOError: it has none.
+    """
+    rows = [{column: row[column] for column in columns} for row in stream.take(256)]
+    if not rows:
+        raise nothing_left(name)
+    return Dataset.from_list(rows)
+
+
+def nothing_left(name: str) -> BDPOError:
+    """Of a stream in which nothing can be trained on."""
+    return BDPOError(
+        f"No pair of the {name} data, a stream, can be trained on: see the problems told above."
+    )
 
 
 def stream_refusal(name: str) -> BDPOError:
@@ -101,7 +115,7 @@ def _misplaced(rows: list[dict[str, Any]], tokenizer: Any) -> Iterator[int]:
         for row in rows
         for ids in [row["prompt_ids"]]
     ]
-    texts = [_texts(row, tokenizer) for row in rows]
+    texts = [rendered(row, tokenizer) for row in rows]
     special = isinstance(rows[0]["prompt"], str)
     tokenised = [
         tokenizer(list(column), add_special_tokens=special)["input_ids"]
@@ -112,7 +126,7 @@ def _misplaced(rows: list[dict[str, Any]], tokenizer: Any) -> Iterator[int]:
             yield i
 
 
-def _texts(row: Mapping[str, Any], tokenizer: Any) -> tuple[str, str, str]:
+def rendered(row: Mapping[str, Any], tokenizer: Any) -> tuple[str, str, str]:
     """A row's prompt, prompt with chosen and prompt with rejected, as text."""
     prompt = row["prompt"]
     if isinstance(prompt, str):

@@ -46,7 +46,7 @@ def drop_reserved(dataset: Any, name: str) -> tuple[Any, list[str]]:
 
 
 class ReadyDatasets:
-    """The datasets that a trainer has scored or checked itself, by content.
+    """The datasets that a trainer has scored or checked itself, by content, and its streams.
 
     A dataset that was changed, or that another trainer scored, is not among them, whatever its
     columns are called.
@@ -54,13 +54,19 @@ class ReadyDatasets:
 
     def __init__(self) -> None:
         self._fingerprints: set[str] = set()
+        self._streams: list[Any] = []
 
-    def add(self, dataset: Dataset) -> Dataset:
-        self._fingerprints.add(dataset._fingerprint)
+    def add(self, dataset: Any) -> Any:
+        if isinstance(dataset, Dataset):
+            self._fingerprints.add(dataset._fingerprint)
+        else:
+            self._streams.append(dataset)
         return dataset
 
     def __contains__(self, dataset: Any) -> bool:
-        return isinstance(dataset, Dataset) and dataset._fingerprint in self._fingerprints
+        if isinstance(dataset, Dataset):
+            return dataset._fingerprint in self._fingerprints
+        return any(dataset is stream for stream in self._streams)
 
 
 def with_columns(dataset: Dataset, columns: Mapping[str, Tensor]) -> Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -13,10 +14,12 @@ from bdpo_plugin.reference.pairs import Pair
 from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.trainer.balancer import Balance, Balancer, digest, longest
 from bdpo_plugin.trainer.batch import (
+    TOKENISED,
     batch_pairs,
     dataset_pairs,
     misplaced_rows,
     model_inputs,
+    nothing_left,
     peek,
     stream_refusal,
 )
@@ -32,10 +35,20 @@ from bdpo_plugin.trainer.columns import (
     with_columns,
 )
 from bdpo_plugin.trainer.config import BDPOConfig
+from bdpo_plugin.trainer.raw import (
+    check_datasets,
+    checked_stream,
+    given_arguments,
+    given_datasets,
+    unreadable_told,
+    without_mistaken,
+    without_rows,
+)
 from bdpo_plugin.trainer.reference_model import release_reference, resolve_reference
 from bdpo_plugin.trainer.report import add_peak_memory, print_problems, score_file
 from bdpo_plugin.trainer.run import RunMixin
 from bdpo_plugin.trainer.step import LossTerms, MetricSums, preference_step
+from bdpo_plugin.trainer.stream import StreamFilter, TellStreams
 
 
 class BDPOTrainer(RunMixin, DPOTrainer):
@@ -75,9 +88,14 @@ class BDPOTrainer(RunMixin, DPOTrainer):
         self._balancer: Balancer | None = None
         self._ready = ReadyDatasets()
         self._reference_released = self._made = False
+        self._streams: list[StreamFilter] = []
         if args.length_column_name == "length":  # the host's default, which data may have too
             args.length_column_name = LENGTH
         check_columns([*rest, *kwargs.values()])
+        given = given_arguments(rest, kwargs)
+        self._empty = check_datasets(
+            given_datasets(given), given.get("processing_class"), args.pad_token
+        )
         super().__init__(model, ref_model, args, *rest, **kwargs)
         reduce = partial(self.accelerator.reduce, reduction="sum")
         self._sums = {"train": MetricSums(reduce), "eval": MetricSums(reduce)}
@@ -87,6 +105,7 @@ class BDPOTrainer(RunMixin, DPOTrainer):
         else:
             self._prepare_stepwise()
         self.data_collator = ScoreCollator(self.data_collator)
+        self.add_callback(TellStreams(self.accelerator, self._streams))
         self._made = True
 
     @property
@@ -104,13 +123,21 @@ class BDPOTrainer(RunMixin, DPOTrainer):
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, name: str) -> Any:
         if dataset in self._ready:
             return dataset
-        dataset, problems = drop_reserved(dataset, name)
+        if self._made:
+            self._empty = check_datasets([(name, dataset)], self._tokenizer, args.pad_token)
+        empty = self._empty.get(id(dataset), ())
+        dataset, problems = drop_reserved(without_mistaken(dataset), name)
         if args.process_index == 0:
             print_problems(problems)
-        if isinstance(dataset, Dataset):
-            dataset = dataset.add_column(ROW, list(range(len(dataset))))
-        prepared = super()._prepare_dataset(dataset, processing_class, args, name)
-        if isinstance(prepared, Dataset) and (lost := len(dataset) - len(prepared)):
+        if isinstance(dataset, IterableDataset):
+            return self._prepare_stream(dataset, processing_class, args, name)
+        dataset = dataset.add_column(ROW, list(range(len(dataset))))
+        dataset, problems = without_rows(dataset, empty, name)
+        if args.process_index == 0:
+            print_problems(problems)
+        with unreadable_told(dataset, name, self._tokenizer):
+            prepared = super()._prepare_dataset(dataset, processing_class, args, name)
+        if lost := len(dataset) - len(prepared):
             rows = sorted(set(dataset[ROW]) - set(prepared[ROW]))
             examples = ", ".join(map(str, rows[:5])) + (", ..." if lost > 5 else "")
             problem = (
@@ -122,6 +149,31 @@ class BDPOTrainer(RunMixin, DPOTrainer):
             if args.process_index == 0:
                 print_problems([problem])
         return prepared
+
+    def _prepare_stream(self, stream: Any, processing_class: Any, args: Any, name: str) -> Any:
+        """The tokenised stream without the pairs that cannot teach, which are counted."""
+
+        def pair(row: Any) -> tuple[Pair, tuple[int, int]]:
+            collator = getattr(self.data_collator, "collator", self.data_collator)
+            (found,) = batch_pairs(collator([{column: row[column] for column in TOKENISED}]))
+            return found, (len(row["chosen_ids"]), len(row["rejected_ids"]))
+
+        rows = StreamFilter(
+            name,
+            pair,
+            bos=self._tokenizer.bos_token_id,
+            is_blank=lambda response: self.balancer.is_blank(response),
+            workers=args.dataloader_num_workers,
+            position=ROW,
+        )
+        self._streams.append(rows)
+        stream = checked_stream(stream, name, self._tokenizer).filter(rows.has_messages)
+        if next(iter(stream), None) is None:
+            raise nothing_left(name)
+        whole = copy.copy(args)
+        whole.max_length = None  # TRL would drop long prompts without a word
+        prepared = super()._prepare_dataset(stream, processing_class, whole, name)
+        return self._ready.add(prepared.filter(rows.teaches))
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -172,7 +224,9 @@ class BDPOTrainer(RunMixin, DPOTrainer):
     def _prepare_stepwise(self) -> None:
         """Without a pass: check the data that can be checked, and settle the null prompt."""
         if isinstance(self.train_dataset, IterableDataset):
-            pairs = dataset_pairs(peek(self.train_dataset), self.data_collator)
+            pairs = dataset_pairs(peek(self.train_dataset, "train", TOKENISED), self.data_collator)
+            for stream in self._streams:
+                stream.start_counting()
         else:
             self.train_dataset, pairs = self._checked_pairs(self.train_dataset, "train")
             self.balancer.take_training_pairs(pairs)

@@ -13,6 +13,11 @@ from bdpo_plugin.settings import BDPOError
 
 _MEDIA = ("images", "videos", "audios")
 _SIDES = ("chosen", "rejected")
+#: What LLaMA-Factory's tokenisation makes of a row, as far as it is read here.
+TOKENISED = tuple(f"{side}_{part}" for side in _SIDES for part in ("input_ids", "labels"))
+#: Stands for the response tokens before truncation: every template ends a response with a token,
+#: so that an empty one has been cut.
+BEFORE = (1, 1)
 
 
 def check_collator(collator: Any) -> None:
@@ -37,27 +42,45 @@ def dataset_pairs(dataset: Dataset, name: str) -> list[Pair]:
     Raises:
         BDPOError: a row has an image, a video or a sound.
     """
-    columns = [f"{side}_{part}" for side in _SIDES for part in ("input_ids", "labels")]
     media = [column for column in _MEDIA if column in dataset.column_names]
     pairs: list[Pair] = []
-    for rows in dataset.select_columns([*columns, *media]).iter(batch_size=256):
+    for rows in dataset.select_columns([*TOKENISED, *media]).iter(batch_size=256):
         for column in media:
             if found := [row for row, value in enumerate(rows[column]) if value]:
                 raise BDPOError(
                     f"Row {len(pairs) + found[0]} of the {name} data has {column}: B-DPO measures "
                     "the mutual information of text with text. Remove such rows."
                 )
-        sides = [
-            [
-                split_sequence(ids, [label != IGNORE_INDEX for label in labels])
-                for ids, labels in zip(
-                    rows[f"{side}_input_ids"], rows[f"{side}_labels"], strict=True
-                )
-            ]
-            for side in _SIDES
-        ]
-        pairs += [Pair(*pair) for pair in zip(*sides, strict=True)]
+        for values in zip(*(rows[column] for column in TOKENISED), strict=True):
+            pairs.append(_pair(dict(zip(TOKENISED, values, strict=True))))
     return pairs
+
+
+def stream_pair(row: Mapping[str, Any], name: str) -> tuple[Pair, tuple[int, int]]:
+    """The pair of a row of a tokenised stream, and what stands for its lengths before truncation.
+
+    Raises:
+        BDPOError: the row has an image, a video or a sound.
+    """
+    for column in _MEDIA:
+        if row.get(column):
+            raise BDPOError(
+                f"A row of the {name} data, a stream, has {column}: B-DPO measures the mutual "
+                "information of text with text. Filter such rows out."
+            )
+    return _pair(row), BEFORE
+
+
+def _pair(row: Mapping[str, Any]) -> Pair:
+    return Pair(
+        *(
+            split_sequence(
+                row[f"{side}_input_ids"],
+                [label != IGNORE_INDEX for label in row[f"{side}_labels"]],
+            )
+            for side in _SIDES
+        )
+    )
 
 
 def batch_as_trl(batch: Mapping[str, Any]) -> dict[str, Any]:

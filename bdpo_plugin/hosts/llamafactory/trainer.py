@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from datasets import IterableDataset
@@ -11,7 +12,14 @@ from llamafactory.extras.ploting import plot_loss
 from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from torch import Tensor
 
-from bdpo_plugin.hosts.llamafactory.data import batch_as_trl, check_collator, dataset_pairs
+from bdpo_plugin.hosts.llamafactory.data import (
+    BEFORE,
+    TOKENISED,
+    batch_as_trl,
+    check_collator,
+    dataset_pairs,
+    stream_pair,
+)
 from bdpo_plugin.hosts.llamafactory.reference import describe_reference, free_weights
 from bdpo_plugin.reference.pairs import Pair
 from bdpo_plugin.reference.scoring import Reference
@@ -30,6 +38,7 @@ from bdpo_plugin.trainer.reference_model import release_reference, resolve_refer
 from bdpo_plugin.trainer.report import add_peak_memory, print_problems, score_file
 from bdpo_plugin.trainer.run import RunMixin
 from bdpo_plugin.trainer.step import TOTAL, LossTerms, preference_step
+from bdpo_plugin.trainer.stream import StreamFilter, TellStreams
 
 #: The curves that `plot_loss: true` draws beside LLaMA-Factory's own.
 _CURVES = ("rewards/margins", "bdpo/imbalance", "bdpo/weight_chosen", "bdpo/scale")
@@ -66,6 +75,7 @@ class LlamaFactoryBDPOTrainer(RunMixin, CustomDPOTrainer):
             self.bdpo, self.processing_class, self.accelerator, self.args.output_dir
         )
         self._ready = ReadyDatasets()
+        self._streams: list[StreamFilter] = []
         if self.args.length_column_name == "length":  # the host's default, which data may have too
             self.args.length_column_name = LENGTH
         self._prepare_datasets()
@@ -74,6 +84,7 @@ class LlamaFactoryBDPOTrainer(RunMixin, CustomDPOTrainer):
             if ref_model is not None and ref_model is not model:
                 free_weights(ref_model)
         self.data_collator = ScoreCollator(self.data_collator)
+        self.add_callback(TellStreams(self.accelerator, self._streams))
 
     # The datasets -------------------------------------------------------------------------------
 
@@ -97,11 +108,9 @@ class LlamaFactoryBDPOTrainer(RunMixin, CustomDPOTrainer):
         if isinstance(dataset, IterableDataset):
             if self.bdpo.precompute:
                 raise stream_refusal(name)
-            self._settle(dataset_pairs(peek(dataset), name))
-            return dataset
+            return self._prepare_stream(dataset, name)
         pairs = dataset_pairs(dataset, name)
-        # every template ends a response with a token, so an empty one has been cut
-        rows = self.balancer.usable_rows(pairs, name, [(1, 1)] * len(pairs))
+        rows = self.balancer.usable_rows(pairs, name, [BEFORE] * len(pairs))
         if len(rows) < len(pairs):
             dataset, pairs = dataset.select(rows), [pairs[row] for row in rows]
         self._settle(pairs)
@@ -111,6 +120,21 @@ class LlamaFactoryBDPOTrainer(RunMixin, CustomDPOTrainer):
         if self.bdpo.precompute:
             columns = self.balancer.score_dataset(pairs, rows, name, self._reference(), file)
         return self._ready.add(with_columns(dataset, columns))
+
+    def _prepare_stream(self, stream: IterableDataset, name: str) -> IterableDataset:
+        """The stream without the pairs that cannot teach, which are counted."""
+        rows = StreamFilter(
+            name,
+            partial(stream_pair, name=name),
+            bos=self.processing_class.bos_token_id,
+            is_blank=self.balancer.is_blank,
+            workers=self.args.dataloader_num_workers,
+        )
+        stream = stream.filter(rows.teaches)
+        self._settle(dataset_pairs(peek(stream, name, TOKENISED), name))
+        rows.start_counting()
+        self._streams.append(rows)
+        return stream
 
     def _prepared_later(self, dataset: Any, name: str) -> Any:
         return self._prepared(dataset, name, "")

@@ -1,6 +1,7 @@
 """LLaMA-Factory's data: what is dropped, what is refused, what is scored in each step."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -117,6 +118,23 @@ def test_streams(tiny, tmp_path):
     done = run(tiny, tmp_path / "during", bdpo_precompute=False, **stream)
     assert len(curve(done, "bdpo/imbalance")) == 2
     assert min(curve(done, "bdpo/imbalance")) > 0
+
+
+def test_streams_are_filtered_as_they_come(tiny, tmp_path, capfd, with_rows):
+    data = with_rows(row("One.", "Two."), row("The same.", "The same."))
+    run(
+        tiny,
+        tmp_path / "run",
+        bdpo_precompute=False,
+        streaming=True,
+        max_steps=2,
+        preprocessing_num_workers=None,
+        dataloader_num_workers=1,
+        **data,
+    )
+    out = " ".join(capfd.readouterr().out.replace("│", " ").split())
+    assert "a pair of the train data, a stream: chosen and rejected are identical (dropped;" in out
+    assert re.search(r"[12] of the \d+ pairs read from the train data, a stream: chosen and", out)
 
 
 def test_each_evaluation_set_has_scores_of_its_own(tiny, tmp_path):

@@ -1,0 +1,227 @@
+"""The rows of a dataset as the user wrote them, and what of them is no preference pair at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bdpo_plugin.settings import BDPOError
+
+#: What is wrong, in the user's words, and what to do about it.
+Problem = tuple[str, str]
+
+_FILL = "Remove these rows, or fill them in."
+_FORM = "Write text, or a list of messages {'role': ..., 'content': ...}."
+_ONE_FORM = "Write all sides as text, or all of them as lists of messages."
+_PROMPT = "Write the prompt into a column `prompt`, or at the beginning of both responses."
+_SURROGATE = (
+    "Write the character whole, or take it out: "
+    "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
+)
+_PARTS = "Join the parts into one text."
+
+
+@dataclass
+class RowReport:
+    """Which rows of a dataset have which :data:`Problem`.
+
+    Attributes:
+        name: of the dataset.
+        unit: what is counted.
+        total: rows looked at.
+        rows: their positions by problem.
+        general: problems of the dataset as a whole.
+    """
+
+    name: str
+    unit: str = "rows"
+    total: int = 0
+    rows: dict[Problem, list[int]] = field(default_factory=dict)
+    general: list[str] = field(default_factory=list)
+
+    def add(self, row: int, problems: Iterable[Problem]) -> None:
+        for problem in problems:
+            self.rows.setdefault(problem, []).append(row)
+
+    def lines(self) -> list[str]:
+        """One line for each problem found, the most frequent first."""
+        kinds = sorted(self.rows.items(), key=lambda item: -len(item[1]))
+        lines = [
+            f"{len(rows)} of {self.total} {self.unit}: {words} (rows {first_rows(rows)}). {remedy}"
+            for (words, remedy), rows in kinds[:10]
+        ]
+        if others := kinds[10:]:
+            numbers = sorted({row for _, rows in others for row in rows})
+            lines.append(f"{len(others)} more kinds of problem (rows {first_rows(numbers)}).")
+        return [*self.general, *lines]
+
+
+def raise_problems(reports: Iterable[RowReport]) -> None:
+    """Raise one BDPOError with all that was found, if anything was."""
+    found = [report for report in reports if report.lines()]
+    if found:
+        told = "\n".join(
+            f"The {report.name} data cannot be trained on:\n"
+            + "\n".join(f"- {line}" for line in report.lines())
+            for report in found
+        )
+        raise BDPOError(f"{told}\nNothing has been computed.")
+
+
+def first_rows(rows: Sequence[int]) -> str:
+    """The first five of some row numbers."""
+    return ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+
+
+class RowCheck:
+    """Tells what is wrong with a row, one after the other of a dataset.
+
+    A row has `chosen` and `rejected`, and mostly `prompt`: all of them text, or all of them lists
+    of messages with `role` and `content`. The first row decides for the dataset.
+
+    Args:
+        reads_parts: whether the chat template reads a content that is a list of text parts.
+    """
+
+    def __init__(self, reads_parts: Callable[[], bool] = lambda: False) -> None:
+        self._reads_parts = reads_parts
+        self._form: str | None = None
+
+    def __call__(self, row: Mapping[str, Any]) -> list[Problem]:
+        """What is wrong with a row; nothing where it is a pair, if perhaps a useless one."""
+        found = [
+            (f"there is no `{column}`, only {', '.join(map(repr, row)) or 'nothing'}", _COLUMNS)
+            for column in ("chosen", "rejected")
+            if column not in row
+        ]
+        forms = {}
+        for column in ("prompt", "chosen", "rejected"):
+            if column in row:
+                forms[column] = _form(row[column])
+                found += self._field(column, row[column])
+        found += _template_arguments(row)
+        return found or self._together(row, forms)
+
+    def _field(self, column: str, value: Any) -> Iterator[Problem]:
+        if isinstance(value, str):
+            yield from _text(f"`{column}`", value)
+        elif value is None:
+            yield f"`{column}` is None", _FILL
+        elif not isinstance(value, list):
+            yield f"`{column}` is {_kind(value)}, neither text nor a list of messages", _FORM
+        elif not value and column == "prompt":
+            yield "`prompt` is an empty list", _FILL
+        else:
+            for message in value:
+                yield from self._message(column, message)
+
+    def _message(self, column: str, message: Any) -> Iterator[Problem]:
+        where = f"a message of `{column}`"
+        if not isinstance(message, Mapping):
+            yield f"{where} is {_kind(message)}, not a dict with `role` and `content`", _FORM
+            return
+        content = message.get("content")
+        wanted = ("role",) if message.get("tool_calls") else ("role", "content")
+        for key in wanted:
+            if key not in message:
+                keys = ", ".join(map(repr, message)) or "none"
+                yield f"{where} has no `{key}` (its keys: {keys})", _KEYS
+        role = message.get("role")
+        if "role" in message and not isinstance(role, str):
+            yield f"the `role` of {where} is {_kind(role)}", "Write 'user' or 'assistant', say."
+        elif role is not None:
+            yield from _text(f"the `role` of {where}", role)
+        if isinstance(content, str):
+            yield from _text(f"the `content` of {where}", content)
+        elif content is None:
+            if "content" in wanted and "content" in message:
+                yield f"the `content` of {where} is None", _FILL
+        elif not _are_text_parts(content):
+            yield f"the `content` of {where} is {_kind(content)}, not text", "Write text."
+        elif not self._reads_parts():
+            words = "a list of parts, which the chat template does not read"
+            yield f"the `content` of {where} is {words}", _PARTS
+        else:
+            for part in content:
+                yield from _text(f"the `content` of {where}", part["text"])
+
+    def _together(self, row: Mapping[str, Any], forms: Mapping[str, str]) -> list[Problem]:
+        """What is wrong between sides that are right by themselves."""
+        if len(set(forms.values())) > 1:
+            words = ", ".join(f"`{column}` is {form}" for column, form in forms.items())
+            remedy = _ONE_FORM
+            if forms["chosen"] == forms["rejected"] == _MESSAGES:
+                remedy += " Where the responses have the prompt in them, remove the column `prompt`"
+                remedy += "."
+            return [(words, remedy)]
+        form = forms["chosen"]
+        self._form = self._form or form
+        if form != self._form:
+            return [(f"the row is {form}, and the first one is {self._form}", _ONE_FORM)]
+        if "prompt" not in row and not _share_a_prompt(row["chosen"], row["rejected"]):
+            words = "there is no `prompt`, and `chosen` and `rejected` do not begin with the same"
+            return [(words, _PROMPT)]
+        return []
+
+
+_MESSAGES = "a list of messages"
+_COLUMNS = "Name the columns `prompt`, `chosen` and `rejected`."
+_KEYS = "Name the keys `role` and `content`."
+
+
+def _form(value: Any) -> str:
+    return "text" if isinstance(value, str) else _MESSAGES
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "None"
+    names = {"dict": "a dict", "list": "a list", "int": "a number", "float": "a number"}
+    return names.get(type(value).__name__, f"of type {type(value).__name__}")
+
+
+def _text(where: str, text: str) -> Iterator[Problem]:
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        yield f"{where} has half of a surrogate pair, which is no character", _SURROGATE
+
+
+def _are_text_parts(content: Any) -> bool:
+    return isinstance(content, list) and all(
+        isinstance(part, Mapping)
+        and part.get("type") == "text"
+        and isinstance(part.get("text"), str)
+        for part in content
+    )
+
+
+def _share_a_prompt(chosen: Any, rejected: Any) -> bool:
+    """Whether a prompt can be taken from the beginning of both responses, as TRL takes it."""
+    if isinstance(chosen, list) and not (chosen and rejected):
+        return True  # an empty response, which other checks drop
+    shared = next(
+        (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b),
+        min(len(chosen), len(rejected)) - 1,
+    )
+    if isinstance(chosen, str) and shared > 0 and chosen[shared - 1] == " ":
+        shared -= 1
+    return shared > 0
+
+
+def _template_arguments(row: Mapping[str, Any]) -> Iterator[Problem]:
+    if "chat_template_kwargs" in row and not isinstance(row["chat_template_kwargs"], Mapping):
+        kind = _kind(row["chat_template_kwargs"])
+        yield f"`chat_template_kwargs` is {kind}", "Write a dict, or remove the column."
+    tools = row.get("tools")
+    if isinstance(tools, str):
+        try:
+            json.loads(tools)
+        except ValueError:
+            yield "`tools` is text, but not JSON", "Write JSON, or a list of tools."
+    elif not isinstance(tools, list | None):
+        yield f"`tools` is {_kind(tools)}", "Write JSON, or a list of tools."
