@@ -3,8 +3,8 @@
 Usage: python -m benchmarks.soak.kills [--kills 100] [--seed 0] [--json FILE]
 
 Of every 20 kills 7 hit a LoRA run of TRL's trainer, 6 a full fine-tune, 3 one rank of two, and 4 a
-full fine-tune by `axolotl train` (where Axolotl is not installed, LoRA runs take its place). Each is
-a SIGKILL; then the run is started again as a user would, from its last checkpoint, is perhaps
+full fine-tune by `axolotl train` (where Axolotl is not installed, LoRA runs take its place). Each
+is a SIGKILL; then the run is started again as a user would, from its last checkpoint, is perhaps
 killed again, and in the end has to be what the undisturbed run is.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import random
 import re
 import shutil
@@ -100,6 +101,8 @@ def live(warm: Warm, whole: Undisturbed, kind: str, folder: Path, phases: list[s
     """One run, killed in each of `phases`, as far as they come, and started until it is done."""
     run, life = _fresh(whole.run, folder), Life(kind)
     for phase in [*sorted(phases, key=PHASES.index), None]:
+        if phase is None:
+            _age_leftovers(run.folder)
         while True:
             processes = warm.start(run)
             kill = _kill(run, processes, phase, whole, rng) if phase else None
@@ -129,6 +132,12 @@ def _fresh(run: Run, folder: Path) -> Run:
         fresh.config = folder.with_suffix(".yml")
         fresh.config.write_text(run.config.read_text().replace(str(run.folder), str(folder)))
     return fresh
+
+
+def _age_leftovers(folder: Path) -> None:
+    """Let a day pass for the temporary files, which the store removes by their age."""
+    for file in folder.rglob("*.tmp"):
+        os.utime(file, (time.time() - 86400,) * 2)
 
 
 def _kill(run: Run, processes: list, phase: str, whole: Undisturbed, rng) -> Kill | None:
@@ -232,7 +241,7 @@ def _compare(life: Life, undisturbed: Run, run: Run) -> None:
             life.faults.append(f"{twice} scores are stored twice")
     except OSError as error:
         life.faults.append(f"the store: {error}")
-    for left in run.folder.rglob("*.tmp"):
+    for left in (file for end in ("tmp", "damaged") for file in run.folder.rglob(f"*.{end}")):
         life.faults.append(f"{left.name} is left in {left.parent.name}")
 
 
@@ -256,8 +265,8 @@ def kinds(folder: Path, pause: float) -> Iterator[tuple[str, Run]]:
 
 
 def _write_axolotl(run: Run, folder: Path) -> None:
-    from benchmarks.soak.small import tiny_model
     from bdpo_plugin.tiny import build_tokenizer, preference_pairs
+    from benchmarks.soak.small import tiny_model
 
     tokenizer = build_tokenizer()
     tiny_model(tokenizer).save_pretrained(folder / "model")
@@ -306,6 +315,8 @@ def plan(count: int, available: Sequence[str], rng: random.Random) -> list[tuple
     for kind, share in shares.items():
         of_kind = round(count * share / sum(shares.values()))
         wanted = [phase for phase, n in SHARES.items() for _ in range(n)]
+        if "ranks" in kind:  # before they have met, it is torchrun that ends the others
+            wanted = ["training" if phase == "start" else phase for phase in wanted]
         phases = [wanted[i * 7 % len(wanted)] for i in range(of_kind)]  # 7 and 20: all in turn
         rng.shuffle(phases)
         while phases:
@@ -371,13 +382,13 @@ def main(count, seed, pause, minutes, only, output, keep) -> None:
     started, rng, console = time.monotonic(), random.Random(seed), Console(width=160)
     folder = keep or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
-    runs = {kind: run for kind, run in kinds(folder, pause) if kind in (only or KINDS)}
-    axolotl = ["axolotl.cli.main", "axolotl.cli.train", "axolotl.train"]
+    runs = dict(kinds(folder, pause))
+    axolotl = ["axolotl.cli.main", "axolotl.cli.train", "axolotl.core.builders", "evaluate"]
     warm = Warm(*(axolotl if "axolotl train, full" in runs else []))
     lives: list[Life] = []
     whole: dict[str, Undisturbed] = {}
     for number, (kind, phases) in enumerate(plan(count, list(runs), rng)):
-        if kind not in runs:
+        if kind not in (only or runs):
             continue
         if time.monotonic() - started > 60 * minutes:
             console.print(f"[bold red]{minutes:g} minutes are over: not all kills took place")

@@ -16,6 +16,30 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+_ROOT = Path(__file__).parents[2]
+
+#: One thread: on tiny models threads only wait for each other.
+_QUIET = {
+    "AXOLOTL_DO_NOT_TRACK": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "WANDB_DISABLED": "true",
+    "TOKENIZERS_PARALLELISM": "false",
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",
+}
+
+#: What runs import when they are under way.
+_OFTEN = (
+    "benchmarks.soak.small",
+    "bitsandbytes",
+    "peft.tuners.lora.bnb",
+    "torchao.quantization",
+    "trackio",
+    "transformers.models.qwen2.modeling_qwen2",
+    "trl.chat_template_utils",
+)
+
 #: The life of a run, in order. "start": models, data, fingerprint, and what follows the pass.
 PHASES = ("start", "pass", "store", "training", "saving")
 
@@ -94,21 +118,31 @@ class Warm:
     """Starts runs from a process in which everything is imported (the standard library's)."""
 
     def __init__(self, *modules: str) -> None:
+        os.environ |= _QUIET  # before anything imports torch
+        path = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(path)  # or it could not import this
         self.context = multiprocessing.get_context("forkserver")
-        # the last two are imported when an adapter is made
-        often = ["benchmarks.soak.small", "bitsandbytes", "torchao.quantization"]
-        self.context.set_forkserver_preload([*modules, *often])
+        self.context.set_forkserver_preload([*modules, *_OFTEN])
+        self.context.Process(target=int).start()  # so that no run waits for the imports
 
-    def start(self, run: Run) -> list[tuple[Any, Told]]:
-        """The processes of a run, and what each tells."""
+    def start(self, run: Run, function: Any = None) -> list[tuple[Any, Told]]:
+        """The processes of a run, and what each tells; `function` trains in the place of ours."""
+        function = function or (_axolotl if run.config else _trl)
         started = []
         port = _free_port()
         for rank in range(run.ranks):
             told = Told.new(self.context)
-            process = self.context.Process(target=_main, args=(run, told, rank, port))
+            process = self.context.Process(target=_main, args=(run, told, rank, port, function))
             process.start()
             started.append((process, told))
         return started
+
+    def call(self, run: Run, function: Callable[..., None], *arguments: Any) -> int:
+        """Call a function in a process of its own; returns its exit status once it has ended."""
+        process = self.context.Process(target=_logged, args=(run, function, run, *arguments))
+        process.start()
+        process.join()
+        return process.exitcode
 
 
 def _free_port() -> int:
@@ -117,11 +151,14 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _main(run: Run, told: Told, rank: int, port: int) -> None:
-    log = os.open(run.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+def _main(run: Run, told: Told, rank: int, port: int, function: Callable[[Run], None]) -> None:
     if run.ranks > 1:
+        import torch
+
+        # or transformers cannot read the optimizer's state in the second of two ranks on the CPU
+        torch.serialization.register_package(
+            0, lambda _: None, lambda obj, place: obj if place.startswith("cpu:") else None
+        )
         os.environ |= {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
@@ -130,13 +167,18 @@ def _main(run: Run, told: Told, rank: int, port: int) -> None:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
+    _tell(told, run)
+    _logged(run, function, run)
+
+
+def _logged(run: Run, function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function with both outputs in the run's log, and end this process."""
+    log = os.open(run.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     code = 1
     try:
-        _tell(told, run)
-        if run.config:
-            _axolotl(run.config)
-        else:
-            _trl(run)
+        function(*arguments)
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -153,13 +195,13 @@ def _trl(run: Run) -> None:
     trainer = small_trainer(run.folder, **run.options)
     trainer.train(resume_from_checkpoint=(last := last_checkpoint(run.folder)) and str(last))
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier()  # or the first to end closes what the others still read
 
 
-def _axolotl(config: Path) -> None:
+def _axolotl(run: Run) -> None:
     from axolotl.cli.main import cli
 
-    cli(["train", str(config), "--launcher", "python"], standalone_mode=False)
+    cli(["train", str(run.config), "--launcher", "python"], standalone_mode=False)
 
 
 def _tell(told: Told, run: Run) -> None:
@@ -189,7 +231,7 @@ def _tell(told: Told, run: Run) -> None:
     def log(self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         original(self, logs, *args, **kwargs)
         if "loss" in logs and self.args.process_index == 0:
-            entry = {"step": self.state.global_step} | {k: v for k, v in logs.items()}
+            entry = {"step": self.state.global_step, **logs}
             with run.steps_file.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
 

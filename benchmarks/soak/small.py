@@ -17,12 +17,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from bdpo_plugin import BDPOConfig, BDPOTrainer
 from bdpo_plugin.tiny import build_model, build_tokenizer, preference_pairs, to_trl
 
-#: What is logged of each step and compared.
-LOGGED = ("loss", "rewards/margins", "logps/chosen", "bdpo/scale")
-
 
 def tiny_model(tokenizer: Any) -> Any:
-    """Of hidden size 32, with weights that give a mutual information as large as a trained one's."""
+    """Of hidden size 32; its mutual information is as large as a trained model's."""
     model = build_model(tokenizer, hidden_size=32, layers=2, heads=2)
     with torch.no_grad():
         for parameter in model.parameters():
