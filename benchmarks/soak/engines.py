@@ -203,6 +203,8 @@ def main(only: str, keep: Path | None) -> None:
         run, cells, good = measure(warm, row, folder / str(number), alone.get(kind))
         alone.setdefault(kind, run)
         faults += not good
+        if run is alone[kind] and not good:
+            raise SystemExit(f"One process alone {cells[-1]}")
         trained = "LoRA" if row.adapter == "lora" else "full"
         when = "before training" if row.precompute else "in each step"
         table.add_row(row.engine, str(row.ranks), trained, when, *map(escape, cells))
