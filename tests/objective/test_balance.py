@@ -8,6 +8,7 @@ import torch
 import truth
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from refusals import refused
 
 from bdpo_plugin.objective import BalanceWeights, balance_weights
 
@@ -182,19 +183,37 @@ def test_pairs_do_not_see_each_other() -> None:
 
 def test_refusals() -> None:
     two, three = torch.zeros(2), torch.zeros(3)
-    with pytest.raises(ValueError, match=r"mi_chosen and mi_rejected .* got \(2,\) and \(3,\)"):
+    shapes = "mi_chosen and mi_rejected must be two (B,) tensors, got "
+    with refused(f"{shapes}(2,) and (3,)"):
         balance_weights(two, three)
-    with pytest.raises(ValueError, match=r"got \(\) and \(\)"):
+    with refused(f"{shapes}() and ()"):
         balance_weights(torch.tensor(0.0), torch.tensor(0.0))
-    with pytest.raises(ValueError, match=r"pair 1 of the batch is not finite: chosen 0\.0, rej"):
-        balance_weights(two, torch.tensor([0.0, math.nan]))
-    with pytest.raises(ValueError, match="pair 0 of the batch is not finite: chosen -inf"):
-        balance_weights(torch.tensor([-math.inf, 0.0]), two)
-    with pytest.raises(ValueError, match="unknown weighting 'softmx', must be 'softmax' or 'pow"):
+    with refused(f"{shapes}(2, 1) and (2, 1)"):
+        balance_weights(two[:, None], two[:, None])
+    with refused("unknown weighting 'softmx', must be 'softmax' or 'power'"):
         balance_weights(two, two, weighting="softmx")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "row"),
+    [
+        ([0, 0], [0, math.nan], 1),
+        ([-math.inf, 0], [0, 0], 0),
+        ([0, 0, math.inf], [0, math.nan, 0], 1),
+        ([math.nan], [math.nan], 0),
+    ],
+)
+def test_refuses_an_mi_that_is_not_finite(chosen, rejected, row) -> None:
+    chosen, rejected = (torch.tensor(mi, dtype=torch.float32) for mi in (chosen, rejected))
+    with refused(
+        f"the mutual information of pair {row} of the batch is not finite: chosen "
+        f"{chosen[row].item()}, rejected {rejected[row].item()}; the reference gave one of its "
+        "tokens probability 0, or overflowed"
+    ):
+        balance_weights(chosen, rejected)
 
 
 @pytest.mark.parametrize("alpha", [-0.1, math.inf, math.nan, 1e300])
 def test_refuses_alpha_out_of_range(alpha) -> None:
-    with pytest.raises(ValueError, match=r"alpha must be finite and >= 0, got "):
+    with refused(f"alpha must be finite and >= 0, got {alpha!r}"):
         balance_weights(torch.zeros(2), torch.zeros(2), alpha=alpha)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import truth
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refused
 from torch import Tensor
 
 from bdpo_plugin.objective import BalanceWeights, balance_weights, bdpo_loss
@@ -279,16 +280,24 @@ def test_ipo_without_lengths_takes_averages() -> None:
 def test_refusals() -> None:
     two, three = torch.zeros(2), torch.zeros(3)
     weights = BalanceWeights(two, two, two)
-    with pytest.raises(ValueError, match=r"'ref_rejected_logps': \(3,\)"):
-        bdpo_loss(two, two, two, three, weights)
-    with pytest.raises(ValueError, match=r"'weights.scale': \(3,\)"):
-        bdpo_loss(two, two, two, two, BalanceWeights(two, two, three))
-    with pytest.raises(ValueError, match=r"'rejected_lengths': \(2, 1\)"):
-        bdpo_loss(*[two] * 4, weights, chosen_lengths=two, rejected_lengths=two.reshape(2, 1))
-    with pytest.raises(ValueError, match="both, or neither"):
-        bdpo_loss(two, two, two, two, weights, loss_type="ipo", chosen_lengths=two)
-    with pytest.raises(ValueError, match=r"unknown loss type 'kto', must be one of \('sigmoid', "):
+    names = ["policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps"]
+    names += ["ref_rejected_logps", "weights.chosen", "weights.rejected", "weights.scale"]
+    for position, name in enumerate(names):
+        tensors = [two] * position + [three] + [two] * (len(names) - 1 - position)
+        shapes = dict.fromkeys(names, (2,)) | {name: (3,)}
+        with refused(f"every argument must be (B,), got {shapes}"):
+            bdpo_loss(*tensors[:4], BalanceWeights(*tensors[4:]))
+    square = two[:, None]
+    with refused(f"every argument must be (B,), got {dict.fromkeys(names, (2, 1))}"):
+        bdpo_loss(*[square] * 4, BalanceWeights(*[square] * 3))
+    shapes = dict.fromkeys(names, (2,)) | {"chosen_lengths": (2,), "rejected_lengths": (2, 1)}
+    with refused(f"every argument must be (B,), got {shapes}"):
+        bdpo_loss(*[two] * 4, weights, chosen_lengths=two, rejected_lengths=square)
+    for one in ("chosen_lengths", "rejected_lengths"):
+        with refused("chosen_lengths and rejected_lengths must be given both, or neither"):
+            bdpo_loss(two, two, two, two, weights, loss_type="ipo", **{one: two})
+    with refused(f"unknown loss type 'kto', must be one of {PAIR_LOSSES}"):
         bdpo_loss(two, two, two, two, weights, loss_type="kto")
-    for smoothing in (-0.1, 0.5):
-        with pytest.raises(ValueError, match=r"label_smoothing must be in \[0, 0.5\) for robust"):
+    for smoothing in (-0.1, 0.5, math.nan):
+        with refused(f"label_smoothing must be in [0, 0.5) for robust, got {smoothing!r}"):
             bdpo_loss(two, two, two, two, weights, loss_type="robust", label_smoothing=smoothing)

@@ -10,6 +10,7 @@ import torch
 import truth
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refused
 from torch.testing import assert_close
 
 from bdpo_plugin.objective import mutual_information
@@ -179,12 +180,23 @@ def test_float64_stays_float64() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match=r"three \(B,\) tensors, got \(2,\), \(2,\), \(3,\)"):
-        mutual_information(torch.zeros(2), torch.zeros(2), torch.ones(3))
-    with pytest.raises(ValueError, match=r"got \(2, 1\)"):
-        mutual_information(torch.zeros(2, 1), torch.zeros(2, 1), torch.ones(2, 1))
-    with pytest.raises(ValueError, match="response 1 of the batch has length 0"):
-        mutual_information(torch.zeros(2), torch.zeros(2), torch.tensor([3, 0]))
+    shapes = "cond_logps, null_logps and lengths must be three (B,) tensors, got "
+    two, three, square = torch.zeros(2), torch.zeros(3), torch.zeros(2, 1)
+    for arguments, words in (
+        ((two, two, three), "(2,), (2,), (3,)"),
+        ((two, three, two), "(2,), (3,), (2,)"),
+        ((three, two, two), "(3,), (2,), (2,)"),
+        ((square, square, square), "(2, 1), (2, 1), (2, 1)"),
+    ):
+        with refused(shapes + words):
+            mutual_information(*arguments)
+    for lengths, row, length in (([3, 0], 1, 0), ([1, 2, 0, 0], 2, 0), ([-1], 0, -1)):
+        with refused(
+            f"response {row} of the batch has length {length}: an empty response has no mutual "
+            "information with its query"
+        ):
+            zeros = torch.zeros(len(lengths))
+            mutual_information(zeros, zeros, torch.tensor(lengths))
 
 
 def test_a_token_that_the_model_excludes_adds_nothing() -> None:
