@@ -88,11 +88,13 @@ print(f"{len(heads)} models in memory")
 """
 
 
+#: What `axolotl train` imports before it reads data, and nothing of ours.
+PRELOAD = ("axolotl.cli.main", "axolotl.cli.train", "axolotl.train", "axolotl.common.datasets")
+
+
 def server() -> warm.Server:
-    """What `axolotl train` imports before it reads data, and nothing of ours."""
-    return warm.server(
-        "axolotl.cli.main", "axolotl.cli.train", "axolotl.train", "axolotl.common.datasets"
-    )
+    """Where the tests' runs of Axolotl are forked."""
+    return warm.server(*PRELOAD)
 
 
 def axolotl(*arguments: Any, cold: bool = False) -> subprocess.CompletedProcess:

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,6 +54,27 @@ def run_command(
     if done.returncode:
         raise AssertionError(f"{command} failed:\n{done.stdout[-6000:]}")
     return done
+
+
+def run_ranks(server: warm.Server, count: int, command: list[Any]) -> str:
+    """Run a command in `count` warm processes that are ranks of one run; the output of all."""
+    with tempfile.TemporaryFile("w+") as output:
+        ranks = server.ranks(count, command, env=dict(os.environ), stdout=output)
+        end = time.monotonic() + 600
+        try:
+            # the others may wait for one that failed
+            while not any(rank.poll() for rank in ranks) and time.monotonic() < end:
+                if all(rank.poll() == 0 for rank in ranks):
+                    break
+                time.sleep(0.05)
+        finally:
+            for rank in ranks:
+                rank.kill()
+        output.seek(0)
+        shown = output.read()
+    if any(rank.wait() for rank in ranks):
+        raise AssertionError(f"{count} ranks of {command} failed:\n{shown[-6000:]}")
+    return shown
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:

@@ -9,7 +9,8 @@ of the caller, and ends as any interpreter does, with the same exit status.
 What differs from a cold process:
 
 - The modules that were preloaded are there before the command's first line, in the server's order,
-  and what they read from the environment at import is what it was when this module was imported.
+  and what they read from the environment at import is what it was when the server was made (by
+  default: when this module was imported).
   A test of import order, or of a variable of :data:`AT_IMPORT`, needs a cold process; another value
   of such a variable is refused.
 - What the command starts itself (`accelerate launch`, `torchrun`) is cold. The processes of
@@ -95,13 +96,14 @@ class Process:
 class Server:
     """A process that has imported the modules named, and forks for each command."""
 
-    def __init__(self, *preload: str) -> None:
+    def __init__(self, *preload: str, env: dict[str, str] | None = None) -> None:
+        self._env = _ENVIRONMENT if env is None else env
         self._socket, theirs = socket.socketpair()
         command = [sys.executable, __file__, str(theirs.fileno()), *preload]
         self._process = subprocess.Popen(
             command,
             pass_fds=[theirs.fileno()],
-            env=_ENVIRONMENT,
+            env=self._env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         )
@@ -122,8 +124,8 @@ class Server:
         """
         args = [str(word) for word in command]
         env = dict(os.environ if env is None else env)
-        for name in sorted(env.keys() | _ENVIRONMENT.keys()):
-            if name.startswith(AT_IMPORT) and env.get(name) != _ENVIRONMENT.get(name):
+        for name in sorted(env.keys() | self._env.keys()):
+            if name.startswith(AT_IMPORT) and env.get(name) != self._env.get(name):
                 raise ValueError(f"{name} is read at import: {args} needs a cold process.")
         request = {"args": args, "env": env, "cwd": str(cwd or os.getcwd())}
         message = json.dumps(request).encode()
@@ -133,6 +135,10 @@ class Server:
             socket.send_fds(self._socket, [length], [its.fileno(), stdout.fileno()])
             self._socket.sendall(message)
         return Process(args, mine)
+
+    def run(self, command: list[Any], **options: Any) -> subprocess.CompletedProcess:
+        """Start a command and wait for it."""
+        return subprocess.CompletedProcess(command, self.start(command, **options).wait())
 
     def ranks(self, count: int, command: list[Any], *, env: dict[str, str], **options: Any):
         """Start a command `count` times, as `torchrun --standalone` does: the processes."""

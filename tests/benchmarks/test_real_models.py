@@ -1,9 +1,13 @@
 """DPO, B-DPO and the shuffled control on a named model: real runs on tiny stand-ins, and tables."""
 
 import json
+import os
 import shutil
+import subprocess
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -12,7 +16,9 @@ pytest.importorskip("axolotl")
 pytest.importorskip("lm_eval")
 
 import pyarrow.parquet as pq
+import warm
 import yaml
+from axolotl_runs import PRELOAD
 from real_runs import make_tiny, weights
 
 from bdpo_plugin.tiny import preference_pairs
@@ -335,6 +341,25 @@ def stand_ins(tmp_path_factory):
     return arguments, folder / "out"
 
 
+@pytest.fixture(scope="module")
+def warmly():
+    """Within this, the steps of a run are forks of a process that has imported what they do."""
+    imports = os.pathsep.join(filter(None, [str(runs.ROOT), os.environ.get("PYTHONPATH")]))
+    server = warm.Server(*PRELOAD, env=os.environ | {"PYTHONPATH": imports})
+
+    def run(command, *, stdout, stderr, check, **options):
+        return server.run(command, stdout=stdout, **options)
+
+    @contextmanager
+    def patched():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runs, "subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
+            yield
+
+    yield patched
+    server.close()
+
+
 def start(arguments, *more):
     return CliRunner().invoke(main, [*arguments, *more])
 
@@ -355,10 +380,11 @@ def scores(output, method):
 
 
 @pytest.fixture(scope="module")
-def trained(stand_ins):
+def trained(stand_ins, warmly):
     """All three methods, trained and asked the prompts."""
     arguments, output = stand_ins
-    result = start(arguments, "--tasks", "")
+    with warmly():
+        result = start(arguments, "--tasks", "")
     logs = [log.read_text()[-3000:] for log in output.glob("runs/*/*.log")]
     assert result.exit_code == 0, result.output + "\n".join(logs)
     return arguments, output

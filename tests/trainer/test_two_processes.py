@@ -1,12 +1,12 @@
-"""Two real processes (torchrun, gloo) against one."""
+"""Two real processes (gloo) against one."""
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from real_runs import run_command, run_ranks
 from running import scores
 
 pytestmark = pytest.mark.slow
@@ -15,24 +15,26 @@ SCRIPT = Path(__file__).with_name("two_processes.py")
 HOSTS = ["", *(["axolotl"] if importlib.util.find_spec("axolotl") else [])]
 
 
-def run(*command):
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
-    return done.stdout
+def run(processes, directory, host):
+    """The output; beside Axolotl the processes are warm, and else torchrun's own."""
+    command = [sys.executable, str(SCRIPT), str(directory), host]
+    server = None
+    if host:
+        from axolotl_runs import server as server_of_axolotl
+
+        server = server_of_axolotl()
+    if processes == 1:
+        return run_command(command, {}, server).stdout
+    if server:
+        return run_ranks(server, processes, command)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return run_command([command[0], *torchrun, *command[1:]], {}).stdout
 
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_two_processes_are_one(tmp_path, host):
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    run(SCRIPT, tmp_path / "one", host)
-    out = run(*torchrun, SCRIPT, tmp_path / "two", host)
+    run(1, tmp_path / "one", host)
+    out = run(2, tmp_path / "two", host)
     assert out.count("identical (dropped; rows 7)") == 1  # told once, dropped in both
 
     for file, rows in (("reference_scores.parquet", 24), ("reference_scores.eval.parquet", 5)):
