@@ -25,6 +25,9 @@ KEY = np.dtype("S16")
 #: A temporary file that is older, in seconds, is one that a killed run left.
 _LEFT_OVER = 3600.0
 
+#: So many files are read at a time.
+_FILES = 64
+
 _REMEDY = (
     "The run goes on: what cannot be read is computed again, and what cannot be written stays in "
     "memory, for this run alone. `bdpo_cache_dir` sets the folder of the scores."
@@ -116,12 +119,16 @@ class ScoreStore:
             (m,) places in `wanted` and (m, 2) what is stored for them in nats: log-probability and
             information gain, nan where there is none. What several files have is there as often.
         """
+        names = sorted(self.names() if names is None else names)
         places, scores = [np.zeros(0, np.int64)], [np.zeros((0, 2))]
-        for name in sorted(self.names() if names is None else names):
-            columns = self._columns(name)
-            if columns is None or not len(wanted):
+        for start in range(0, len(names), _FILES):
+            columns = [self._columns(name) for name in names[start : start + _FILES]]
+            columns = [of_file for of_file in columns if of_file is not None]
+            if not columns or not len(wanted):
                 continue
-            keys, values = columns
+            keys, values = (np.concatenate(column) for column in zip(*columns, strict=True))
+            order = np.argsort(keys)  # to look sorted keys up is several times faster
+            keys, values = keys[order], values[order]
             at = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
             found = wanted[at] == keys
             places.append(at[found])
@@ -197,7 +204,9 @@ class ScoreStore:
             return None
         if _hash(content) == name.partition(".")[0].partition("-")[0]:
             with suppress(OSError, pa.ArrowException):
-                table = pq.ParquetFile(pa.BufferReader(content)).read().combine_chunks()
+                # one thread: for columns this short, threads only wait for each other
+                table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+                table = table.combine_chunks()
                 if table.schema.equals(_SCHEMA) and not table["key"].null_count:
                     return _arrays(table)
         self._set_aside(file)
@@ -221,7 +230,7 @@ def _content(keys: np.ndarray, scores: np.ndarray) -> bytes:
     )
     gain = pa.nulls(n, pa.float64()) if scores.shape[1] == 1 else pa.array(scores[:, 1])
     table = pa.Table.from_arrays([key, pa.array(scores[:, 0]), gain], schema=_SCHEMA)
-    pq.write_table(table, sink := pa.BufferOutputStream())
+    pq.write_table(table, sink := pa.BufferOutputStream(), use_dictionary=False)
     return sink.getvalue().to_pybytes()
 
 
