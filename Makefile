@@ -142,6 +142,7 @@ clean: ## Remove the environments and the demo's output
 	@$(@D)/bin/python -m pip install -qq -r $(@D)/requirements.txt gradio==5.50.0 bitsandbytes \
 		setuptools wheel $(TORCH)
 	@$(@D)/bin/python -m pip install -qq --no-build-isolation deepspeed==0.18.4 $(TORCH)
+	@$(@D)/bin/python -m pip install -qq --no-deps liger-kernel==0.8.1 triton==3.9.0
 	@mkdir -p "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchaudio"
 	@touch "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchaudio/__init__.py"
 	@$(@D)/bin/python -m pip freeze -qq > $(@D)/pins.txt

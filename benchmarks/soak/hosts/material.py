@@ -97,6 +97,10 @@ def _renamed(number: int, pair: Pair) -> Pair:
     }
 
 
+def _fields(number: int, pair: Pair) -> Pair:
+    return {"talk": pair["messages"], "good": pair["chosen"], "bad": pair["rejected"]}
+
+
 def _nectar(number: int, pair: Pair) -> Pair:
     answers = [{"answer": text, "rank": rank} for rank, text in enumerate(_sides(pair).values())]
     return {"prompt": _query(pair), "answers": answers}
@@ -116,6 +120,7 @@ FORMATS: dict[str, Callable[[int, Pair], Pair]] = {
     "messages": lambda number, pair: pair,
     "turns": _turns,
     "renamed": _renamed,
+    "fields": _fields,
     "conversations": _conversations,
     "ultra": _ultra,
     "nectar": _nectar,
