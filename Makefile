@@ -98,6 +98,7 @@ test-trl: .venv-trl/.installed-test ## The tests beside the newest TRL, less tho
 test-llamafactory: .venv-llamafactory/.installed-test ## The tests beside LLaMA-Factory
 	@echo "==> Tests beside $(LLAMAFACTORY)"
 	@python -m pytest tests/hosts/llamafactory tests/benchmarks/test_benchmarks.py \
+		tests/benchmarks/test_soak_hosts.py \
 		tests/reference tests/tiny tests/test_autoload.py $(MARKED)
 
 lint: .venv/.installed-test ## ruff and the import rules

@@ -13,6 +13,7 @@ os.environ |= {
     "WANDB_DISABLED": "true",
     "TOKENIZERS_PARALLELISM": "false",
     "CUDA_VISIBLE_DEVICES": "",
+    "TRITON_INTERPRET": "1",  # Liger's kernels run on the CPU
     "XDG_CACHE_HOME": tempfile.mkdtemp(),  # never the user's, in fixtures of any scope
     "OMP_NUM_THREADS": "1",  # on tiny models threads only wait for each other
 }

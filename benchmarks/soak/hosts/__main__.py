@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 from rich.markup import escape
 from rich.table import Table
 
@@ -24,56 +23,15 @@ from benchmarks.runs import _QUIET, ROOT, console, progress
 from benchmarks.soak.hosts.judge import TOLERANCES, Verdict, judge
 from benchmarks.soak.hosts.rows import METHODS, Row, load
 from benchmarks.soak.hosts.run import HOSTS
+from benchmarks.soak.hosts.runner import Runner
 
-_SECONDS = 300
 _ENVIRONMENT = {
     **_QUIET,
     "PYTHONPATH": str(ROOT),
     "CUDA_VISIBLE_DEVICES": "",
     "OMP_NUM_THREADS": "1",
-    # Liger's kernels run on the CPU in Triton's interpreter, slowly
-    "TRITON_INTERPRET": "1",
+    "TRITON_INTERPRET": "1",  # Liger's kernels run on the CPU, slowly
 }
-
-
-class Runner:
-    """Runs the configurations of one host, forked from a process that has imported it."""
-
-    def __init__(self, host: str, work: Path) -> None:
-        self.host = host
-        self.material = work / "material"
-        os.environ.update(_ENVIRONMENT)
-        sys.path.append(str(ROOT / "tests"))
-        from warm import Server  # with that environment
-
-        self.server = Server("datasets", "peft", "transformers", "trl", *HOSTS[host][1])
-        if not (self.material / "model_snr_results").exists():
-            code = "import sys; from pathlib import Path; from benchmarks.soak.hosts import "
-            code += "material; material.write(Path(sys.argv[1]))"
-            self._call(["python", "-c", code, self.material], work / "material.log", work)
-
-    def run(self, row: Row, method: str, folder: Path) -> dict[str, Any]:
-        """The result of one of a row's two runs; see run.py."""
-        folder.mkdir(parents=True, exist_ok=True)
-        config, result = folder / "config.yml", folder / "result.json"
-        content = row.config(method, self.material, folder)
-        config.write_text(yaml.safe_dump(content, sort_keys=False))
-        command = ["python", "-m", "benchmarks.soak.hosts.run", self.host, config, result]
-        result.unlink(missing_ok=True)
-        ended = self._call(command, folder / "output.log", self.material)
-        if result.exists():
-            return json.loads(result.read_text())
-        return {"refused": f"the process ended with {ended}"}
-
-    def _call(self, command: list[Any], log: Path, folder: Path) -> int | None:
-        environment = os.environ | {"XDG_CACHE_HOME": str(log.parent / "cache")}
-        with log.open("w") as output:
-            process = self.server.start(command, stdout=output, env=environment, cwd=folder)
-            try:
-                return process.wait(_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                return None
 
 
 class Kept:
@@ -112,6 +70,14 @@ class Kept:
     def verdict(self) -> Verdict | None:
         results = [self.result(method) for method in METHODS[self.row.of]]
         return None if None in results else judge(self.row, *results)
+
+
+def _server(host: str) -> Any:
+    os.environ.update(_ENVIRONMENT)
+    sys.path.append(str(ROOT / "tests"))
+    from warm import Server  # with that environment
+
+    return Server("datasets", "peft", "transformers", "trl", *HOSTS[host][1])
 
 
 def table(rows: list[tuple[Row, Verdict]]) -> Table:
@@ -182,7 +148,7 @@ def run_rows(host: str, rows: list[Row], work: Path, again: bool) -> None:
     if not todo:
         return
     work.mkdir(parents=True, exist_ok=True)
-    runner = Runner(host, work)
+    runner = Runner(host, work / "material", _server(host))
     with progress(len(todo)) as show:
         for kept, method in todo:
             show(f"{host}: {kept.row.name}, {method}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def write(folder: Path) -> None:
         pairs = preference_pairs(count, split=split)
         for name, form in FORMATS.items():
             file = f"{name}.jsonl" if split == "train" else f"{name}.{split}.jsonl"
-            lines = [json.dumps(form(number, pair)) for number, pair in enumerate(pairs)]
+            rows = [form(number, pair) for number, pair in enumerate(pairs)]
+            lines = [json.dumps(row) for row in rows if row is not None]
             (folder / "data" / file).write_text("".join(f"{line}\n" for line in lines))
             if name in _RANKING:
                 key = name if split == "train" else f"{name}_{split}"
@@ -97,6 +99,16 @@ def _renamed(number: int, pair: Pair) -> Pair:
     }
 
 
+def _few(number: int, pair: Pair) -> Pair | None:
+    """Six short pairs, for what is slow."""
+
+    def end(message: dict[str, str]) -> dict[str, str]:
+        return {**message, "content": " ".join(message["content"].split()[-3:])}
+
+    short = {side: end(pair[side]) for side in ("chosen", "rejected")}
+    return {"messages": [end(pair["messages"][0])], **short} if number < 6 else None
+
+
 def _fields(number: int, pair: Pair) -> Pair:
     return {"talk": pair["messages"], "good": pair["chosen"], "bad": pair["rejected"]}
 
@@ -115,10 +127,11 @@ def _ultra(number: int, pair: Pair) -> Pair:
     return {"prompt": _query(pair), **_conversations(number, pair)}
 
 
-#: From the number of a row and its pair in messages to the row that a host reads.
-FORMATS: dict[str, Callable[[int, Pair], Pair]] = {
+#: From the number of a row and its pair in messages to the row that a host reads, if any.
+FORMATS: dict[str, Callable[[int, Pair], Pair | None]] = {
     "messages": lambda number, pair: pair,
     "turns": _turns,
+    "few": _few,
     "renamed": _renamed,
     "fields": _fields,
     "conversations": _conversations,
@@ -142,6 +155,7 @@ _MESSAGES = {"messages": "messages", "chosen": "chosen", "rejected": "rejected"}
 #: How LLaMA-Factory reads those formats that it can.
 _RANKING: dict[str, dict[str, Any]] = {
     "messages": {"formatting": "sharegpt", "columns": _MESSAGES, "tags": _TAGS},
+    "few": {"formatting": "sharegpt", "columns": _MESSAGES, "tags": _TAGS},
     "turns": {"formatting": "sharegpt", "columns": _MESSAGES, "tags": _TAGS},
     "renamed": {
         "formatting": "sharegpt",
@@ -164,3 +178,6 @@ _RANKING: dict[str, dict[str, Any]] = {
         }
     },
 }
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

@@ -1,6 +1,6 @@
 """The rows, as data: ``axolotl.yml`` and ``llamafactory.yml`` beside this file.
 
-Each file has ``base``, the keys of every run, and ``rows``, by name:
+Each file has ``base``, the keys of every run, what ``differs`` in all, and ``rows``, by name:
 
 - ``keys``: of the host's configuration; one of null is left out;
 - ``model``, ``data``, ``type``: of material.py, and Axolotl's type of dataset (``data: [..]`` are
@@ -10,7 +10,7 @@ Each file has ``base``, the keys of every run, and ``rows``, by name:
 - ``refused``: ``both``, or ``ours`` where B-DPO refuses by its documentation what the host trains;
 - ``says``: a part of B-DPO's refusal;
 - ``differs``: metrics that are not compared, and why;
-- ``quick``: it is among those of `make test`.
+- ``quick``: it is among the eight of `make test`.
 """
 
 from __future__ import annotations
@@ -86,4 +86,9 @@ class Row:
 def load(host: str) -> list[Row]:
     """All rows of a host, in the order of its file."""
     content = yaml.safe_load((_FOLDER / f"{host}.yml").read_text())
-    return [Row(host, name, content["base"], **row) for name, row in content["rows"].items()]
+    always = content.get("differs", {})
+    rows = {
+        name: row | {"differs": always | row.get("differs", {})}
+        for name, row in content["rows"].items()
+    }
+    return [Row(host, name, content["base"], **row) for name, row in rows.items()]

@@ -1,4 +1,4 @@
-"""One run of a host in this process: ``python -m benchmarks.soak.hosts.run HOST CONFIG RESULT``.
+"""One run of a host in this process: ``python run.py HOST CONFIG RESULT``.
 
 It is what the host's command line does. The result is a JSON file: ``log``, the log history, or
 ``refused``, the error that ended the run.
