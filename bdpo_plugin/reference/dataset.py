@@ -27,8 +27,9 @@ from bdpo_plugin.reference.ranks import (
     this_rank,
     world_size,
 )
-from bdpo_plugin.reference.scoring import Job, Reference, Score, budgeted_batches, score_jobs
-from bdpo_plugin.reference.store import KEY, ScoreStore, framed, score_key
+from bdpo_plugin.reference.scoring import Reference, Score, budgeted_batches, score_jobs
+from bdpo_plugin.reference.store import ScoreStore
+from bdpo_plugin.reference.wanted import Wanted, difference, wanted_scores
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 
 #: Seconds of work that a killed run may lose, and that two runs on one store may both do.
@@ -85,7 +86,7 @@ def score_pairs(
         BDPOError: a score that is missing or not finite, with the rows; pairs that differ between
             the ranks.
     """
-    wanted = _wanted(pairs, null_prompt, with_gain=settings.mi_estimator == "expected")
+    wanted = wanted_scores(pairs, null_prompt, with_gain=settings.mi_estimator == "expected")
     rows = range(len(pairs)) if rows is None else rows
     scores = np.full((len(wanted.jobs), wanted.columns), _ABSENT)
     seen: set[str] = set()
@@ -125,49 +126,8 @@ def score_pairs(
     return PairScores(*logps, *mi, *lengths, now)
 
 
-class _Wanted(NamedTuple):
-    """The n distinct scores that B pairs need, in the order of their keys.
-
-    Attributes:
-        keys: (n,), sorted.
-        jobs: what to compute for each.
-        first: (n,) where it is first needed.
-        of_pair: (B, 2 or 4) indices of a pair's scores: the chosen side's, then the rejected's; of
-            each that after the prompt, then, without a gain, that after the null prompt.
-        columns: 1, or 2 with the information gain.
-    """
-
-    keys: np.ndarray
-    jobs: list[Job]
-    first: np.ndarray
-    of_pair: np.ndarray
-    columns: int
-
-
-def _wanted(pairs: Sequence[Pair], null_prompt: NullPrompt, *, with_gain: bool) -> _Wanted:
-    null = np.asarray(null_prompt.ids, dtype=np.int64)
-    none, null_frame = framed(None), framed(null)
-    jobs: list[Job] = []
-    keys: list[bytes] = []
-    for pair in pairs:
-        for prompt, response in pair:
-            prompt_frame, response_frame = framed(prompt), framed(response)
-            if with_gain:
-                jobs.append(Job(prompt, response, null))
-                keys.append(score_key(prompt_frame, null_frame, response_frame))
-            else:
-                jobs += [Job(prompt, response), Job(null, response)]
-                keys.append(score_key(prompt_frame, none, response_frame))
-                keys.append(score_key(null_frame, none, response_frame))
-    distinct, first, places = np.unique(
-        np.frombuffer(b"".join(keys), KEY), return_index=True, return_inverse=True
-    )
-    of_pair = places.reshape(len(pairs), 2 if with_gain else 4)
-    return _Wanted(distinct, [jobs[i] for i in first], first, of_pair, 1 + with_gain)
-
-
 def _read_stored(
-    store: ScoreStore, wanted: _Wanted, scores: np.ndarray, rows: Sequence[int], name: str
+    store: ScoreStore, wanted: Wanted, scores: np.ndarray, rows: Sequence[int], name: str
 ) -> set[str]:
     """Fill in what this rank's part of the store holds; the names of all its files.
 
@@ -179,7 +139,7 @@ def _read_stored(
     digest = hashlib.blake2b(of_rows.tobytes()).digest()
     digests, runs, names = zip(*gathered((digest, store.run, store.names())), strict=True)
     if len(set(digests)) > 1:
-        raise BDPOError(_difference(gathered((of_rows, list(rows))), name))
+        raise BDPOError(difference(gathered((of_rows, list(rows))), name))
     store.run = runs[0]
     holders: dict[str, list[int]] = {}  # the ranks that see it: a machine may have its own folder
     for rank, of_rank in enumerate(names):
@@ -192,27 +152,6 @@ def _read_stored(
     ]
     _take(store, wanted.keys, mine, scores)
     return set(holders)
-
-
-def _difference(ranks: list[tuple[np.ndarray, list[int]]], name: str) -> str:
-    """What to say of ranks with other pairs: the keys of each of their pairs, and its row."""
-    counts = [len(numbers) for _, numbers in ranks]
-    most = max(range(len(ranks)), key=counts.__getitem__)
-    longest, numbers = ranks[most]
-    first = counts[most]
-    for keys, _ in ranks:
-        same = (keys == longest[: len(keys)]).all(axis=1)
-        if not same.all():
-            first = min(first, int(same.argmin()))
-        elif len(keys) < len(longest):
-            first = min(first, len(keys))
-    return (
-        f"The ranks of this run have different {name} data: {', '.join(map(str, counts))} pairs in "
-        f"ranks 0 to {len(ranks) - 1}; the first that differs is row {numbers[first]}. Every rank "
-        "has to make the same data in the same order; the host shares it out later. The usual "
-        "reason is a shuffle or a sample without a fixed seed, files or tokenizers that are not "
-        "the same on all machines, or a script that gives each rank a part."
-    )
 
 
 def _take(
@@ -234,7 +173,7 @@ def _tell(store: ScoreStore) -> None:
 
 
 def _compute(
-    wanted: _Wanted,
+    wanted: Wanted,
     scores: np.ndarray,
     missing: np.ndarray,
     reference: Reference,
@@ -294,7 +233,7 @@ def _compute(
         taken = _take(store, wanted.keys, names, scores)
         progress.update(int(tokens[taken[mine[taken]]].sum()))
 
-    alone = store is not None and not in_step
+    apart = store is not None and not in_step  # the ranks need not run the same
     try:
         with progress, reference.in_force() as model:
             found = score_jobs(
@@ -304,16 +243,16 @@ def _compute(
                 batches,
                 device,
                 in_step=in_step,
-                left=absent if alone else list,
+                left=absent if apart else list,
             )
-            for batch, batch_scores in raised_by_all(found) if alone else found:
+            for batch, batch_scores in raised_by_all(found) if apart else found:
                 scores[batch] = _array(batch_scores, wanted.columns)
                 computed[batch] = True
                 pending += batch
                 progress.update(int(tokens[batch].sum()))
                 if store and time.monotonic() - flushed > _FLUSH_SECONDS:
                     write()
-                    if alone:
+                    if apart:
                         take_from_other_runs()
                     flushed = time.monotonic()
     finally:
