@@ -43,9 +43,10 @@ def content(wheel) -> dict[str, str]:
 def installed(wheel, tmp_path_factory) -> Path:
     """bin/ of a new environment: the wheel, and behind it the packages of the current one."""
     home = tmp_path_factory.mktemp("venv")
-    venv.create(home, with_pip=True)
+    venv.create(home)
     bin_dir = home / "bin"
-    pip = [bin_dir / "python", "-m", "pip", "install", "--no-deps", "--no-index", wheel]
+    pip = [sys.executable, "-m", "pip", "--python", bin_dir / "python"]
+    pip += ["install", "--no-deps", "--no-index", wheel]
     done = subprocess.run(pip, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     # Only now, or pip takes the current environment's own bdpo-plugin for an installed one. The
