@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bdpo_plugin.visible import visible
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -45,7 +47,7 @@ def compare(base: str, trained: Path, prompts: Path, max_new_tokens: int) -> Non
     for heading in ("Prompt", "Before", "After"):
         table.add_column(heading, ratio=1, overflow="fold")
     for row in zip(questions, *columns, strict=True):
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     # Without a terminal, rich assumes 80 columns: too few for three columns of prose.
     console = Console()
     if not console.is_terminal:

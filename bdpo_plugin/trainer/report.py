@@ -21,6 +21,7 @@ from bdpo_plugin.objective import BalanceWeights
 from bdpo_plugin.reference.dataset import PairScores
 from bdpo_plugin.reference.null_prompt import NullPrompt
 from bdpo_plugin.settings import BDPOSettings
+from bdpo_plugin.visible import visible
 
 
 def score_file(name: str, content: str = "") -> str:
@@ -87,13 +88,13 @@ def print_settings(
 ) -> None:
     """The table of what holds for the whole run; `custom` where a callable weighs the pairs."""
     table = _table("B-DPO")
-    table.add_row("reference", escape(reference))
+    table.add_row("reference", _shown(reference))
     matched = ""
     if null_prompt.match_rate is not None:
         matched = f"; {null_prompt.match_rate:.1%} of the prompts begin and end so"
-    table.add_row("null prompt", escape(f"{null_prompt.text!r}\n{null_prompt.source}{matched}"))
+    table.add_row("null prompt", _shown(f"{null_prompt.text!r}\n{null_prompt.source}{matched}"))
     for warning in (*null_prompt.warnings, *warnings):
-        table.add_row("[bold red]WARNING", escape(warning))
+        table.add_row("[bold red]WARNING", _shown(warning))
     weighting = f"{settings.weighting}, alpha {settings.alpha:g}"
     if not settings.balance:
         weighting += ", balance weights off"
@@ -110,7 +111,7 @@ def print_settings(
 def print_warning(warning: str) -> None:
     """A table of one warning that comes up later than those of :func:`print_settings`."""
     table = _table("B-DPO")
-    table.add_row("[bold red]WARNING", escape(warning))
+    table.add_row("[bold red]WARNING", _shown(warning))
     _print(table)
 
 
@@ -119,7 +120,7 @@ def print_problems(problems: Sequence[str]) -> None:
     if problems:
         table = _table("[bold red]B-DPO: problems in the data")
         for problem in problems:
-            table.add_row(escape(problem))
+            table.add_row(_shown(problem))
         _print(table)
 
 
@@ -127,7 +128,7 @@ def print_store_problems(problems: Sequence[str]) -> None:
     """The table of what is wrong with the scores on disk."""
     table = _table("[bold red]B-DPO: problems with the stored scores")
     for problem in problems:
-        table.add_row(escape(problem))
+        table.add_row(_shown(problem))
     _print(table)
 
 
@@ -135,7 +136,7 @@ def print_scores(
     name: str, settings: BDPOSettings, scores: PairScores, weights: BalanceWeights
 ) -> None:
     """The table of one dataset's scores."""
-    table = _table(f"B-DPO: the {escape(name)} data")
+    table = _table(f"B-DPO: the {_shown(name)} data")
     total, computed = len(scores.computed), int(scores.computed.sum())
     table.add_row("pairs", f"{total}: {computed} scored now, {total - computed} reused")
     unit = mi_unit(settings)
@@ -183,6 +184,11 @@ def _quantiles(values: Tensor, *at: float) -> list[float]:
     # torch.quantile refuses more than 2**24 values
     ordered = values.float().sort().values
     return [float(ordered[round(q * (len(ordered) - 1))]) for q in at]
+
+
+def _shown(text: str) -> str:
+    """As text and nothing else: neither rich's markup nor what a terminal obeys."""
+    return escape(visible(text))
 
 
 def _table(title: str) -> Table:
