@@ -38,7 +38,7 @@ SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-fast test-axolotl test-trl test-llamafactory lint coverage evidence \
-	evidence-quick clean
+	evidence-quick mutants clean
 .DEFAULT_GOAL := help
 
 help: ## Show this
@@ -114,8 +114,16 @@ evidence-quick: .venv/.installed ## The same with one seed, at reduced size
 	@rm -rf $(QUICK)
 	@.venv/bin/python -m benchmarks.safety_world --quick --work $(QUICK) $(MARKED)
 
+# Each is the code of objective/ with one small change; those listed at the end no test notices.
+mutants: .venv/.installed-test ## Mutation testing of objective/: is there a change that no test sees?
+	@.venv/bin/python -m pip install -qq -e '.[soak]' $(AXOLOTL) $(TORCH)
+	@rm -rf mutants
+	@.venv/bin/mutmut run
+	@.venv/bin/mutmut results | sed -n 's/: survived//p' | while read -r name; do \
+		.venv/bin/mutmut show "$$name" | grep -E '^(# |[-+] )'; done
+
 clean: ## Remove the environments and the demo's output
-	rm -rf .venv .venv-* $(DEMO) $(LINES)
+	rm -rf .venv .venv-* $(DEMO) mutants $(LINES)
 
 # --- Environments ------------------------------------------------------------------------------
 # torch first and by its exact version, or the newest one comes with what the host asks for. The
