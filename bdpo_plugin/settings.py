@@ -178,6 +178,8 @@ def _check_folder(value: Any, key: str) -> None:
         # the first of its folders that is there
         there = next((folder for folder in (path, *path.parents) if folder.exists()), None)
         usable = "\0" not in value and (there is None or there.is_dir())
+    except PermissionError:  # the store says so, and goes on without
+        usable = True
     except (OSError, RuntimeError, ValueError):  # too long a name, no such user
         usable = False
     if not usable:

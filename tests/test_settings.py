@@ -128,6 +128,14 @@ def test_refuses(key, value, allowed) -> None:
     assert str(refusal.value) == f"`{key}: {value!r}` cannot be used: it must be {allowed}."
 
 
+def test_a_folder_that_may_not_be_looked_into_is_left_to_the_store(monkeypatch) -> None:
+    def forbidden(path):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(Path, "exists", forbidden)
+    assert BDPOSettings(cache_dir="/somebody/else").cache_dir == "/somebody/else"
+
+
 def test_direct_construction_validates_too() -> None:
     with pytest.raises(BDPOError, match="`bdpo_alpha: -1` cannot be used"):
         BDPOSettings(alpha=-1)
