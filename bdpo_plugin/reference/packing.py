@@ -36,7 +36,9 @@ Plan = list[list[Unit]]
 
 
 def packable(model: nn.Module, inputs: dict[str, Any]) -> bool:
-    """Whether packed rows may be tried on the model: whether it keeps them apart is to be seen.
+    """Whether packed rows may be tried: what the model's layers are is told in
+    :mod:`~bdpo_plugin.reference.layer_kinds`, and whether it keeps them apart is to be seen
+    (:mod:`~bdpo_plugin.reference.trial`).
 
     What a trial on a few tokens would not show is left out here: layers that look at a token's
     place in its row (Llama 4), adapters that begin at the last invocation in a row, and NEFTune,
@@ -93,7 +95,7 @@ def _counts_tokens(model: nn.Module, inputs: dict[str, Any]) -> bool:
     return bool(inputs.get("output_router_logits", default))
 
 
-def _widest(model: nn.Module) -> float:
+def widest_row(model: nn.Module) -> float:
     """The widest row that a model without rotary embeddings has room for."""
     config = text_config(model)
     if any(hasattr(config, name) for name in ("rope_parameters", "rope_theta")):
@@ -123,7 +125,7 @@ def cheapest_plan(
         return [singles]
     if share and not _counts_tokens(model, inputs):
         ways.append(_pairs(ids, mask))
-    linear, widest = 6 * text_config(model).hidden_size, _widest(model)
+    linear, widest = 6 * text_config(model).hidden_size, widest_row(model)
     best, least = None, mask.numel() * (linear + mask.shape[1])
     for units in ways:
         sizes = [sum(lengths[i] - u.shared for i in u.members) + u.shared for u in units]
@@ -170,13 +172,13 @@ def _balanced(sizes: Sequence[int], number: int) -> list[list[int]]:
     return [sorted(row) for row in rows]
 
 
-def trial_plans(model: nn.Module, inputs: dict[str, Any]) -> tuple[Plan, Plan | None]:
-    """Three equal sequences in rows such as :func:`cheapest_plan` makes of others; and so that
-    the first two share some tokens, if that may be tried."""
+def trial_plans(model: nn.Module, inputs: dict[str, Any], common: int) -> tuple[Plan, Plan | None]:
+    """Three sequences in rows such as :func:`cheapest_plan` makes; and so that the first two share
+    their `common` tokens, if that may be tried."""
     one, other, last = Unit((0,)), Unit((1,)), Unit((2,))
     if _varlen(model) or _counts_tokens(model, inputs):
         return [[one, other, last]], None
-    shared = [[Unit((0, 1), 3), last]] if shareable(model, inputs) else None
+    shared = [[Unit((0, 1), common), last]] if shareable(model, inputs) else None
     return [[one, other], [last]], shared
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from bdpo_plugin.reference.layer_kinds import attends_only
 from bdpo_plugin.reference.output_layer import (
     at_head,
     evaluation,
@@ -28,7 +29,8 @@ from bdpo_plugin.reference.output_layer import (
     select,
     text_config,
 )
-from bdpo_plugin.reference.packing import Plan, cheapest_plan, pack, packable, trial_plans
+from bdpo_plugin.reference.packing import cheapest_plan, pack, packable
+from bdpo_plugin.reference.trial import Apart, in_order, try_gradients, try_rows
 
 #: Logits held at once: 128 MiB in float32.
 CHUNK_ELEMENTS = 2**25
@@ -74,12 +76,16 @@ class TokenStatistics(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """Of a model: whether its logits can be reproduced in chunks, its batches packed, and what
-    two sequences have in common run once."""
+    """Of a model: whether its logits can be reproduced in chunks, and what of its batches may be
+    packed: where scores are read, and where it is trained (None: not tried yet)."""
 
     chunked: bool
-    packs: bool
-    shares: bool
+    rows: Apart
+    trained_rows: Apart | None = None
+
+
+#: Of a model that does not tell its output layer.
+_UNKNOWN = _Known(False, Apart())
 
 
 class ResponseReader:
@@ -125,11 +131,11 @@ class ResponseReader:
         mask, positions = mask.bool(), positions.bool()
         if module is not None and module not in self._met:
             keep_differentiable(model)
-            self._met[module] = self._meet(model, module, mask, inputs)
-        known = self._met[module] if module is not None else _Known(False, False, False)
+            self._met[module] = self._meet(model, module, ids, mask, inputs)
+        known = self._met[module] if module is not None else _UNKNOWN
         order = None
-        if may_pack and known.packs:
-            plan = cheapest_plan(model, inputs, ids, mask, share=known.shares)
+        if may_pack and (rows := self._rows(model, module, ids[mask], inputs)).packed:
+            plan = cheapest_plan(model, inputs, ids, mask, share=rows.shared)
             if plan:
                 positions, inputs, order = pack(positions, inputs, mask, plan)
         project = None
@@ -137,7 +143,7 @@ class ResponseReader:
             head = self._head(model, module, inputs["input_ids"].device)
 
             def project(states: Tensor) -> Any:
-                return function(_in_order(states, order), head)
+                return function(in_order(states, order), head)
 
         with at_head(model, module, positions, project) as seen:
             outputs = model(**inputs)
@@ -149,7 +155,7 @@ class ResponseReader:
             logits = outputs.logits[0]
         every = max(1, len(logits))
         head = Head(Tensor.float, every, every, trained=False)
-        return function(_in_order(logits, order), head), outputs
+        return function(in_order(logits, order), head), outputs
 
     def token_statistics(
         self, model: nn.Module, positions: Tensor, labels: Tensor, **inputs: Any
@@ -177,14 +183,27 @@ class ResponseReader:
             trained=any(p.requires_grad for p in module.parameters()),
         )
 
+    def _rows(
+        self, model: nn.Module, module: nn.Module | None, tokens: Tensor, inputs: dict[str, Any]
+    ) -> Apart:
+        """What may be packed now: with gradient, what has been tried with gradient as well."""
+        known = self._met[module] if module is not None else _UNKNOWN
+        if not (known.rows.packed and torch.is_grad_enabled()):
+            return known.rows
+        if known.trained_rows is None:
+            with evaluation(model):
+                tried = try_gradients(model, module, inputs, tokens)
+            both = Apart(*map(all, zip(known.rows, tried, strict=True)))
+            known = self._met[module] = known._replace(trained_rows=both)
+        return known.trained_rows
+
     def _meet(
-        self, model: nn.Module, module: nn.Module, mask: Tensor, inputs: dict[str, Any]
+        self, model: nn.Module, module: nn.Module, ids: Tensor, mask: Tensor, inputs: dict[str, Any]
     ) -> _Known:
-        """Tries on the beginning of one row what is to be done with batches.
+        """Tries on a few tokens what is to be done with batches.
 
         The number of forward passes is the same in every rank: a sharded model needs it.
         """
-        # the first ones: what comes before them in a packed row has the most weight there
         some = mask[0].nonzero().flatten()[:_TRIAL]
         one = {
             k: v[:1, some.to(v.device)]
@@ -197,60 +216,23 @@ class ResponseReader:
         with torch.no_grad(), evaluation(model):
             with at_head(model, module, few, None, project) as seen:
                 theirs = model(**one).logits
-            plans = trial_plans(model, inputs) if packable(model, inputs) else (None, None)
-            tried = [self._copies(model, module, one, few, plan, project) for plan in plans]
+            rows = Apart()
+            if packable(model, inputs) and attends_only(model):
+                rows = try_rows(model, module, inputs, ids[mask], project)
         if seen.rows is not None:
             theirs = theirs[0].float()
             # post-processing in float32 differs from the model's own by its dtype's rounding
             tolerance = max(4 * torch.finfo(seen.dtype).eps, 1e-4) * theirs.abs().max()
-
-            def agree(copies: Tensor | None) -> bool:
-                if copies is None or copies.shape[-1] != theirs.shape[-1]:
-                    return False
-                return all(
-                    mine.shape == theirs.shape and bool((mine - theirs).abs().max() <= tolerance)
-                    for mine in copies.to(theirs.device).split(len(theirs))
-                )
-
-            if agree(seen.result):
-                packs, shares = map(agree, tried)
-                return _Known(True, packs, packs and shares)
+            mine = seen.result.to(theirs.device)
+            if mine.shape == theirs.shape and bool((mine - theirs).abs().max() <= tolerance):
+                return _Known(True, rows)
         warnings.warn(
             f"bdpo-plugin does not reproduce the logits of {type(model).__name__} from its output "
             "layer, so the model projects all response positions of a batch at once: as correct, "
             "with more memory.",
             stacklevel=2,
         )
-        return _Known(False, False, False)
-
-    def _copies(
-        self,
-        model: nn.Module,
-        module: nn.Module,
-        one: dict[str, Any],
-        few: Tensor,
-        plan: Plan | None,
-        project: Callable[[Tensor], Tensor],
-    ) -> Tensor | None:
-        """The logits of three copies of a sequence in packed rows, as `plan` has them; None where
-        there is no plan, or the model cannot read such rows."""
-        if plan is None:
-            return None
-        copies = {k: v.repeat(3, 1) if isinstance(v, Tensor) else v for k, v in one.items()}
-        every = few.repeat(3, 1)
-        where, copies, order = pack(every, copies, every, plan)
-        with at_head(model, module, where, None, project) as seen:
-            try:
-                model(**copies)
-            except torch.OutOfMemoryError:
-                raise
-            except (ValueError, TypeError, IndexError, RuntimeError):
-                return None  # such as a model that takes the mask of a row for that of a batch
-        return None if seen.result is None else _in_order(seen.result, order)
-
-
-def _in_order(states: Tensor, order: Tensor | None) -> Tensor:
-    return states if order is None else states.index_select(0, order.to(states.device))
+        return _UNKNOWN
 
 
 def statistics(
