@@ -189,7 +189,7 @@ def _model(name: str) -> nn.Module:
     with torch.device("meta"):
         size = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
     if size > _TOO_MANY:
-        raise NotTiny(f"{size // 10**6} million parameters: made of several configurations")
+        raise NotTiny(f"{size // 10**6} million parameters, whatever is made small")
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 

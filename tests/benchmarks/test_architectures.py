@@ -1,0 +1,48 @@
+"""The table of architectures: some of each kind anew, and that docs/architectures.md has them all.
+
+The whole is `python -m benchmarks.architectures`.
+"""
+
+import pytest
+import transformers
+
+from bdpo_plugin.reference.projection import ResponseReader, _Known
+from bdpo_plugin.reference.trial import Apart
+from benchmarks.architectures import DTYPES, PAGE, faults, look, names, tiny
+
+#: Of each kind of layer, position, output layer and treatment one.
+SOME = [
+    *("llama", "gpt2", "granitemoe", "deepseek_v3"),
+    *("gemma2", "gemma3_text", "mixtral"),
+    *("gpt_oss", "bloom", "falcon_alibi", "gptj", "llama4_text", "opt"),
+    *("granitemoehybrid", "lfm2", "lfm2_moe", "mamba", "qwen3_next", "recurrent_gemma", "rwkv"),
+]
+TEXT = PAGE.read_text(encoding="utf-8")
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in TEXT.splitlines()
+    if line.startswith("|")
+]
+OF_THIS_RELEASE = f"transformers {transformers.__version__} " in TEXT
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_scores_do_not_move_and_the_page_tells_what_is_done(name):
+    found = {dtype: look(tiny(name), dtype, 8) for dtype in DTYPES}
+    assert faults(found) == []
+    if OF_THIS_RELEASE:
+        (row,) = [row for row in ROWS if row[0] == name]
+        assert row[1:3] == [one.rows for one in found.values()]
+
+
+@pytest.mark.skipif(not OF_THIS_RELEASE, reason="another release's page")
+def test_the_page_has_every_architecture_and_no_fault():
+    assert set(names()) <= {row[0] for row in ROWS}
+    assert {row[-1] for row in ROWS if len(row) == 8} <= {"faults", "---", ""}
+
+
+def test_a_row_that_is_mixed_up_would_be_noticed(monkeypatch):
+    monkeypatch.setattr(ResponseReader, "_meet", lambda *_: _Known(True, Apart(packed=True)))
+    found = {dtype: look(tiny("lfm2"), dtype) for dtype in DTYPES}
+    # in bfloat16 the padding on the left, which it mixes in as well, passes for rounding
+    assert [fault for fault in faults(found) if "float32" in fault]
