@@ -238,6 +238,18 @@ def test_hostile_texts_in_the_tables(capsys) -> None:
     assert out.count("[bold red]B-DPO[/bold red]") >= 7
 
 
+def test_names_on_progress_bars_are_spelt_out_too() -> None:
+    shown = [
+        ast.unparse(value.value)
+        for _, _, node in calls()
+        for keyword in node.keywords
+        if keyword.arg == "desc" and isinstance(keyword.value, ast.JoinedStr)
+        for value in keyword.value.values
+        if isinstance(value, ast.FormattedValue)
+    ]
+    assert set(shown) == {"visible(name)"}
+
+
 def test_environment_variables_that_are_read() -> None:
     read = {
         ast.unparse(node.args[0])

@@ -31,6 +31,7 @@ from bdpo_plugin.reference.scoring import Reference, Score, budgeted_batches, sc
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.reference.wanted import Wanted, difference, wanted_scores
 from bdpo_plugin.settings import BDPOError, BDPOSettings
+from bdpo_plugin.visible import visible
 
 #: Seconds of work that a killed run may lose, and that two runs on one store may both do.
 _FLUSH_SECONDS = 2.0
@@ -212,7 +213,7 @@ def _compute(
     flushed = time.monotonic()
     progress = tqdm(
         total=sum(int(tokens[batch].sum()) for batch in batches),
-        desc=f"Scoring the {name} data with the reference model",
+        desc=f"Scoring the {visible(name)} data with the reference model",
         unit="tok",
         unit_scale=True,
         disable=store is None or this_rank() != 0,

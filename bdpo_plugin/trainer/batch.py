@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from bdpo_plugin.reference.pairs import Pair, split_sequence
 from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.trainer.columns import SCORE_COLUMNS, TRL_COLUMNS
+from bdpo_plugin.visible import visible
 
 #: What TRL's tokenisation makes of a row.
 TOKENISED = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -98,7 +99,7 @@ def misplaced_rows(dataset: Dataset, tokenizer: Any, name: str) -> list[int]:
     blocks = range(0, len(dataset), 256)[state.process_index :: state.num_processes]
     bar = tqdm(
         blocks,
-        desc=f"Checking the prompts of the {name} data",
+        desc=f"Checking the prompts of the {visible(name)} data",
         disable=not state.is_main_process,
         delay=1,
     )
