@@ -117,6 +117,17 @@ def _reference_tensors(model: nn.Module, adapter: str | None) -> Iterator[tuple[
             if isinstance(scale := getattr(holder, "SCB", None), Tensor):
                 yield f"{name}.SCB", scale
                 break
+        # HQQ keeps scales and zero points in a dict of the layer
+        yield from _in_dict(f"{name}.meta", getattr(module, "meta", None))
+
+
+def _in_dict(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a nested dict, in the order of their names."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, dict):
+        for key in sorted(value, key=str):
+            yield from _in_dict(f"{name}.{key}", value[key])
 
 
 def _at_hand(model: nn.Module, name: str, tensor: Tensor) -> Tensor:

@@ -209,3 +209,15 @@ def plain_parts(tensor):
         return
     for name in tensor.__tensor_flatten__()[0]:
         yield from plain_parts(getattr(tensor, name))
+
+
+def test_what_a_layer_keeps_in_a_dict_counts(tokenizer):
+    """As HQQ keeps the scales and zero points of its codes."""
+    found = set()
+    for scale in (1.0, 2.0, 1.0):
+        model = small_model(tokenizer)
+        nested = {"meta_scale": {"zero": torch.ones(2)}, "scale": torch.full((2,), scale)}
+        model.model.layers[0].mlp.up_proj.meta = nested | {"shape": (2, 2)}
+        found.add(model_fingerprint(model))
+    found.add(model_fingerprint(small_model(tokenizer)))
+    assert len(found) == 3
