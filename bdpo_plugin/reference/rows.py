@@ -110,7 +110,7 @@ class RowCheck:
         elif value is None:
             yield f"`{column}` is None", _FILL
         elif not isinstance(value, list):
-            yield f"`{column}` is {_kind(value)}, neither text nor a list of messages", _FORM
+            yield f"`{column}` is {kind_of(value)}, neither text nor a list of messages", _FORM
         elif not value and column == "prompt":
             yield "`prompt` is an empty list", _FILL
         else:
@@ -120,7 +120,7 @@ class RowCheck:
     def _message(self, column: str, message: Any) -> Iterator[Problem]:
         where = f"a message of `{column}`"
         if not isinstance(message, Mapping):
-            yield f"{where} is {_kind(message)}, not a dict with `role` and `content`", _FORM
+            yield f"{where} is {kind_of(message)}, not a dict with `role` and `content`", _FORM
             return
         content = message.get("content")
         wanted = ("role",) if message.get("tool_calls") else ("role", "content")
@@ -130,7 +130,7 @@ class RowCheck:
                 yield f"{where} has no `{key}` (its keys: {keys})", _KEYS
         role = message.get("role")
         if "role" in message and not isinstance(role, str):
-            yield f"the `role` of {where} is {_kind(role)}", "Write 'user' or 'assistant', say."
+            yield f"the `role` of {where} is {kind_of(role)}", "Write 'user' or 'assistant', say."
         elif role is not None:
             yield from _text(f"the `role` of {where}", role)
         if isinstance(content, str):
@@ -139,7 +139,7 @@ class RowCheck:
             if "content" in wanted and "content" in message:
                 yield f"the `content` of {where} is None", _FILL
         elif not _are_text_parts(content):
-            yield f"the `content` of {where} is {_kind(content)}, not text", "Write text."
+            yield f"the `content` of {where} is {kind_of(content)}, not text", "Write text."
         elif not self._reads_parts():
             words = "a list of parts, which the chat template does not read"
             yield f"the `content` of {where} is {words}", _PARTS
@@ -175,7 +175,8 @@ def _form(value: Any) -> str:
     return "text" if isinstance(value, str) else _MESSAGES
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a value is, in words."""
     if value is None:
         return "None"
     names = {"dict": "a dict", "list": "a list", "int": "a number", "float": "a number"}
@@ -215,7 +216,7 @@ def _share_a_prompt(chosen: Any, rejected: Any) -> bool:
 
 def _template_arguments(row: Mapping[str, Any]) -> Iterator[Problem]:
     if "chat_template_kwargs" in row and not isinstance(row["chat_template_kwargs"], Mapping):
-        kind = _kind(row["chat_template_kwargs"])
+        kind = kind_of(row["chat_template_kwargs"])
         yield f"`chat_template_kwargs` is {kind}", "Write a dict, or remove the column."
     tools = row.get("tools")
     if isinstance(tools, str):
@@ -224,4 +225,4 @@ def _template_arguments(row: Mapping[str, Any]) -> Iterator[Problem]:
         except ValueError:
             yield "`tools` is text, but not JSON", "Write JSON, or a list of tools."
     elif not isinstance(tools, list | None):
-        yield f"`tools` is {_kind(tools)}", "Write JSON, or a list of tools."
+        yield f"`tools` is {kind_of(tools)}", "Write JSON, or a list of tools."

@@ -24,8 +24,12 @@ class BDPOPlugin(BasePlugin):
         if not resolve(cfg):
             return
         from axolotl.core.builders import rl
+        from axolotl.utils.data import rl as data
 
         from bdpo_plugin.hosts.axolotl import AxolotlBDPOConfig
+        from bdpo_plugin.hosts.axolotl.rows import wrap_map_dataset
+
+        wrap_map_dataset(data)
 
         # Axolotl merges the plugins' training arguments once a process, at an import that a run
         # without us may have done before.

@@ -36,6 +36,26 @@ _OFF = {
     "image_size": "B-DPO has no mutual information for images: text datasets only",
     "pad_to_multiple_of": "Axolotl's collator for it makes batches that TRL's DPO cannot read",
 }
+#: Keys that Axolotl's `rl: dpo` drops without a word, what would be missing, and what to do.
+_DROPPED = {
+    "lora_model_dir": (
+        "neither the policy nor the reference would have that adapter",
+        "Merge it into the base model first (`axolotl merge-lora`), and name the result as "
+        "`base_model`",
+    ),
+    "pretraining_dataset": (
+        "nothing would be trained on it",
+        "Name preference data in `datasets`",
+    ),
+    "streaming": (
+        "the data would be loaded whole",
+        "Remove it",
+    ),
+    "train_on_inputs": (
+        "the loss is on the responses alone",
+        "Remove it",
+    ),
+}
 #: Keys that must be at most 1, and why.
 _ONE = {
     "context_parallel_size": "the reference pass needs whole sequences in each rank",
@@ -107,6 +127,12 @@ def _check_options(
         if cfg.get(key):
             raise BDPOError(
                 f"`{key}: {cfg[key]}` cannot be used with `rl: bdpo`: {why}. Remove it."
+            )
+    for key, (missing, remedy) in _DROPPED.items():
+        if cfg.get(key) and not (key == "lora_model_dir" and cfg.get("merge_lora")):
+            raise BDPOError(
+                f"`{key}: {cfg[key]}` has no effect with `rl: bdpo`, nor with `rl: dpo`, in "
+                f"Axolotl: {missing}. {remedy}."
             )
     for key, why in _ONE.items():
         if str(cfg.get(key) or 1) != "1":

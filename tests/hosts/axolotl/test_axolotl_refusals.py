@@ -18,7 +18,7 @@ REFUSED = {
     "not a number": ({"bdpo_alpha": "much"}, ["`bdpo_alpha: 'much'`", "a number"]),
     "weighting": ({"bdpo_weighting": "hard"}, ["`bdpo_weighting: 'hard'`", "'softmax' or 'power'"]),
     "switch": ({"bdpo_balance": "maybe"}, ["`bdpo_balance: 'maybe'`", "true or false"]),
-    "budget": ({"bdpo_score_tokens": 0}, ["`bdpo_score_tokens: 0`", "a whole number >= 1"]),
+    "budget": ({"bdpo_score_tokens": 0}, ["`bdpo_score_tokens: 0`", "a whole number from 1"]),
     # keys without the method
     "plain DPO": (
         {"rl": "dpo", "bdpo_alpha": 1.0, "bdpo_scaling": False},
@@ -54,6 +54,17 @@ REFUSED = {
     ),
     "their old name": ({"sequence_parallel_degree": 2}, ["`sequence_parallel_degree: 2`"]),
     "split tensors": ({"tensor_parallel_size": 2}, ["`tensor_parallel_size: 2`", "Set it to 1"]),
+    # options that Axolotl's DPO drops
+    "a given adapter": (
+        {"adapter": "lora", "lora_model_dir": "./adapter"},
+        ["`lora_model_dir: ./adapter` has no effect", "neither the policy", "merge-lora"],
+    ),
+    "pretraining data": (
+        {"pretraining_dataset": [{"path": "./text"}]},
+        ["`pretraining_dataset: ", "Name preference data in `datasets`"],
+    ),
+    "streaming": ({"streaming": True}, ["`streaming: True` has no effect", "loaded whole"]),
+    "loss on the prompt": ({"train_on_inputs": True}, ["`train_on_inputs: True` has no effect"]),
     "another trainer": (
         {"trainer_cls": "my.Trainer"},
         ["`trainer_cls: my.Trainer`", "Remove one of the two"],
@@ -83,7 +94,8 @@ def test_is_refused(case, config) -> None:
 
 
 def test_no_key_is_refused_for_a_value_that_switches_it_off(config) -> None:
-    off = dict.fromkeys(resolving._OFF, False) | dict.fromkeys(resolving._ONE, 1)
+    off = dict.fromkeys([*resolving._OFF, *resolving._DROPPED], False)
+    off |= dict.fromkeys(resolving._ONE, 1)
     resolving.resolve(
         config(
             **off,
@@ -93,6 +105,11 @@ def test_no_key_is_refused_for_a_value_that_switches_it_off(config) -> None:
             precompute_ref_log_probs=True,
         )
     )
+
+
+def test_a_given_adapter_can_be_merged(config) -> None:
+    """`axolotl merge-lora` names it in the same configuration."""
+    resolving.resolve(config(adapter="lora", lora_model_dir="./adapter", merge_lora=True))
 
 
 def test_untested_release_is_a_warning(config, caplog, monkeypatch) -> None:
