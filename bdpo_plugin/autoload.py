@@ -25,6 +25,8 @@ HOOKS = {
     _ARGUMENTS: f"{_LLAMAFACTORY}:put_arguments",
     "llamafactory.hparams.parser": f"{_LLAMAFACTORY}:wrap_read_args",
     "llamafactory.train.dpo.trainer": f"{_LLAMAFACTORY}:wrap_trainer",
+    "llamafactory.train.dpo.workflow": f"{_LLAMAFACTORY}:wrap_workflow",
+    "llamafactory.data.loader": f"{_LLAMAFACTORY}:wrap_loader",
     "llamafactory.webui.components.train": f"{_LLAMAFACTORY}:wrap_train_tab",
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
@@ -61,6 +62,38 @@ def _trainer(wrapped: Any, instance: None, args: tuple, kwargs: dict) -> Any:
     from bdpo_plugin.hosts.llamafactory.trainer import LlamaFactoryBDPOTrainer
 
     return LlamaFactoryBDPOTrainer(*args, **kwargs)
+
+
+_running: ContextVar[bool] = ContextVar("a B-DPO run loads its data", default=False)
+
+
+def wrap_workflow(module: ModuleType) -> None:
+    """Wrap `llamafactory.train.dpo.workflow.run_dpo`: the data of a B-DPO run is known as such."""
+    if is_tested():
+        wrapt.wrap_function_wrapper(module, "run_dpo", _run_dpo)
+
+
+def _run_dpo(wrapped: Any, instance: None, args: tuple, kwargs: dict) -> Any:
+    finetuning_args = kwargs["finetuning_args"] if "finetuning_args" in kwargs else args[3]
+    before = _running.set(finetuning_args.pref_loss == PREF_LOSS)
+    try:
+        return wrapped(*args, **kwargs)
+    finally:
+        _running.reset(before)
+
+
+def wrap_loader(module: ModuleType) -> None:
+    """Wrap `llamafactory.data.loader.align_dataset`: the rows of a B-DPO run are checked."""
+    if is_tested():
+        wrapt.wrap_function_wrapper(module, "align_dataset", _align_dataset)
+
+
+def _align_dataset(wrapped: Any, instance: None, args: tuple, kwargs: dict) -> Any:
+    if not _running.get():
+        return wrapped(*args, **kwargs)
+    from bdpo_plugin.hosts.llamafactory.rows import align
+
+    return align(wrapped, *args, **kwargs)
 
 
 def wrap_train_tab(module: ModuleType) -> None:

@@ -44,6 +44,45 @@ def test_rows_that_cannot_teach_are_dropped(tiny, tmp_path, capfd, with_rows):
     assert scores(done)["row"] == [0, 2, 3, 4, 5]
 
 
+def test_bad_rows_are_told_at_once(tiny, tmp_path, with_rows):
+    nobody = row("One.", "Two.") | {"messages": [{"role": "critic", "content": "How?"}]}
+    data = with_rows(
+        row(None, "Two."), row("One.", "Two."), nobody, row("One.", "") | {"chosen": None}
+    )
+    with pytest.raises(BDPOError) as raised:
+        run(tiny, tmp_path / "run", **data)
+    for words in (
+        "1 of 8 rows: the `content` of a message of `chosen` is None (rows 0). Remove these rows",
+        "the `role` of a message of `messages` is 'critic' (rows 2). Name it in `tags` of",
+        "1 of 8 rows: `chosen` is None (rows 3)",
+    ):
+        assert words in str(raised.value)
+
+
+def test_rows_that_llamafactory_drops_are_told(tiny, tmp_path, capfd, with_rows):
+    turns = [{"role": r, "content": "How?"} for r in ("user", "assistant")]
+    data = with_rows(row("One.", "Two."), row("One.", "Two.") | {"messages": turns})
+    done = run(tiny, tmp_path / "run", max_steps=1, **data)
+    out = " ".join(capfd.readouterr().out.replace("│", " ").split())
+    assert "1 of 6 rows of the train.jsonl data: the turns do not alternate between user" in out
+    assert "LLaMA-Factory drops them (rows 1)" in out
+    assert len(scores(done)["row"]) == 5
+
+
+def test_a_bad_row_of_a_stream_is_named(tiny, tmp_path, with_rows):
+    data = with_rows(row("One.", "Two."), row(None, "Two."))
+    options = {"streaming": True, "max_steps": 2, "preprocessing_num_workers": None}
+    with pytest.raises(BDPOError, match=r"Row 1 of the train.jsonl data .* is None"):
+        run(
+            tiny,
+            tmp_path / "run",
+            bdpo_precompute=False,
+            dataloader_num_workers=1,
+            **options,
+            **data,
+        )
+
+
 def test_nothing_left_is_refused(tiny, tmp_path, with_rows):
     data = with_rows()
     (tmp_path / "train.jsonl").write_text(json.dumps(row("Same.", "Same.")) + "\n")

@@ -1,0 +1,127 @@
+"""The rows of a dataset before LLaMA-Factory converts them, and those that it will drop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+
+from bdpo_plugin.reference.rows import Problem, RowReport, first_rows, kind_of, raise_problems
+from bdpo_plugin.settings import BDPOError
+from bdpo_plugin.trainer.report import print_problems
+
+_FILL = "Remove these rows, or fill them in."
+_NAME = "Name it in `columns` of dataset_info.json."
+_ROLES = "Name it in `tags` of dataset_info.json."
+
+
+def align(align_dataset: Callable[..., Any], dataset: Any, attributes: Any, *rest: Any) -> Any:
+    """What LLaMA-Factory's `align_dataset` makes of a dataset whose rows have been checked.
+
+    Raises:
+        BDPOError: rows that are no preference pairs; in a stream, once one of them is read.
+    """
+    problems = partial(_problems, attributes)
+    name = attributes.dataset_name
+    if isinstance(dataset, IterableDataset):
+        return align_dataset(_checked_stream(dataset, name, problems), attributes, *rest)
+    report = RowReport(name)
+    for number, row in enumerate(dataset):
+        report.total += 1
+        report.add(number, problems(row))
+    if not report.total:
+        report.general.append("It has no rows.")
+    raise_problems([report])
+    aligned = align_dataset(dataset, attributes, *rest)
+    print_problems(_dropped(aligned, name))
+    return aligned
+
+
+def _checked_stream(stream: IterableDataset, name: str, problems: Any) -> IterableDataset:
+    def look(row: dict[str, Any], position: int) -> dict[str, Any]:
+        if found := list(problems(row)):
+            told = "; ".join(f"{words}. {remedy}" for words, remedy in found)
+            raise BDPOError(f"Row {position} of the {name} data cannot be trained on: {told}")
+        return row
+
+    return stream.map(look, with_indices=True)
+
+
+def _dropped(aligned: Dataset, name: str) -> list[str]:
+    """What to say of the rows that LLaMA-Factory's tokenisation will drop."""
+    rows = [
+        number
+        for number, row in enumerate(aligned.select_columns(["_prompt", "_response"]))
+        if len(row["_prompt"]) % 2 != 1 or len(row["_response"]) < 2
+    ]
+    if not rows:
+        return []
+    told = (
+        f"{len(rows)} of {len(aligned)} rows of the {name} data: the turns do not alternate "
+        "between user and assistant up to a last one of the user, so LLaMA-Factory drops them "
+        f"(rows {first_rows(rows)})"
+    )
+    if len(rows) == len(aligned):
+        raise BDPOError(f"{told}. Nothing is left to train on.")
+    return [told]
+
+
+def _problems(attributes: Any, row: Mapping[str, Any]) -> Iterator[Problem]:
+    """What is wrong with a row.
+
+    Args:
+        attributes: LLaMA-Factory's `DatasetAttr`, which names columns, keys and roles.
+    """
+    messages = attributes.formatting != "alpaca"
+    wanted = [attributes.chosen, attributes.rejected]
+    if messages:
+        wanted.append(attributes.messages)
+    for column in wanted:
+        if column not in row:
+            yield f"there is no `{column}`, only {', '.join(map(repr, row))}", _NAME
+        elif row[column] is None:
+            yield f"`{column}` is None", _FILL
+        elif not messages:
+            if not isinstance(row[column], str):
+                yield f"`{column}` is {kind_of(row[column])}, not text", "Write text."
+        elif column != attributes.messages:
+            yield from _message(attributes, column, row[column])
+        elif not isinstance(row[column], list):
+            yield f"`{column}` is {kind_of(row[column])}", "Write a list of messages."
+        else:
+            for message in row[column]:
+                yield from _message(attributes, column, message)
+    if not messages:
+        yield from _query(attributes, row)
+
+
+def _query(attributes: Any, row: Mapping[str, Any]) -> Iterator[Problem]:
+    columns = [c for c in (attributes.prompt, attributes.query) if c]
+    for column in columns:
+        if not isinstance(row.get(column), str | None):
+            yield f"`{column}` is {kind_of(row[column])}, not text", "Write text."
+    if not any(row.get(column) for column in columns):
+        words = " and ".join(f"`{column}`" for column in columns)
+        yield f"the prompt is empty: {words}", _FILL
+
+
+def _message(attributes: Any, column: str, message: Any) -> Iterator[Problem]:
+    where = f"a message of `{column}`"
+    if not isinstance(message, Mapping):
+        yield f"{where} is {kind_of(message)}, not a dict", "Write a message."
+        return
+    tags = attributes.role_tag, attributes.content_tag
+    for key in tags:
+        if key not in message:
+            words = f"{where} has no `{key}` (its keys: {', '.join(map(repr, message))})"
+            yield words, _ROLES
+        elif not isinstance(message[key], str) and not (
+            key == tags[1] and message.get("tool_calls")
+        ):
+            yield f"the `{key}` of {where} is {kind_of(message[key])}", _FILL
+    roles = [attributes.user_tag, attributes.assistant_tag, attributes.observation_tag]
+    roles += [attributes.function_tag, attributes.system_tag]
+    if isinstance(role := message.get(tags[0]), str) and role not in roles:
+        yield f"the `{tags[0]}` of {where} is {role!r}", _ROLES
