@@ -56,6 +56,11 @@ PROBLEMS = {
 }
 
 
+def first_rows(rows: Sequence[int]) -> str:
+    """The first five of some row numbers."""
+    return ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+
+
 @dataclass
 class DataReport:
     """Which rows of a dataset have which problem.
@@ -82,8 +87,7 @@ class DataReport:
         out = []
         for problem, rows in self.rows.items():
             words, teaches = PROBLEMS[problem]
-            known = [self.numbers[row] if self.numbers else row for row in rows[:5]]
-            examples = ", ".join(map(str, known)) + (", ..." if len(rows) > 5 else "")
+            examples = first_rows([self.numbers[row] if self.numbers else row for row in rows])
             fate = "kept" if teaches else "dropped"
             out.append(
                 f"{len(rows)} of {self.total} pairs of the {self.name} data: {words} "
@@ -95,7 +99,8 @@ class DataReport:
         """Raises BDPOError where no pair can teach anything."""
         if len(self.dropped) == self.total:
             raise BDPOError(
-                f"No pair of the {self.name} data can be trained on. " + "; ".join(self.lines())
+                f"No pair of the {self.name} data can be trained on. {'; '.join(self.lines())}. "
+                "Give it pairs of two different responses that fit into the sequence length."
             )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bdpo_plugin.reference.pairs import first_rows
 from bdpo_plugin.settings import BDPOError
 
 #: What is wrong, in the user's words, and what to do about it.
@@ -68,11 +69,6 @@ def raise_problems(reports: Iterable[RowReport]) -> None:
             for report in found
         )
         raise BDPOError(f"{told}\nNothing has been computed.")
-
-
-def first_rows(rows: Sequence[int]) -> str:
-    """The first five of some row numbers."""
-    return ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
 
 
 class RowCheck:

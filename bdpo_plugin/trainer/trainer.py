@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from trl import DPOTrainer
 
-from bdpo_plugin.reference.pairs import Pair
+from bdpo_plugin.reference.pairs import Pair, first_rows
 from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.trainer.balancer import Balance, Balancer, digest, longest
 from bdpo_plugin.trainer.batch import (
@@ -139,10 +139,9 @@ class BDPOTrainer(RunMixin, DPOTrainer):
             prepared = super()._prepare_dataset(dataset, processing_class, args, name)
         if lost := len(dataset) - len(prepared):
             rows = sorted(set(dataset[ROW]) - set(prepared[ROW]))
-            examples = ", ".join(map(str, rows[:5])) + (", ..." if lost > 5 else "")
             problem = (
                 f"{lost} of {len(dataset)} pairs of the {name} data: the prompt alone fills the "
-                f"sequence length of {args.max_length} tokens (dropped; rows {examples})"
+                f"sequence length of {args.max_length} tokens (dropped; rows {first_rows(rows)})"
             )
             if not len(prepared):
                 raise BDPOError(f"{problem}. Nothing is left to train on: raise that length.")

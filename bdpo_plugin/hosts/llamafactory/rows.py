@@ -8,7 +8,8 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from bdpo_plugin.reference.rows import Problem, RowReport, first_rows, kind_of, raise_problems
+from bdpo_plugin.reference.pairs import first_rows
+from bdpo_plugin.reference.rows import Problem, RowReport, kind_of, raise_problems
 from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.trainer.report import print_problems
 

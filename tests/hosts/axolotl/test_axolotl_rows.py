@@ -80,3 +80,19 @@ def test_rows_of_text_strategies(refusal):
     assert "system" not in told
     told = refusal([{"question": "Why?", "chosen": "a"}], type="chatml.intel")
     assert "the dataset's `type` raises KeyError: 'rejected' (rows 0)" in told
+
+
+@pytest.mark.parametrize("type", ["chat_template.default", "chatml.ultra"])
+def test_good_rows_become_what_they_become_without_us(tiny, config, tmp_path, type):
+    (given,) = tiny["datasets"]
+    answers = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    if type == "chatml.ultra":
+        rows = [{"prompt": "Why?", "chosen": answers, "rejected": answers, "system": None}]
+        Path(given["path"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = {}
+    for rl in ("bdpo", "dpo"):
+        places = {"dataset_prepared_path": str(tmp_path / rl), "rl": rl}
+        keys = {**tiny, "datasets": [{**given, "type": type}], **places}
+        data = load_preference_datasets(cfg=load_cfg(config(**keys)))
+        made[rl] = sorted(map(json.dumps, data.train_dataset.to_list()))  # Axolotl shuffles them
+    assert made["bdpo"] == made["dpo"]
