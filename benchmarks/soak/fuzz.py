@@ -197,19 +197,19 @@ def cases(draw: Any) -> Case:
     rows = draw(
         st.lists(PAIRS[form], min_size=draw(st.sampled_from([0] + [1, 2, 3] * 5)), max_size=6)
     )
-    for _ in range(draw(st.sampled_from([0, 0, 0, 0, 1, 2])) if rows else 0):
+    for _ in range(draw(st.sampled_from([0, 0, 1, 2])) if rows else 0):
         row = draw(st.sampled_from(rows))
         side = draw(st.sampled_from(SIDES))
-        if draw(st.integers(0, 4)):
+        if draw(st.sampled_from([True] * 9 + [False])):
             row[side] = draw(WRONG)
         else:
             row.pop(side, None)
-    if rows and draw(st.integers(0, 3)) == 0:
+    if rows and draw(st.sampled_from([False] * 7 + [True])):
         twin = draw(st.sampled_from(rows))
         twin["rejected"] = twin.get("chosen")
     extra = draw(st.lists(st.sampled_from(sorted(HOSTILE)), max_size=2, unique=True))
     rows = [{**row, **{name: HOSTILE[name] for name in extra}} for row in rows]
-    if rows and draw(st.integers(0, 9)) == 0:
+    if rows and draw(st.sampled_from([False] * 19 + [True])):
         rows = [{k: v for k, v in row.items() if k != "chosen"} for row in rows]
     options = {
         "bdpo_alpha": draw(st.sampled_from([0.0, 1.5, 30.0])),
@@ -219,7 +219,7 @@ def cases(draw: Any) -> Case:
         "bdpo_precompute": draw(st.sampled_from([True, True, False])),
         "bdpo_score_tokens": draw(st.sampled_from([1, 64, 4096])),
         "bdpo_null_prompt": draw(st.sampled_from([None, None, None, "Say:"])),
-        "max_length": draw(st.sampled_from([8, 32, 512, 512, None])),
+        "max_length": draw(st.sampled_from([512] * 5 + [None, 32, 8])),
         "truncation_mode": draw(st.sampled_from(["keep_start", "keep_start", "keep_end"])),
     }
     return Case(
