@@ -1,6 +1,6 @@
 """Runs that are killed at random moments and started again, beside undisturbed ones.
 
-Usage: python -m benchmarks.soak.kills [--kills 100] [--seed 0] [--json FILE]
+Usage: python -m benchmarks.soak.kills [--kills 100] [--seed 0] [--work FOLDER]
 
 Of every 20 kills 7 hit a LoRA run of TRL's trainer, 6 a full fine-tune, 3 one rank of two, and 4 a
 full fine-tune by `axolotl train` (where Axolotl is not installed, LoRA runs take its place). Each
@@ -19,7 +19,9 @@ import shutil
 import statistics
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -254,6 +256,7 @@ def kinds(folder: Path, pause: float) -> Iterator[tuple[str, Run]]:
         "save_steps": SAVE_STEPS,
         "bdpo_score_tokens": 512,
     }
+    folder.mkdir(parents=True, exist_ok=True)
     yield "TRL, LoRA", Run(folder / "lora", options, pause=pause)
     yield "TRL, full", Run(folder / "full", options | {"adapter": "none"}, pause=pause)
     two = options | {"per_device_train_batch_size": 2}
@@ -373,45 +376,60 @@ def show(lives: Sequence[Life]) -> list[Table]:
 @click.option("--kills", "count", default=100, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--pause", default=0.06, show_default=True, help="Seconds more a scoring batch.")
+@click.option("--at-once", default=1, show_default=True, help="Runs at the same time.")
 @click.option("--minutes", default=30.0, show_default=True, help="Start no further run then.")
 @click.option("--kind", "only", multiple=True, type=click.Choice(list(KINDS)))
-@click.option("--json", "output", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="For the runs.")
-def main(count, seed, pause, minutes, only, output, keep) -> None:
-    """Kill runs at random moments, start them again, and compare with undisturbed ones."""
-    started, rng, console = time.monotonic(), random.Random(seed), Console(width=160)
-    folder = keep or Path(tempfile.mkdtemp())
+@click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Goes on there.")
+def main(count, seed, pause, at_once, minutes, only, work) -> None:
+    """Kill runs at random moments, start them again, and compare with undisturbed ones.
+
+    What came of each run is kept in WORK/lives.jsonl; the same command goes on from there.
+    """
+    started, console = time.monotonic(), Console(width=160)
+    folder = (work or Path(tempfile.mkdtemp())).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    runs = dict(kinds(folder, pause))
+    kept = folder / "lives.jsonl"
+    done = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    runs = dict(kinds(folder / f"undisturbed-{uuid.uuid4().hex[:4]}", pause))
+    lives = list(enumerate(plan(count, list(runs), random.Random(seed))))
+    todo = [(n, *life) for n, life in lives if life[0] in (only or runs)]
+    todo = [life for life in todo if life[0] not in {entry["number"] for entry in done}]
     axolotl = ["axolotl.cli.main", "axolotl.cli.train", "axolotl.core.builders", "evaluate"]
-    warm = Warm(*(axolotl if "axolotl train, full" in runs else []))
-    lives: list[Life] = []
-    whole: dict[str, Undisturbed] = {}
-    for number, (kind, phases) in enumerate(plan(count, list(runs), rng)):
-        if kind not in (only or runs):
-            continue
-        if time.monotonic() - started > 60 * minutes:
-            console.print(f"[bold red]{minutes:g} minutes are over: not all kills took place")
-            break
-        if kind not in whole:
-            whole[kind] = Undisturbed(warm, runs[kind])
-        life = live(warm, whole[kind], kind, folder / f"life-{number}" / "run", phases, rng)
-        lives.append(life)
-        where = ", ".join(kill.phase for kill in life.kills) or "not killed"
-        console.print(f"{kind}: {where}: {'; '.join(life.faults) or 'as undisturbed'}")
-        if not life.faults:
-            shutil.rmtree(folder / f"life-{number}")
-    for table in show(lives):
+    warm = Warm(*(axolotl if any("axolotl" in kind for _, kind, _ in todo) else []))
+    with ThreadPoolExecutor(at_once) as pool:
+        wanted = sorted({kind for _, kind, _ in todo})
+        first = pool.map(lambda kind: Undisturbed(warm, runs[kind]), wanted)
+        whole = dict(zip(wanted, first, strict=True))
+
+        def one(number: int, kind: str, phases: list[str]) -> Life | None:
+            if time.monotonic() - started > 60 * minutes:
+                return None
+            rng, place = random.Random(f"{seed} {number}"), folder / f"life-{number}"
+            shutil.rmtree(place, ignore_errors=True)
+            life = live(warm, whole[kind], kind, place / "run", phases, rng)
+            if not life.faults:
+                shutil.rmtree(place)
+            return life
+
+        for (number, *_), life in zip(todo, pool.map(lambda x: one(*x), todo), strict=True):
+            if life is None:
+                console.print(f"[bold red]{minutes:g} minutes are over: the same command goes on")
+                break
+            done.append({"number": number, **asdict(life)})
+            with kept.open("a") as file:
+                file.write(json.dumps(done[-1]) + "\n")
+            where = ", ".join(kill.phase for kill in life.kills) or "not killed"
+            console.print(f"{life.kind}: {where}: {'; '.join(life.faults) or 'as undisturbed'}")
+    finished = [Life(**{k: v for k, v in entry.items() if k != "number"}) for entry in done]
+    for life in finished:
+        life.kills = [kill if isinstance(kill, Kill) else Kill(**kill) for kill in life.kills]
+    for table in show(finished):
         console.print(table)
-    stopped = [kill.others_after for x in lives for kill in x.kills if "ranks" in x.kind]
+    stopped = [kill.others_after for x in finished for kill in x.kills if "ranks" in x.kind]
     if stopped:
         console.print(f"The other rank had stopped {max(stopped):.1f} s later at most.")
-    if output:
-        output.write_text(json.dumps([asdict(life) for life in lives], indent=1))
-    if faults := sum(bool(life.faults) for life in lives):
+    if faults := sum(bool(life.faults) for life in finished):
         raise SystemExit(f"{faults} runs with faults: their folders are in {folder}")
-    if not keep:
-        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
