@@ -11,6 +11,7 @@ installed.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import tempfile
 import time
@@ -25,6 +26,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.soak.processes import Run, Warm
+
+STEPS = 6
 
 #: Rows of a step, over all processes: 1, 2 or 3.
 BATCH = 12
@@ -60,6 +63,10 @@ def rows() -> Iterator[Row]:
         yield Row(engine, 2, "lora", False)
         yield Row(engine, 2, "none", False)
         yield Row(engine, 2, "none", True)
+    if importlib.util.find_spec("axolotl"):
+        yield Row("Axolotl", 1, "none", True)
+        if importlib.util.find_spec("ray"):
+            yield Row("Axolotl, Ray", 1, "none", True)
     if importlib.util.find_spec("deepspeed"):
         for stage in ("ZeRO-2", "ZeRO-3"):
             for kind in kinds:
@@ -91,6 +98,30 @@ def train(run: Run) -> None:
     small_trainer(run.folder, cls=cls, **options).train()
     if dist.is_initialized():
         dist.barrier()
+
+
+def train_axolotl(run: Run) -> None:
+    """`axolotl train`, with Ray if the row says so: its worker on the processor, not on a GPU."""
+    from benchmarks.soak.kills import write_axolotl
+
+    run.folder.mkdir()
+    run.config = run.folder / "axolotl.yml"
+    keys = {"max_steps": STEPS, "save_steps": STEPS}
+    if "Ray" in run.options["engine"]:
+        import ray.train
+
+        scaling = ray.train.ScalingConfig  # Axolotl asks for a GPU in any case
+        ray.train.ScalingConfig = lambda **options: scaling(**options | {"use_gpu": False})
+        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=10**8)
+        keys |= {"use_ray": True, "ray_num_workers": 1, "resources_per_worker": {"CPU": 1}}
+    write_axolotl(run, run.folder, **keys)
+    from axolotl.cli.main import cli
+
+    cli(["train", str(run.config), "--launcher", "python"], standalone_mode=False)
+    # a worker of Ray's is a process that does not tell
+    state = json.loads((run.folder / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
+    lines = [json.dumps(entry) + "\n" for entry in state["log_history"] if "loss" in entry]
+    run.steps_file.write_text("".join(lines))
 
 
 def _sharded_by_hand(engine: str) -> type:
@@ -143,13 +174,14 @@ def measure(warm: Warm, row: Row, folder: Path, one: Run | None) -> tuple[Run, l
         "adapter": row.adapter,
         "bdpo_precompute": row.precompute,
         "pairs": 48,
-        "max_steps": 6,
+        "max_steps": STEPS,
         "per_device_train_batch_size": BATCH // row.ranks,
         "bdpo_score_tokens": 512,
         "max_grad_norm": 0.0,
+        "gradient_checkpointing": False,  # with an adapter, TRL's own DPO fails with it in ZeRO-3
     }
     run = Run(folder, options, ranks=row.ranks)
-    processes = warm.start(run, train)
+    processes = warm.start(run, train_axolotl if "Axolotl" in row.engine else train)
     until = time.monotonic() + PATIENCE
     for process, _ in processes:
         process.join(max(0.0, until - time.monotonic()))
@@ -201,8 +233,8 @@ def main(only: str, keep: Path | None) -> None:
     ):
         table.add_column(column)
     for number, row in enumerate(rows()):
-        kind = (row.adapter, row.precompute)
-        if row.engine != "one process" and only not in row.engine:
+        kind = (row.adapter, row.precompute, "Axolotl" in row.engine)
+        if row.engine not in ("one process", "Axolotl") and only not in row.engine:
             continue
         run, cells, good = measure(warm, row, folder / str(number), alone.get(kind))
         alone.setdefault(kind, run)

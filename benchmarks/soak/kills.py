@@ -103,9 +103,8 @@ def live(warm: Warm, whole: Undisturbed, kind: str, folder: Path, phases: list[s
     """One run, killed in each of `phases`, as far as they come, and started until it is done."""
     run, life = _fresh(whole.run, folder), Life(kind)
     for phase in [*sorted(phases, key=PHASES.index), None]:
-        if phase is None:
-            _age_leftovers(run.folder)
         while True:
+            _age_leftovers(run.folder)
             processes = warm.start(run)
             kill = _kill(run, processes, phase, whole, rng) if phase else None
             hang = _end(processes, PATIENCE)
@@ -264,11 +263,12 @@ def kinds(folder: Path, pause: float) -> Iterator[tuple[str, Run]]:
     yield "one of two ranks", Run(folder / "two", two, pause=2 * pause, ranks=2)
     if importlib.util.find_spec("axolotl"):
         run = Run(folder / "axolotl", config=folder / "axolotl.yml", pause=pause)
-        _write_axolotl(run, folder)
+        write_axolotl(run, folder, auto_resume_from_checkpoints=True)
         yield "axolotl train, full", run
 
 
-def _write_axolotl(run: Run, folder: Path) -> None:
+def write_axolotl(run: Run, folder: Path, **keys: Any) -> None:
+    """Make a model, data and the configuration of a full fine-tune that names them."""
     from bdpo_plugin.tiny import build_tokenizer, preference_pairs
     from benchmarks.soak.small import tiny_model
 
@@ -291,7 +291,6 @@ def _write_axolotl(run: Run, folder: Path) -> None:
                 "dataset_prepared_path": f"{run.folder}.prepared",
                 "bdpo_cache_dir": str(run.folder / "cache"),
                 "bdpo_score_tokens": 512,
-                "auto_resume_from_checkpoints": True,
                 "sequence_len": 256,
                 "micro_batch_size": 4,
                 "gradient_accumulation_steps": 1,
@@ -306,6 +305,7 @@ def _write_axolotl(run: Run, folder: Path) -> None:
                 **dict.fromkeys(("bf16", "fp16", "tf32", "dataloader_pin_memory"), False),
                 "dataset_num_proc": 1,
                 "dataloader_num_workers": 0,
+                **keys,
             }
         )
     )
@@ -384,7 +384,8 @@ def show(lives: Sequence[Life]) -> list[Table]:
 def main(count, seed, pause, at_once, minutes, only, work) -> None:
     """Kill runs at random moments, start them again, and compare with undisturbed ones.
 
-    What came of each run is kept in WORK/lives.jsonl; the same command goes on from there.
+    What came of each run is kept in WORK/lives.jsonl: the same command goes on from there, and
+    another seed adds to it.
     """
     started, console = time.monotonic(), Console(width=160)
     folder = (work or Path(tempfile.mkdtemp())).absolute()
@@ -394,7 +395,7 @@ def main(count, seed, pause, at_once, minutes, only, work) -> None:
     runs = dict(kinds(folder / f"undisturbed-{uuid.uuid4().hex[:4]}", pause))
     lives = list(enumerate(plan(count, list(runs), random.Random(seed))))
     todo = [(n, *life) for n, life in lives if life[0] in (only or runs)]
-    todo = [life for life in todo if life[0] not in {entry["number"] for entry in done}]
+    todo = [life for life in todo if f"{seed}-{life[0]}" not in {entry["life"] for entry in done}]
     axolotl = ["axolotl.cli.main", "axolotl.cli.train", "axolotl.core.builders", "evaluate"]
     warm = Warm(*(axolotl if any("axolotl" in kind for _, kind, _ in todo) else []))
     with ThreadPoolExecutor(at_once) as pool:
@@ -405,7 +406,7 @@ def main(count, seed, pause, at_once, minutes, only, work) -> None:
         def one(number: int, kind: str, phases: list[str]) -> Life | None:
             if time.monotonic() - started > 60 * minutes:
                 return None
-            rng, place = random.Random(f"{seed} {number}"), folder / f"life-{number}"
+            rng, place = random.Random(f"{seed} {number}"), folder / f"life-{seed}-{number}"
             shutil.rmtree(place, ignore_errors=True)
             life = live(warm, whole[kind], kind, place / "run", phases, rng)
             if not life.faults:
@@ -416,12 +417,12 @@ def main(count, seed, pause, at_once, minutes, only, work) -> None:
             if life is None:
                 console.print(f"[bold red]{minutes:g} minutes are over: the same command goes on")
                 break
-            done.append({"number": number, **asdict(life)})
+            done.append({"life": f"{seed}-{number}", **asdict(life)})
             with kept.open("a") as file:
                 file.write(json.dumps(done[-1]) + "\n")
             where = ", ".join(kill.phase for kill in life.kills) or "not killed"
             console.print(f"{life.kind}: {where}: {'; '.join(life.faults) or 'as undisturbed'}")
-    finished = [Life(**{k: v for k, v in entry.items() if k != "number"}) for entry in done]
+    finished = [Life(**{k: v for k, v in entry.items() if k != "life"}) for entry in done]
     for life in finished:
         life.kills = [kill if isinstance(kill, Kill) else Kill(**kill) for kill in life.kills]
     for table in show(finished):

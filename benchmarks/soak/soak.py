@@ -3,7 +3,7 @@
 Usage: python -m benchmarks.soak.soak [--steps 2000] [--json FILE]
 
 Each run is a process of its own, of TRL's trainer on a tiny model: LoRA with the pass before
-training, and with `bdpo_precompute: false`. Every 25 steps it counts what it holds. Growth is the
+training, and with `bdpo_precompute: false`. Every 50 steps it counts what it holds. Growth is the
 slope of a straight line through what was counted in the second half.
 """
 
@@ -25,12 +25,12 @@ from rich.table import Table
 
 from benchmarks.soak.processes import Run, Warm
 
-EVERY = 25
+EVERY = 50
 CASES = {"pass before training": True, "bdpo_precompute: false": False}
 
 #: What may grow over a thousand steps: nothing, but for what the host's own log takes (an entry
 #: of some 25 numbers a step: about 100 objects), and the allocator's noise.
-ALLOWED = {"memory [MiB]": 8.0, "open files": 0.5, "threads": 0.5, "hooks": 0.5, "tensors": 0.5}
+ALLOWED = {"memory [MiB]": 8.0, "open files": 0.5, "threads": 0.5, "hooks": 0.5, "tensors": 4.0}
 
 
 def count(model: Any) -> dict[str, float]:
