@@ -93,8 +93,10 @@ def _save() -> None:
 
 
 def _exit(status: int, _leave=os._exit) -> None:
-    _save()
-    _leave(status)
+    try:
+        _save()
+    finally:
+        _leave(status)
 
 
 if FOLDER:
