@@ -77,7 +77,7 @@ def _server(host: str) -> Any:
     sys.path.append(str(ROOT / "tests"))
     from warm import Server  # with that environment
 
-    return Server("datasets", "peft", "transformers", "trl", *HOSTS[host][1])
+    return Server(*HOSTS[host][1])
 
 
 def table(rows: list[tuple[Row, Verdict]]) -> Table:
@@ -91,7 +91,7 @@ def table(rows: list[tuple[Row, Verdict]]) -> Table:
             row.of,
             row.name,
             row.dtype,
-            *("" if number is None else f"{number:.1g}" for number in numbers),
+            *("" if number is None else f"{number:.0e}" for number in numbers),
             "holds" if verdict.holds else "[bold red]fails[/]",
             escape(verdict.words),
         )
@@ -99,13 +99,20 @@ def table(rows: list[tuple[Row, Verdict]]) -> Table:
 
 
 def markdown(rows: list[tuple[Row, Verdict]]) -> str:
-    """The same for docs/reliability.md."""
-    lines = ["| host | row | computes in | loss | rewards | rest | |", "|" + " --- |" * 7]
+    """The same for the documentation, after a summary by host and by what the rows compute in."""
+    lines = ["| host | computes in | rows | losses | rewards | rest |", "|" + " --- |" * 6]
+    trained = [(row, verdict) for row, verdict in rows if verdict.loss is not None]
+    for host, dtype in dict.fromkeys((row.of, row.dtype) for row, _ in trained):
+        of = [verdict for row, verdict in trained if (row.of, row.dtype) == (host, dtype)]
+        worst = (max(getattr(v, name) for v in of) for name in ("loss", "reward", "rest"))
+        numbers = " | ".join(f"{number:.0e}" for number in worst)
+        lines.append(f"| {host} | {dtype} | {len(of)} | {numbers} |")
+    lines += ["", "| host | row | computes in | losses | rewards | rest | |", "|" + " --- |" * 7]
     for row, verdict in rows:
         numbers = (verdict.loss, verdict.reward, verdict.rest)
-        cells = ["" if number is None else f"{number:.1g}" for number in numbers]
+        cells = " | ".join("" if number is None else f"{number:.0e}" for number in numbers)
         words = verdict.words if verdict.holds else f"**{verdict.words}**"
-        lines.append(f"| {row.of} | {row.name} | {row.dtype} | {' | '.join(cells)} | {words} |")
+        lines.append(f"| {row.of} | {row.name} | {row.dtype} | {cells} | {words} |")
     return "\n".join(lines) + "\n"
 
 

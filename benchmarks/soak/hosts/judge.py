@@ -13,9 +13,9 @@ from benchmarks.soak.hosts.rows import Row
 #: rounding of a padded and of a packed batch differ.
 TOLERANCES = {
     "float32": (1e-5, 1e-5),
-    "bfloat16": (2e-2, 5e-3),
+    "bfloat16": (1e-2, 1e-3),
     "4-bit": (1e-3, 1e-3),
-    "8-bit": (2e-2, 5e-3),
+    "8-bit": (2e-2, 1e-3),
 }
 _ABSOLUTE = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins")
 _RELATIVE = ("logps/chosen", "logps/rejected", "logits/chosen", "logits/rejected", "entropy")

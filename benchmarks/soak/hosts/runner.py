@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,11 @@ class Runner:
 
     def run(self, row: Row, method: str, folder: Path) -> dict[str, Any]:
         """The result of one of a row's two runs; see run.py."""
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         config, result = folder / "config.yml", folder / "result.json"
         content = row.config(method, self.material, folder)
         config.write_text(yaml.safe_dump(content, sort_keys=False))
-        result.unlink(missing_ok=True)
         ended = self._call([_HERE / "run.py", self.host, config, result], folder / "output.log")
         if result.exists():
             return json.loads(result.read_text())
