@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,10 @@ def _compare(row: Row, theirs: list[dict[str, Any]], ours: list[dict[str, Any]])
     steps = [[e for e in log if "loss" in e or "eval_loss" in e] for log in (theirs, ours)]
     if len(steps[0]) != len(steps[1]):
         return Verdict(False, f"{len(steps[0])} logs of DPO, {len(steps[1])} of B-DPO")
+    if "all" in row.differs:
+        if not all(math.isfinite(entry["loss"]) for entry in ours if "loss" in entry):
+            return Verdict(False, "B-DPO's losses are not finite")
+        return Verdict(True, f"both train, not compared: {row.differs['all']}")
     for one, other in zip(*steps, strict=True):
         for name, value in one.items():
             plain = re.sub("^eval_", "", name)

@@ -9,7 +9,8 @@ Each file has ``base``, the keys of every run, what ``differs`` in all, and ``ro
 - ``host``, ``ours``: keys of the host's own DPO alone, or of B-DPO alone;
 - ``refused``: ``both``, or ``ours`` where B-DPO refuses by its documentation what the host trains;
 - ``says``: a part of B-DPO's refusal;
-- ``differs``: metrics that are not compared, and why;
+- ``differs``: metrics that are not compared, and why; ``first`` for a first margin that is not 0,
+  ``all`` where nothing can be compared;
 - ``quick``: it is among the eight of `make test`.
 """
 
@@ -54,7 +55,7 @@ class Row:
 
     def config(self, method: str, material: Path, folder: Path) -> dict[str, Any]:
         """The configuration of one of the two runs, ``dpo`` or ``bdpo``, in its own folder."""
-        given = (self.host if method == "dpo" else self.ours) | METHODS[self.of][method]
+        given = METHODS[self.of][method] | (self.host if method == "dpo" else self.ours)
         data = [self.data] if isinstance(self.data, str) else self.data
         if self.of == "axolotl":
             types = self.type if isinstance(self.type, list) else [self.type] * len(data)
