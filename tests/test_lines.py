@@ -93,7 +93,7 @@ def run(package, *command):
     done = subprocess.run(
         [sys.executable, *command], cwd=package, env=environment, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, f"status {done.returncode}: {done.stdout}{done.stderr}"
     return done.stdout
 
 
@@ -134,3 +134,10 @@ def test_every_process_leaves_its_lines(package, how):
 def test_nothing_is_written_where_python_looks_for_compiled_files(package):
     run(package, "-c", IMPORT)
     assert not list(package.rglob("*.pyc"))
+
+
+def test_a_process_that_cannot_write_its_lines_ends_all_the_same(package):
+    """Such as one that has become another user."""
+    (package / "found").write_text("no folder")
+    with pytest.raises(AssertionError, match="status 5"):
+        run(package, "-c", f"{IMPORT}; os._exit(5)")
