@@ -15,6 +15,7 @@ What differs from a cold process:
   of such a variable is refused.
 - What the command starts itself (`accelerate launch`, `torchrun`) is cold. The processes of
   :meth:`Server.ranks` are warm, and have no `torchrun` above them.
+- The garbage collector does not look at what the imports left (`gc.freeze`).
 - The hash seed, and the caches that the Hugging Face libraries chose at import, are shared by all
   commands of one server. The random states are not: Python's, NumPy's and torch's are as in a new
   process.
@@ -23,6 +24,7 @@ What differs from a cold process:
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -238,5 +240,8 @@ if __name__ == "__main__":
     _control = socket.socket(fileno=int(sys.argv[1]))
     for _name in sys.argv[2:]:
         import_module(_name)
+    # Axolotl collects garbage at every step: not through all that has been imported
+    gc.collect()
+    gc.freeze()
     sys.stdout.flush()  # or every fork would write what is in the buffer
     run(serve(_control))
