@@ -503,8 +503,12 @@ def check_tokens(case: Case, tokenizer: Any, rows: list[dict], kept: list[dict])
         for side in ("chosen", "rejected"):
             whole = given.get("prompt", given[side][:0]) + given[side]
             if isinstance(whole, str):
+                # TRL ends what is left of a response once its prompt is taken from it
                 eos = tokenizer.eos_token
-                ids = tokenizer(whole if whole.endswith(eos) else whole + eos)["input_ids"]
+                ends = ["", eos]
+                if "prompt" in given:
+                    ends = ["" if given[side].endswith(eos) else eos]
+                found = [tokenizer(whole + end)["input_ids"] for end in ends]
             else:
                 tools = given.get("tools")
                 text = tokenizer.apply_chat_template(
@@ -513,8 +517,8 @@ def check_tokens(case: Case, tokenizer: Any, rows: list[dict], kept: list[dict])
                     tools=json.loads(tools) if isinstance(tools, str) else tools,
                     **(given.get("chat_template_kwargs") or {}),
                 )
-                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-            assert row["prompt_ids"] + row[f"{side}_ids"] == ids, f"row {row['bdpo_row']}"
+                found = [tokenizer(text, add_special_tokens=False)["input_ids"]]
+            assert row["prompt_ids"] + row[f"{side}_ids"] in found, f"row {row['bdpo_row']}"
 
 
 # --- many of them ---------------------------------------------------------------------------
