@@ -38,7 +38,7 @@ TOLERANCE = {"scores": 2e-3, "losses": 1e-4}
 #: Logged by each step; where the scores are not saved, these stand for them.
 SCORES = ("bdpo/mi_chosen", "bdpo/mi_rejected", "bdpo/scale", "logps/chosen", "logps/rejected")
 
-PATIENCE = 300.0
+PATIENCE = 600.0
 
 
 @dataclass(frozen=True)
