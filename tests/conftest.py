@@ -15,9 +15,10 @@ os.environ |= {
     "CUDA_VISIBLE_DEVICES": "",
     "TRITON_INTERPRET": "1",  # Liger's kernels run on the CPU
     "XDG_CACHE_HOME": tempfile.mkdtemp(),  # never the user's, in fixtures of any scope
-    # Axolotl's command line sets it when it is imported: the same for all, so that a process that
-    # was made before that import can run a command after it (warm.py)
+    # set by Axolotl's command line and by benchmarks/safety_world when they are imported: the same
+    # from the start, so that a process made before that import can run a command after it (warm.py)
     "HF_XET_HIGH_PERFORMANCE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "OMP_NUM_THREADS": "1",  # on tiny models threads only wait for each other
 }
 
