@@ -13,9 +13,11 @@ def main(folder: str, minimum: str) -> None:
     file = Path(folder, "lines.coverage")
     file.unlink(missing_ok=True)
     data = CoverageData(str(file))
-    data.add_lines({str(path): [] for path in (ROOT / "bdpo_plugin").rglob("*.py")})
+    ours = {str(path) for path in (ROOT / "bdpo_plugin").rglob("*.py")}
+    data.add_lines(dict.fromkeys(ours, []))
     for saved in Path(folder).glob("*.json"):
-        data.add_lines(json.loads(saved.read_text()))
+        lines = json.loads(saved.read_text())
+        data.add_lines({path: lines[path] for path in ours & lines.keys()})
     data.write()
     report = Coverage(data_file=str(file), config_file=str(ROOT / "pyproject.toml"))
     report.load()

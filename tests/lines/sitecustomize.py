@@ -87,9 +87,10 @@ def _save() -> None:
     found = {path: sorted(lines) for path, lines in _run.items()}
     if found:
         os.makedirs(FOLDER, exist_ok=True)
-        file = os.path.join(FOLDER, f"{os.getpid()}-{time.time_ns()}.json")
+        file = os.path.join(FOLDER, f"{os.getpid()}-{time.time_ns()}")
         with open(file, "w") as out:
             json.dump(found, out)
+        os.replace(file, f"{file}.json")  # one that is killed meanwhile leaves none
 
 
 def _exit(status: int, _leave=os._exit) -> None:
