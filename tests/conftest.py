@@ -15,12 +15,20 @@ os.environ |= {
     "CUDA_VISIBLE_DEVICES": "",
     "TRITON_INTERPRET": "1",  # Liger's kernels run on the CPU
     "XDG_CACHE_HOME": tempfile.mkdtemp(),  # never the user's, in fixtures of any scope
-    # set by Axolotl's command line and by benchmarks/safety_world when they are imported: the same
-    # from the start, so that a process made before that import can run a command after it (warm.py)
+    # set by Axolotl's command line when a test imports it: the same from the start, so that a
+    # process made before that import can run a command after it (warm.py)
     "HF_XET_HIGH_PERFORMANCE": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "OMP_NUM_THREADS": "1",  # on tiny models threads only wait for each other
 }
+
+_ENVIRONMENT = dict(os.environ)
+
+
+def pytest_collection_finish() -> None:
+    """Take back what the imports of the test modules left in the environment."""
+    os.environ.clear()
+    os.environ.update(_ENVIRONMENT)
+
 
 # No deadline: a slow machine is not a failure. Derandomised: what CI sees is what you see.
 hypothesis.settings.register_profile("bdpo", deadline=None, derandomize=True)

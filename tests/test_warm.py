@@ -109,14 +109,16 @@ def test_ranks(server, tmp_path):
         "dist.init_process_group('gloo')\n"
         "total = torch.tensor([dist.get_rank() + 1])\n"
         "dist.all_reduce(total)\n"
-        "print(total.item(), dist.get_world_size(), dist.is_torchelastic_launched(), flush=True)\n"
+        "import os\n"  # in one write: the two share the file
+        "told = (total.item(), dist.get_world_size(), dist.is_torchelastic_launched())\n"
+        "os.write(1, f'{told}\\n'.encode())\n"
         "dist.destroy_process_group()"
     )
     command = [sys.executable, "-c", code]
     with (tmp_path / "out").open("w") as output:
         ranks = server.ranks(2, command, env=dict(os.environ), stdout=output)
     assert [rank.wait(60) for rank in ranks] == [0, 0]
-    assert (tmp_path / "out").read_text().split("\n") == ["3 2 True", "3 2 True", ""]
+    assert (tmp_path / "out").read_text().split("\n") == ["(3, 2, True)", "(3, 2, True)", ""]
 
 
 @pytest.mark.parametrize("name", ["BDPO_AUTOLOAD", "HF_HOME", "PYTHONPATH"])

@@ -9,8 +9,7 @@ of the caller, and ends as any interpreter does, with the same exit status.
 What differs from a cold process:
 
 - The modules that were preloaded are there before the command's first line, in the server's order,
-  and what they read from the environment at import is what it was when the server was made (by
-  default: when this module was imported).
+  and what they read from the environment at import is what it was when the server was made.
   A test of import order, or of a variable of :data:`AT_IMPORT`, needs a cold process; another value
   of such a variable is refused.
 - What the command starts itself (`accelerate launch`, `torchrun`) is cold. The processes of
@@ -48,7 +47,6 @@ AT_IMPORT = (
     "TORCH_",
     "TRANSFORMERS_",
 )
-_ENVIRONMENT = dict(os.environ)
 _LENGTH = 8  # bytes of a request's length, before it
 
 
@@ -99,7 +97,7 @@ class Server:
     """A process that has imported the modules named, and forks for each command."""
 
     def __init__(self, *preload: str, env: dict[str, str] | None = None) -> None:
-        self._env = _ENVIRONMENT if env is None else env
+        self._env = dict(os.environ if env is None else env)
         self._socket, theirs = socket.socketpair()
         command = [sys.executable, __file__, str(theirs.fileno()), *preload]
         self._process = subprocess.Popen(

@@ -14,7 +14,7 @@ def main(folder: str, minimum: str) -> None:
     file.unlink(missing_ok=True)
     data = CoverageData(str(file))
     ours = {str(path) for path in (ROOT / "bdpo_plugin").rglob("*.py")}
-    data.add_lines(dict.fromkeys(ours, []))
+    data.add_lines({path: [] for path in ours})
     for saved in Path(folder).glob("*.json"):
         lines = json.loads(saved.read_text())
         data.add_lines({path: lines[path] for path in ours & lines.keys()})
