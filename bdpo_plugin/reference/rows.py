@@ -71,6 +71,24 @@ def raise_problems(reports: Iterable[RowReport]) -> None:
         raise BDPOError(f"{told}\nNothing has been computed.")
 
 
+def check_rows(
+    rows: Iterable[Any], name: str, problems: Callable[[Any], Iterable[Problem]]
+) -> None:
+    """Raise one BDPOError with all that is wrong with the rows of a dataset, if anything is.
+
+    Args:
+        name: of the dataset.
+        problems: what is wrong with a row.
+    """
+    report = RowReport(name)
+    for number, row in enumerate(rows):
+        report.total += 1
+        report.add(number, problems(row))
+    if not report.total:
+        report.general.append("It has no rows.")
+    raise_problems([report])
+
+
 class RowCheck:
     """Tells what is wrong with a row, one after the other of a dataset.
 

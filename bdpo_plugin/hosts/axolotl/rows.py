@@ -7,7 +7,7 @@ without the number of a row.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +15,7 @@ import wrapt
 from datasets import DatasetDict
 
 from bdpo_plugin.hosts.axolotl.resolve import MARK
-from bdpo_plugin.reference.rows import Problem, RowReport, kind_of, raise_problems
+from bdpo_plugin.reference.rows import Problem, check_rows, kind_of
 
 #: Columns that the strategies read as prompt and responses, where a dataset has them.
 _READ = (
@@ -49,7 +49,7 @@ def _map_dataset(wrapped: Any, instance: None, args: tuple, kwargs: dict) -> Any
         dataset = dataset["train"]
     name = next(iter(dataset.info.download_checksums or {}), "raw")
     strategy = _Strategy(transform)
-    _check(dataset, name, strategy.problems)
+    check_rows(dataset, name, strategy.problems)
     try:
         mapped = wrapped(*args, **kwargs)
     except Exception:
@@ -62,21 +62,11 @@ def _map_dataset(wrapped: Any, instance: None, args: tuple, kwargs: dict) -> Any
                 told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                 yield f"the dataset's `type` raises {told}", "Change or remove these rows."
 
-        _check(dataset, name, raised)
+        check_rows(dataset, name, raised)
         raise
     if strategy.renders:
-        _check(zip(dataset, mapped, strict=True), name, strategy.misread)
+        check_rows(zip(dataset, mapped, strict=True), name, strategy.misread)
     return mapped
-
-
-def _check(rows: Iterable[Any], name: str, problems: Callable[[Any], Iterator[Problem]]) -> None:
-    report = RowReport(name)
-    for number, row in enumerate(rows):
-        report.total += 1
-        report.add(number, problems(row))
-    if not report.total:
-        report.general.append("It has no rows.")
-    raise_problems([report])
 
 
 class _Strategy:

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from bdpo_plugin.reference.pairs import first_rows
-from bdpo_plugin.reference.rows import Problem, RowReport, kind_of, raise_problems
+from bdpo_plugin.reference.rows import Problem, check_rows, kind_of
 from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.trainer.report import print_problems
 
@@ -28,13 +28,7 @@ def align(align_dataset: Callable[..., Any], dataset: Any, attributes: Any, *res
     name = attributes.dataset_name
     if isinstance(dataset, IterableDataset):
         return align_dataset(_checked_stream(dataset, name, problems), attributes, *rest)
-    report = RowReport(name)
-    for number, row in enumerate(dataset):
-        report.total += 1
-        report.add(number, problems(row))
-    if not report.total:
-        report.general.append("It has no rows.")
-    raise_problems([report])
+    check_rows(dataset, name, problems)
     aligned = align_dataset(dataset, attributes, *rest)
     print_problems(_dropped(aligned, name))
     return aligned
