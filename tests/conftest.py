@@ -26,13 +26,25 @@ _ENVIRONMENT = dict(os.environ)
 
 def pytest_collection_finish() -> None:
     """Take back what the imports of the test modules left in the environment."""
+    _restore(_ENVIRONMENT)
+
+
+def _restore(environment: dict[str, str]) -> None:
     os.environ.clear()
-    os.environ.update(_ENVIRONMENT)
+    os.environ.update(environment)
 
 
 # No deadline: a slow machine is not a failure. Derandomised: what CI sees is what you see.
 hypothesis.settings.register_profile("bdpo", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("bdpo")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_environment():
+    """What the tests of one module leave in the environment, those of the next do not see."""
+    before = dict(os.environ)
+    yield
+    _restore(before)
 
 
 @pytest.fixture(autouse=True)

@@ -118,12 +118,14 @@ class Warm:
     """Starts runs from a process in which everything is imported (the standard library's)."""
 
     def __init__(self, *modules: str) -> None:
-        os.environ |= _QUIET  # before anything imports torch
-        path = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        os.environ["PYTHONPATH"] = os.pathsep.join(path)  # or it could not import this
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload([*modules, *_OFTEN])
+        ours = dict(os.environ)
+        path = [str(_ROOT), *filter(None, [ours.get("PYTHONPATH")])]  # or it could not import this
+        os.environ |= _QUIET | {"PYTHONPATH": os.pathsep.join(path)}
         self.context.Process(target=int).start()  # so that no run waits for the imports
+        os.environ.clear()
+        os.environ.update(ours)  # the server has the others, and so has each run
 
     def start(self, run: Run, function: Any = None) -> list[tuple[Any, Told]]:
         """The processes of a run, and what each tells; `function` trains in the place of ours."""
