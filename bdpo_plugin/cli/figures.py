@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 if TYPE_CHECKING:
-    from bdpo_plugin.cli.plot import Run
+    from bdpo_plugin.cli.runs import Run
 
 _STYLE = {
     "font.size": 10,

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
 
 from bdpo_plugin.cli.compare import load_trained
-from bdpo_plugin.cli.plot import read_run
+from bdpo_plugin.cli.runs import read_run
 from bdpo_plugin.tiny import write
 
 
