@@ -86,6 +86,12 @@ def test_holds_the_package_and_nothing_else(content) -> None:
     assert {name for name in content if name.endswith(".py")} == modules
 
 
+def test_says_that_it_is_typed(content) -> None:
+    assert content["bdpo_plugin/py.typed"] == ""
+    metadata = Parser().parsestr(content[f"{INFO}/METADATA"])
+    assert "Typing :: Typed" in metadata.get_all("Classifier")
+
+
 def test_holds_the_recipes(content) -> None:
     recipes = (ROOT / "example_configs").rglob("*.yml")
     texts = {f"bdpo_plugin/{p.relative_to(ROOT).as_posix()}": p.read_text() for p in recipes}

@@ -1,4 +1,4 @@
-"""A run as it lies on disk."""
+"""A run as it lies on disk: its log, and the scores of its pairs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 if TYPE_CHECKING:
     import pyarrow
 
+#: Where a B-DPO run leaves the scores of its training pairs, in its output folder.
 SCORES = Path("bdpo", "reference_scores.parquet")
 
 
@@ -57,6 +58,7 @@ def find_trainer_state(directory: Path) -> Path:
 
 
 def named(directories: tuple[Path, ...]) -> list[tuple[Path, str]]:
+    """Each folder with its name in a picture: its own, after its parent's if two have the same."""
     resolved = [directory.resolve() for directory in directories]
     names = [path.name for path in resolved]
     if len(set(names)) < len(names):
