@@ -40,6 +40,8 @@ class BDPOError(ValueError):
 class BDPOSettings:
     """The settings of B-DPO, validated. The key of field ``x`` is ``bdpo_x`` in every host.
 
+    Sections are those of docs/method.md.
+
     Attributes:
         alpha: strength of the balancing, dimensionless if ``mi_normalize`` (1 / (nats per
             token)), from 0 to what float32 can hold; 0 is exactly DPO. Method section 5.

@@ -1,6 +1,6 @@
 """The method once more, in float64 and plain loops, from the paper's side: the tests' truth.
 
-Written from the README's "The method" and, for the per-pair losses, from TRL's formulas. It
+Written from docs/method.md and, for the per-pair losses, from TRL's formulas. It
 shares no code with bdpo_plugin and must import nothing of it: numpy and math only.
 
 A model is a callable: token ids (a list of T ints) -> its logits, a (T, V) array, where row t

@@ -1,7 +1,7 @@
 """The method as pure tensor maths: no model, no dataset, no framework but torch.
 
 Notation of the shapes: B pairs in a batch, N response positions, V vocabulary entries.
-Equations and section numbers refer to the README's "The method".
+Equations and section numbers ("method section 5") are those of docs/method.md.
 """
 
 from bdpo_plugin.objective.balance import BalanceWeights, balance_weights
