@@ -26,23 +26,37 @@ MEASURES = {
 @click.command()
 @click.option("--repeats", default=3, show_default=True, help="Runs of each, alternating.")
 @click.option("--warm", is_flag=True, help="Ours once more, with the scores of the first run.")
+@click.option(
+    "--collecting",
+    is_flag=True,
+    help="Ours once more, with the garbage collection of Axolotl's trainer after each step.",
+)
 @json_option
 @setting_options
-def main(repeats: int, warm: bool, json_file: Path | None, **options: Any) -> None:
+def main(
+    repeats: int, warm: bool, collecting: bool, json_file: Path | None, **options: Any
+) -> None:
     """One epoch of the host's own DPO trainer and of B-DPO's, in turn, and their ratios.
 
     Model, data, batch, dtype and order are the same, and each run is a new process. B-DPO's
     time includes its pass over the data with the reference model.
     """
     setting = take_setting(options)
-    methods = ["DPO", "B-DPO"] + ["B-DPO, warm"] * warm
+    if collecting and setting.host != "axolotl":
+        raise click.UsageError("--collecting needs --host axolotl: no other trainer does it")
+    methods = ["DPO", "B-DPO"] + ["B-DPO, warm"] * warm + ["B-DPO, collecting"] * collecting
     results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
     with make_runs(setting) as runs, progress(repeats * len(methods)) as show:
         for turn in range(repeats):
             cache = tempfile.mkdtemp(dir=runs.folder)
             for method in methods:
                 show(f"{method}, run {turn + 1} of {repeats}")
-                result = runs.run("dpo") if method == "DPO" else runs.run("bdpo", cache=cache)
+                if method == "DPO":
+                    result = runs.run("dpo")
+                elif method == "B-DPO, collecting":
+                    result = runs.run("bdpo-collecting")
+                else:
+                    result = runs.run("bdpo", cache=cache)
                 results[method].append(result)
     screen = console()
     title = f"One epoch, {setting.host}, {setting.device}, adapter {setting.adapter}"

@@ -46,11 +46,11 @@ class Runs:
         """One run in a new process; see :func:`benchmarks.worker.run`.
 
         Args:
-            method: ``dpo`` or ``bdpo``.
+            method: ``dpo``, ``bdpo`` or ``bdpo-collecting``.
             cache: the folder of B-DPO's scores; default a new one.
             options: further training arguments.
         """
-        if method == "bdpo":
+        if method != "dpo":
             options["bdpo_cache_dir"] = cache or tempfile.mkdtemp(dir=self.folder)
         return self._call({"method": method, "train": train, "options": options})
 

@@ -62,7 +62,8 @@ def run(
     """One epoch, or the precomputation alone, of the host's trainer or of ours.
 
     Args:
-        method: ``dpo`` or ``bdpo``.
+        method: ``dpo``, ``bdpo``, or ``bdpo-collecting``: ours with the garbage collection of
+            Axolotl's trainer after each step.
         options: further training arguments.
 
     Returns:
@@ -137,6 +138,13 @@ def _classes(host: str, method: str) -> tuple[type, type]:
     if host == "axolotl":
         from bdpo_plugin.hosts.axolotl import AxolotlBDPOConfig, AxolotlBDPOTrainer
 
+        if method == "bdpo-collecting":
+            from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
+
+            class Collecting(AxolotlBDPOTrainer):
+                training_step = AxolotlDPOTrainer.training_step
+
+            return Collecting, AxolotlBDPOConfig
         return AxolotlBDPOTrainer, AxolotlBDPOConfig
     if method == "dpo":
         from trl import DPOConfig, DPOTrainer

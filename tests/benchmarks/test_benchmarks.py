@@ -33,11 +33,13 @@ def run(name, tmp_path, *options):
 
 
 def test_epoch_of_both(tmp_path):
-    shown, saved = run("epoch", tmp_path, "--repeats", "1", "--warm")
     hosts = [host for host in ("axolotl", "llamafactory") if find_spec(host)] or ["trl"]
+    collecting = ["--collecting"] if hosts[0] == "axolotl" else []
+    shown, saved = run("epoch", tmp_path, "--repeats", "1", "--warm", *collecting)
     assert saved["setting"]["host"] == hosts[0]
     assert f"One epoch, {hosts[0]}, cpu, adapter none" in shown
-    assert set(saved["results"]) == {"DPO", "B-DPO", "B-DPO, warm"}
+    methods = {"DPO", "B-DPO", "B-DPO, warm"} | ({"B-DPO, collecting"} if collecting else set())
+    assert set(saved["results"]) == methods
     for method, (result,) in saved["results"].items():
         assert result["steps"] == 2
         assert result["tokens"] > 4 * 2 * 12
