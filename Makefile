@@ -99,7 +99,7 @@ test-llamafactory: .venv-llamafactory/.installed-test ## The tests beside LLaMA-
 	@echo "==> Tests beside $(LLAMAFACTORY)"
 	@python -m pytest tests/hosts/llamafactory tests/benchmarks/test_benchmarks.py \
 		tests/benchmarks/test_soak_hosts.py \
-		tests/reference tests/tiny tests/test_autoload.py $(MARKED)
+		tests/model tests/reference tests/run/test_room.py tests/test_pairs.py tests/test_rows.py tests/tiny tests/test_autoload.py $(MARKED)
 
 lint: .venv/.installed-test ## ruff and the import rules
 	@echo "==> ruff, lint-imports"

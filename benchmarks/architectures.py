@@ -24,9 +24,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from bdpo_plugin.reference.projection import ResponseReader, _Known
+from bdpo_plugin.model.reader import ResponseReader, _Known
+from bdpo_plugin.model.trial import Apart
 from bdpo_plugin.reference.scoring import Job, budgeted_batches, score_jobs
-from bdpo_plugin.reference.trial import Apart
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 CPU = torch.device("cpu")

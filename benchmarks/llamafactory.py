@@ -43,7 +43,7 @@ def run(
 
 
 def _time_pass(clock: Clock) -> None:
-    from bdpo_plugin.trainer.balancer import Balancer
+    from bdpo_plugin.run.scorer import Balancer
 
     score = Balancer.score_dataset
 

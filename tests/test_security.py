@@ -164,7 +164,7 @@ NAMES = [
 
 @given(st.text() | st.sampled_from(NAMES))
 def test_files_of_scores_stay_in_their_folder(name) -> None:
-    from bdpo_plugin.trainer.report import score_file
+    from bdpo_plugin.run.report import score_file
 
     file = score_file(name, "0123456789")
     assert re.fullmatch(r"reference_scores(\.[\w.-]+)?\.01234567\.parquet", file)
@@ -222,8 +222,8 @@ def test_hostile_texts_in_the_tables(capsys) -> None:
     from bdpo_plugin.objective import balance_weights
     from bdpo_plugin.reference.dataset import PairScores
     from bdpo_plugin.reference.null_prompt import NullPrompt
+    from bdpo_plugin.run import report
     from bdpo_plugin.settings import BDPOSettings
-    from bdpo_plugin.trainer import report
 
     settings, two = BDPOSettings(), torch.ones(2)
     null = NullPrompt((1,), HOSTILE, HOSTILE, 0.5, (HOSTILE,))

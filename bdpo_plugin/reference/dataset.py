@@ -14,11 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bdpo_plugin.model.reader import ResponseReader
+from bdpo_plugin.model.traits import is_sharded
 from bdpo_plugin.objective import mutual_information
+from bdpo_plugin.pairs import Pair
 from bdpo_plugin.reference.null_prompt import NullPrompt
-from bdpo_plugin.reference.output_layer import is_sharded
-from bdpo_plugin.reference.pairs import Pair
-from bdpo_plugin.reference.projection import ResponseReader
 from bdpo_plugin.reference.ranks import (
     gathered,
     maximum,

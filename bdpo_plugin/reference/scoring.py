@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bdpo_plugin.model.reader import Head, ResponseReader, statistics
+from bdpo_plugin.model.traits import evaluation
 from bdpo_plugin.objective.mutual_information import information_gain
-from bdpo_plugin.reference.output_layer import evaluation
-from bdpo_plugin.reference.projection import Head, ResponseReader, statistics
 from bdpo_plugin.settings import BDPOError
 
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bdpo_plugin.pairs import Pair
 from bdpo_plugin.reference.null_prompt import NullPrompt
-from bdpo_plugin.reference.pairs import Pair
 from bdpo_plugin.reference.scoring import Job
 from bdpo_plugin.reference.store import KEY, framed, score_key
 

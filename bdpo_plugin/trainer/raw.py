@@ -10,11 +10,11 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from trl import extract_prompt
 
-from bdpo_plugin.reference.pairs import DataReport
-from bdpo_plugin.reference.rows import Problem, RowCheck, RowReport, raise_problems
+from bdpo_plugin.pairs import DataReport
+from bdpo_plugin.rows import Problem, RowCheck, RowReport, raise_problems
+from bdpo_plugin.run.columns import ROW
 from bdpo_plugin.settings import BDPOError
-from bdpo_plugin.trainer.batch import rendered
-from bdpo_plugin.trainer.columns import ROW
+from bdpo_plugin.trainer.data import rendered
 
 #: What TRL reads of a row.
 _READ = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs")

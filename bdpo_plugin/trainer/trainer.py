@@ -10,21 +10,8 @@ import torch
 from datasets import Dataset, IterableDataset
 from trl import DPOTrainer
 
-from bdpo_plugin.reference.pairs import Pair, first_rows
-from bdpo_plugin.settings import BDPOError
-from bdpo_plugin.trainer.balancer import Balance, Balancer, digest, longest
-from bdpo_plugin.trainer.batch import (
-    TOKENISED,
-    batch_pairs,
-    dataset_pairs,
-    misplaced_rows,
-    model_inputs,
-    nothing_left,
-    peek,
-    stream_refusal,
-)
-from bdpo_plugin.trainer.checks import check_arguments, check_columns, check_launch
-from bdpo_plugin.trainer.columns import (
+from bdpo_plugin.pairs import Pair, first_rows
+from bdpo_plugin.run.columns import (
     LENGTH,
     ROW,
     SCORE_COLUMNS,
@@ -34,7 +21,25 @@ from bdpo_plugin.trainer.columns import (
     drop_reserved,
     with_columns,
 )
+from bdpo_plugin.run.mixin import RunMixin
+from bdpo_plugin.run.reference_source import release_reference, resolve_reference
+from bdpo_plugin.run.report import add_peak_memory, print_problems, score_file
+from bdpo_plugin.run.scorer import Balance, Balancer, digest, longest
+from bdpo_plugin.run.step import LossTerms, MetricSums, preference_step
+from bdpo_plugin.run.stream import StreamFilter, TellStreams
+from bdpo_plugin.settings import BDPOError
+from bdpo_plugin.trainer.checks import check_arguments, check_columns, check_launch
 from bdpo_plugin.trainer.config import BDPOConfig
+from bdpo_plugin.trainer.data import (
+    TOKENISED,
+    batch_pairs,
+    dataset_pairs,
+    misplaced_rows,
+    model_inputs,
+    nothing_left,
+    peek,
+    stream_refusal,
+)
 from bdpo_plugin.trainer.raw import (
     check_datasets,
     checked_stream,
@@ -44,11 +49,6 @@ from bdpo_plugin.trainer.raw import (
     without_mistaken,
     without_rows,
 )
-from bdpo_plugin.trainer.reference_model import release_reference, resolve_reference
-from bdpo_plugin.trainer.report import add_peak_memory, print_problems, score_file
-from bdpo_plugin.trainer.run import RunMixin
-from bdpo_plugin.trainer.step import LossTerms, MetricSums, preference_step
-from bdpo_plugin.trainer.stream import StreamFilter, TellStreams
 
 
 class BDPOTrainer(RunMixin, DPOTrainer):

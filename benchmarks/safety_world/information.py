@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bdpo_plugin.model.reader import ResponseReader
+from bdpo_plugin.pairs import Pair as TokenPair
+from bdpo_plugin.pairs import Side
 from bdpo_plugin.reference.dataset import PairScores, score_pairs
 from bdpo_plugin.reference.fingerprint import AS_IT_IS, model_fingerprint, tokenizer_fingerprint
 from bdpo_plugin.reference.null_prompt import NullPrompt, find_null_prompt
-from bdpo_plugin.reference.pairs import Pair as TokenPair
-from bdpo_plugin.reference.pairs import Side
-from bdpo_plugin.reference.projection import ResponseReader
 from bdpo_plugin.reference.scoring import Reference
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.settings import BDPOSettings

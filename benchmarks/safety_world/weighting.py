@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bdpo_plugin import BalanceWeights, balance_weights
-from bdpo_plugin.trainer import step
+from bdpo_plugin.run import step
 
 #: The package's defaults of 2026-11-24, under which "ours" stays what it was.
 _OURS = {

@@ -6,8 +6,8 @@ The whole is `python -m benchmarks.architectures`.
 import pytest
 import transformers
 
-from bdpo_plugin.reference.projection import ResponseReader, _Known
-from bdpo_plugin.reference.trial import Apart
+from bdpo_plugin.model.reader import ResponseReader, _Known
+from bdpo_plugin.model.trial import Apart
 from benchmarks.architectures import DTYPES, PAGE, faults, look, names, tiny
 
 #: Of each kind of layer, position, output layer and treatment one.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bdpo_plugin import balance_weights
-from bdpo_plugin.trainer import step
+from bdpo_plugin.run import step
 from benchmarks.safety_world import runner, words
 from benchmarks.safety_world.data import matched, training_pairs
 from benchmarks.safety_world.evaluate import (

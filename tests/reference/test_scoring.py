@@ -24,7 +24,7 @@ from small_models import (
 from torch import nn
 from transformers import PretrainedConfig
 
-from bdpo_plugin.reference.projection import ResponseReader
+from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.reference.scoring import (
     Job,
     Reference,

@@ -7,7 +7,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.nn.parallel import DistributedDataParallel
 
-from bdpo_plugin.reference.projection import ResponseReader
+from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.tiny import build_tokenizer
 
 CASES = [

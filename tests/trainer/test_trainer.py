@@ -12,7 +12,7 @@ from running import history, pairs, scores, sharp_model, trainer, weights
 
 from bdpo_plugin import BalanceWeights, BDPOError
 from bdpo_plugin.reference import scoring
-from bdpo_plugin.trainer.columns import batch_scores
+from bdpo_plugin.run.columns import batch_scores
 
 METRICS = (
     "mi_chosen",

@@ -15,7 +15,7 @@ import wrapt
 from datasets import DatasetDict
 
 from bdpo_plugin.hosts.axolotl.resolve import MARK
-from bdpo_plugin.reference.rows import Problem, check_rows, kind_of
+from bdpo_plugin.rows import Problem, check_rows, kind_of
 
 #: Columns that the strategies read as prompt and responses, where a dataset has them.
 _READ = (

@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset
 from llamafactory.extras.constants import IGNORE_INDEX
 
-from bdpo_plugin.reference.pairs import Pair, split_sequence
+from bdpo_plugin.pairs import Pair, split_sequence
 from bdpo_plugin.settings import BDPOError
 
 _MEDIA = ("images", "videos", "audios")

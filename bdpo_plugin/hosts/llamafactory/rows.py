@@ -8,10 +8,10 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from bdpo_plugin.reference.pairs import first_rows
-from bdpo_plugin.reference.rows import Problem, check_rows, kind_of
+from bdpo_plugin.pairs import first_rows
+from bdpo_plugin.rows import Problem, check_rows, kind_of
+from bdpo_plugin.run.report import print_problems
 from bdpo_plugin.settings import BDPOError
-from bdpo_plugin.trainer.report import print_problems
 
 _FILL = "Remove these rows, or fill them in."
 _NAME = "Name it in `columns` of dataset_info.json."

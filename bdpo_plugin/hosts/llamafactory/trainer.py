@@ -20,13 +20,10 @@ from bdpo_plugin.hosts.llamafactory.data import (
     dataset_pairs,
     stream_pair,
 )
-from bdpo_plugin.hosts.llamafactory.reference import describe_reference, free_weights
-from bdpo_plugin.reference.pairs import Pair
+from bdpo_plugin.hosts.llamafactory.describe import describe_reference, free_weights
+from bdpo_plugin.pairs import Pair
 from bdpo_plugin.reference.scoring import Reference
-from bdpo_plugin.settings import BDPOSettings
-from bdpo_plugin.trainer.balancer import Balancer, longest
-from bdpo_plugin.trainer.batch import batch_pairs, model_inputs, peek, stream_refusal
-from bdpo_plugin.trainer.columns import (
+from bdpo_plugin.run.columns import (
     LENGTH,
     ReadyDatasets,
     ScoreCollator,
@@ -34,11 +31,14 @@ from bdpo_plugin.trainer.columns import (
     drop_reserved,
     with_columns,
 )
-from bdpo_plugin.trainer.reference_model import release_reference, resolve_reference
-from bdpo_plugin.trainer.report import add_peak_memory, print_problems, score_file
-from bdpo_plugin.trainer.run import RunMixin
-from bdpo_plugin.trainer.step import TOTAL, LossTerms, preference_step
-from bdpo_plugin.trainer.stream import StreamFilter, TellStreams
+from bdpo_plugin.run.mixin import RunMixin
+from bdpo_plugin.run.reference_source import release_reference, resolve_reference
+from bdpo_plugin.run.report import add_peak_memory, print_problems, score_file
+from bdpo_plugin.run.scorer import Balancer, longest
+from bdpo_plugin.run.step import TOTAL, LossTerms, preference_step
+from bdpo_plugin.run.stream import StreamFilter, TellStreams
+from bdpo_plugin.settings import BDPOSettings
+from bdpo_plugin.trainer.data import batch_pairs, model_inputs, peek, stream_refusal
 
 #: The curves that `plot_loss: true` draws beside LLaMA-Factory's own.
 _CURVES = ("rewards/margins", "bdpo/imbalance", "bdpo/weight_chosen", "bdpo/scale")

@@ -6,8 +6,8 @@ import torch
 from small_models import small_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from bdpo_plugin.reference.pairs import Pair, Side
-from bdpo_plugin.reference.room import check_room, position_limit
+from bdpo_plugin.pairs import Pair, Side
+from bdpo_plugin.run.room import check_room, position_limit
 from bdpo_plugin.settings import BDPOError
 
 TINY = {

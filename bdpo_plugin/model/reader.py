@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bdpo_plugin.reference.layer_kinds import attends_only
-from bdpo_plugin.reference.output_layer import (
+from bdpo_plugin.model.layer_kinds import attends_only
+from bdpo_plugin.model.packing import cheapest_plan, pack, packable
+from bdpo_plugin.model.traits import (
     at_head,
     evaluation,
     keep_differentiable,
@@ -29,8 +30,7 @@ from bdpo_plugin.reference.output_layer import (
     select,
     text_config,
 )
-from bdpo_plugin.reference.packing import cheapest_plan, pack, packable
-from bdpo_plugin.reference.trial import Apart, in_order, try_gradients, try_rows
+from bdpo_plugin.model.trial import Apart, in_order, try_gradients, try_rows
 
 #: Logits held at once: 128 MiB in float32.
 CHUNK_ELEMENTS = 2**25

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from bdpo_plugin.reference.output_layer import text_config
-from bdpo_plugin.reference.pairs import Pair
+from bdpo_plugin.model.traits import text_config
+from bdpo_plugin.pairs import Pair
 from bdpo_plugin.settings import BDPOError
 
 

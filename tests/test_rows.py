@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bdpo_plugin.reference.rows import RowCheck, RowReport, raise_problems
+from bdpo_plugin.rows import RowCheck, RowReport, raise_problems
 from bdpo_plugin.settings import BDPOError
 
 

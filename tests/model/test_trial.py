@@ -5,10 +5,10 @@ import torch
 from small_models import small_model
 from torch import nn
 
-from bdpo_plugin.reference.layer_kinds import attends_only
-from bdpo_plugin.reference.output_layer import evaluation, output_head
-from bdpo_plugin.reference.projection import ResponseReader
-from bdpo_plugin.reference.trial import Apart, try_gradients, try_rows
+from bdpo_plugin.model.layer_kinds import attends_only
+from bdpo_plugin.model.reader import ResponseReader
+from bdpo_plugin.model.traits import evaluation, output_head
+from bdpo_plugin.model.trial import Apart, try_gradients, try_rows
 
 BOTH = Apart(packed=True, shared=True)
 

@@ -7,8 +7,8 @@ import torch
 from small_models import small_model
 from transformers import AutoModelForCausalLM, FalconConfig, Lfm2Config
 
-from bdpo_plugin.reference.packing import Unit, cheapest_plan, pack, packable, shareable
-from bdpo_plugin.reference.projection import ResponseReader
+from bdpo_plugin.model.packing import Unit, cheapest_plan, pack, packable, shareable
+from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.tiny import build_model
 
 

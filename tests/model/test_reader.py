@@ -15,8 +15,8 @@ from small_models import ARCHITECTURES, small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen2ForCausalLM
 
-from bdpo_plugin.reference import projection
-from bdpo_plugin.reference.projection import ResponseReader
+import bdpo_plugin.model.reader as reader_module
+from bdpo_plugin.model.reader import ResponseReader
 
 CHUNK_ROWS = [1, 3, 7, 10_000]
 
@@ -101,7 +101,7 @@ def test_every_architecture_trained_and_frozen(tokenizer, batch, architecture, r
 
 
 def test_few_logits_are_held_and_many_computed_again(tokenizer, batch, monkeypatch):
-    monkeypatch.setattr(projection, "CPU_CHUNK_ELEMENTS", 3 * len(tokenizer))
+    monkeypatch.setattr(reader_module, "CPU_CHUNK_ELEMENTS", 3 * len(tokenizer))
     inputs, positions, labels = batch
     model = small_model(tokenizer)
     calls = []
@@ -499,7 +499,7 @@ def test_liger_in_the_place_of_torchs_cross_entropy(tmp_path):
 
 _WITH_LIGER = """
 import torch
-from bdpo_plugin.reference.projection import Head, statistics
+from bdpo_plugin.model.reader import Head, statistics
 
 hidden, labels = torch.randn(5, 16, requires_grad=True), torch.arange(5)
 weight = torch.randn(16, 64)
@@ -534,7 +534,7 @@ _REPLACED = {
 
 
 def test_nothing_of_ours_calls_what_hosts_replace():
-    package = Path(projection.__file__).parents[1]
+    package = Path(reader_module.__file__).parents[1]
     used = {
         (path.name, name)
         for path in package.rglob("*.py")
@@ -546,4 +546,4 @@ def test_nothing_of_ours_calls_what_hosts_replace():
         ]
     }
     assert {(file, name) for file, name in used if name in _REPLACED} == set()
-    assert ("projection.py", "softmax") in used
+    assert ("reader.py", "softmax") in used

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bdpo_plugin.reference.pairs import Pair, Side, check_pairs, split_sequence
+from bdpo_plugin.pairs import Pair, Side, check_pairs, split_sequence
 from bdpo_plugin.settings import BDPOError
 
 BOS = 1

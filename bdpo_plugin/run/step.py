@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.objective import BalanceWeights, bdpo_loss
-from bdpo_plugin.reference.projection import ResponseReader
 from bdpo_plugin.reference.scoring import sum_by_row
 
 #: The one metric that is a sum over the ranks, not a mean.
@@ -45,7 +45,7 @@ def preference_step(
     Args:
         inputs: of the model's forward; `input_ids` (2B, T), the chosen rows first.
         trained: (2B, T) bool, the tokens that are trained on.
-        scores: the columns of :data:`~bdpo_plugin.trainer.columns.SCORE_COLUMNS`.
+        scores: the columns of :data:`~bdpo_plugin.run.columns.SCORE_COLUMNS`.
         terms: of the loss.
 
     Returns:

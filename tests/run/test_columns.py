@@ -8,7 +8,7 @@ from datasets import Dataset, load_dataset
 from running import history, pairs, scores, trainer
 
 from bdpo_plugin import BDPOError
-from bdpo_plugin.trainer.columns import SCORE_COLUMNS
+from bdpo_plugin.run.columns import SCORE_COLUMNS
 
 
 def shown(capsys):

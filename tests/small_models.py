@@ -18,8 +18,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from bdpo_plugin.reference.pairs import Pair, Side
-from bdpo_plugin.reference.projection import ResponseReader
+from bdpo_plugin.model.reader import ResponseReader
+from bdpo_plugin.pairs import Pair, Side
 from bdpo_plugin.reference.scoring import Job, budgeted_batches, score_jobs
 from bdpo_plugin.tiny import build_model
 

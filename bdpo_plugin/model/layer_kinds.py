@@ -13,7 +13,7 @@ import re
 from torch import nn
 from transformers.pytorch_utils import Conv1D  # a linear layer, by another name
 
-from bdpo_plugin.reference.output_layer import text_config, unwrapped
+from bdpo_plugin.model.traits import text_config, unwrapped
 
 #: The values of `layer_types`, and of lists like it, in the configurations of transformers.
 _ATTENTION = {"full_attention", "sliding_attention"}

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from bdpo_plugin.reference.output_layer import text_config, unwrapped
+from bdpo_plugin.model.traits import text_config, unwrapped
 
 
 class Unit(NamedTuple):
@@ -37,8 +37,8 @@ Plan = list[list[Unit]]
 
 def packable(model: nn.Module, inputs: dict[str, Any]) -> bool:
     """Whether packed rows may be tried: what the model's layers are is told in
-    :mod:`~bdpo_plugin.reference.layer_kinds`, and whether it keeps them apart is to be seen
-    (:mod:`~bdpo_plugin.reference.trial`).
+    :mod:`~bdpo_plugin.model.layer_kinds`, and whether it keeps them apart is to be seen
+    (:mod:`~bdpo_plugin.model.trial`).
 
     What a trial on a few tokens would not show is left out here: layers that look at a token's
     place in its row (Llama 4), adapters that begin at the last invocation in a row, and NEFTune,

@@ -12,9 +12,9 @@ from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 
-from bdpo_plugin.reference.pairs import Pair, split_sequence
+from bdpo_plugin.pairs import Pair, split_sequence
+from bdpo_plugin.run.columns import SCORE_COLUMNS, TRL_COLUMNS
 from bdpo_plugin.settings import BDPOError
-from bdpo_plugin.trainer.columns import SCORE_COLUMNS, TRL_COLUMNS
 from bdpo_plugin.visible import visible
 
 #: What TRL's tokenisation makes of a row.

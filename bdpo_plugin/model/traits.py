@@ -132,7 +132,7 @@ def rotary_limit(model: nn.Module) -> int | None:
 def logits_postprocessing(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """What the architectures of transformers do to their logits after the output layer.
 
-    :class:`~bdpo_plugin.reference.projection.ResponseReader` finds out where this is not all, or
+    :class:`~bdpo_plugin.model.reader.ResponseReader` finds out where this is not all, or
     wrong.
     """
     config = text_config(model)

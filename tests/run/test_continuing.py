@@ -20,7 +20,7 @@ from peft import (
 from running import history, pairs, sharp_model, trainer
 
 from bdpo_plugin import BDPOError
-from bdpo_plugin.trainer.continuing import FILE, OutputFolder
+from bdpo_plugin.run.continuing import FILE, OutputFolder
 
 LINEAR = ["q_proj", "v_proj"]
 OPTIONS = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "learning_rate": 5e-3}

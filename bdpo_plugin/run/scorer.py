@@ -13,7 +13,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from bdpo_plugin.model.reader import ResponseReader
+from bdpo_plugin.model.traits import rotary_limit
 from bdpo_plugin.objective import BalanceWeights, balance_weights
+from bdpo_plugin.pairs import Pair, check_pairs
 from bdpo_plugin.reference.dataset import PairScores, score_pairs
 from bdpo_plugin.reference.fingerprint import (
     UnreadableWeights,
@@ -21,16 +24,11 @@ from bdpo_plugin.reference.fingerprint import (
     tokenizer_fingerprint,
 )
 from bdpo_plugin.reference.null_prompt import NullPrompt, find_null_prompt
-from bdpo_plugin.reference.output_layer import rotary_limit
-from bdpo_plugin.reference.pairs import Pair, check_pairs
-from bdpo_plugin.reference.projection import ResponseReader
-from bdpo_plugin.reference.room import check_room, position_limit
 from bdpo_plugin.reference.scoring import Reference
 from bdpo_plugin.reference.store import ScoreStore
-from bdpo_plugin.settings import BDPOError, BDPOSettings
-from bdpo_plugin.trainer.columns import LENGTH, SCORE_COLUMNS
-from bdpo_plugin.trainer.continuing import OutputFolder
-from bdpo_plugin.trainer.report import (
+from bdpo_plugin.run.columns import LENGTH, SCORE_COLUMNS
+from bdpo_plugin.run.continuing import OutputFolder
+from bdpo_plugin.run.report import (
     print_problems,
     print_scores,
     print_settings,
@@ -38,6 +36,8 @@ from bdpo_plugin.trainer.report import (
     print_warning,
     save_scores,
 )
+from bdpo_plugin.run.room import check_room, position_limit
+from bdpo_plugin.settings import BDPOError, BDPOSettings
 
 Balance = Callable[[Tensor, Tensor], BalanceWeights]
 

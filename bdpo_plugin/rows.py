@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bdpo_plugin.reference.pairs import first_rows
+from bdpo_plugin.pairs import first_rows
 from bdpo_plugin.settings import BDPOError
 
 #: What is wrong, in the user's words, and what to do about it.

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from torch.utils.data import get_worker_info
 from transformers import TrainerCallback
 
-from bdpo_plugin.reference.pairs import PROBLEMS, Pair, check_pairs
-from bdpo_plugin.trainer.report import print_problems
+from bdpo_plugin.pairs import PROBLEMS, Pair, check_pairs
+from bdpo_plugin.run.report import print_problems
 
 _KINDS = tuple(PROBLEMS)
 

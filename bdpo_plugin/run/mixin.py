@@ -10,9 +10,9 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import get_last_checkpoint
 
+from bdpo_plugin.run.columns import ReadyDatasets, unscored
+from bdpo_plugin.run.continuing import check_checkpoint, write_description
 from bdpo_plugin.settings import BDPOError
-from bdpo_plugin.trainer.columns import ReadyDatasets, unscored
-from bdpo_plugin.trainer.continuing import check_checkpoint, write_description
 
 
 class RunMixin:

@@ -1,0 +1,1 @@
+"""Any causal language model, read at its response positions."""
