@@ -18,6 +18,7 @@ export OMP_NUM_THREADS      ?= 2
 export OMP_WAIT_POLICY      ?= passive
 
 DEMO   := bdpo-demo
+LOG    := $(DEMO)/axolotl.log
 QUICK  := benchmarks/safety_world/work/quick
 CONFIG := example_configs/axolotl/tiny-cpu.yml
 
@@ -31,6 +32,8 @@ LINES   := $(CURDIR)/.lines
 MINIMUM := 92
 # What runs side by side: each line says whose it is.
 MARKED = 2>&1 | sed -u 's/^/$(@:test-%=%) | /'
+# What the demo's commands do not show is in a log, whose end is shown if one fails.
+failed = { tr '\r' '\n' < $(1) | tail -n 30; echo "==> Failed. The whole log: $(CURDIR)/$(1)"; exit 1; } >&2
 
 EMPTY :=
 SPACE := $(EMPTY) $(EMPTY)
@@ -61,14 +64,16 @@ test-axolotl test-trl test-llamafactory: export PYTHONPATH := $(CURDIR)/tests/li
 demo: .venv/.installed $(DEMO)/tiny/prompts.txt ## Train a tiny model with B-DPO on the CPU and look at it
 	@rm -rf $(DEMO)/run $(DEMO)/prepared
 	@echo "==> axolotl train $(CONFIG)"
-	@axolotl train $(CONFIG)
-	@echo "==> The run in pictures, and the model before and after"
-	@bdpo plot $(DEMO)/run
-	@bdpo compare $(DEMO)/tiny/model $(DEMO)/run --prompts $(DEMO)/tiny/prompts.txt
+	@axolotl train $(CONFIG) 2>&1 | tee -i $(LOG) | python tools/demo_screen.py || $(call failed,$(LOG))
+	@echo "==> The answers before and after"
+	@bdpo plot $(DEMO)/run >> $(LOG) 2>&1 || $(call failed,$(LOG))
+	@bdpo compare $(DEMO)/tiny/model $(DEMO)/run --prompts $(DEMO)/tiny/prompts.txt 2>> $(LOG) \
+		|| $(call failed,$(LOG))
 	@echo
 	@echo "The curves:               $(CURDIR)/$(DEMO)/run/curves.png"
 	@echo "The mutual information:   $(CURDIR)/$(DEMO)/run/mi_scatter.png"
 	@echo "The adapter:              $(CURDIR)/$(DEMO)/run"
+	@echo "The log, with each step:  $(CURDIR)/$(LOG)"
 
 # Two at a time, once all the environments are there: some tests compare one host with another.
 test: ## Everything: linters, the tests beside each host, the evidence at reduced size
@@ -177,4 +182,5 @@ clean: ## Remove the environments and the demo's output
 
 $(DEMO)/tiny/prompts.txt: $(wildcard bdpo_plugin/tiny/*.py) | .venv/.installed
 	@echo "==> A tiny chat model and preference data, made from nothing"
-	@.venv/bin/bdpo tiny $(@D)
+	@mkdir -p $(DEMO)
+	@.venv/bin/bdpo tiny $(@D) 2> $(DEMO)/tiny.log || $(call failed,$(DEMO)/tiny.log)
