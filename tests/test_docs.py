@@ -159,11 +159,27 @@ def test_links_resolve(page) -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
 def test_where_a_host_the_loss_and_the_scores_are(page) -> None:
-    if not (ROOT / page).exists():
-        pytest.skip("not there")
     text = (ROOT / page).read_text(encoding="utf-8")
     for path in ("bdpo_plugin/hosts/", "run/step.py", "objective/loss.py", "reference/store.py"):
         assert path in text
+
+
+def test_files_named_to_contributors_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w./-]+(?:/|\.(?:py|md|yml|yaml|toml)))`", text))
+    assert len(named) > 40
+    there = [path for path in named if (ROOT / path).exists()]
+    there += [path for path in named if (ROOT / "bdpo_plugin" / path).exists()]
+    assert {path for path in named if "newhost" not in path} == set(there)
+
+
+def test_every_floor_is_in_the_picture() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    picture = text.split("```\n  cli/")[1].split("```")[0]
+    package = ROOT / "bdpo_plugin"
+    floors = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    floors |= {path.name for path in package.glob("*.py")} - {"__init__.py", "autoload.py"}
+    assert [floor for floor in floors - {"cli/"} if floor not in picture] == []
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.relative_to(ROOT).as_posix())
