@@ -2,6 +2,7 @@
 
 import ast
 import re
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,41 @@ def test_links_resolve(page) -> None:
         if not target.exists() or (anchor and anchor not in anchors(target)):
             broken.append(link)
     assert broken == []
+
+
+#: What a run, a checkpoint, a data set or another project has, and no file of this repository.
+_ELSEWHERE = re.compile(
+    r"(\./)?(bdpo-demo|bdpo|OUTPUT_DIR|DIR|runs|checkpoint-\S+|examples)/|[/~$]|\w+\.(jsonl|png)$"
+)
+
+
+def files_named(text: str) -> set[str]:
+    """What looks like the path of a file or folder among the words in backticks."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    quoted = {word for words in re.findall(r"`([^`\n]+)`", text) for word in words.split()}
+    path = re.compile(
+        r"[\w.*{},/-]+(\.(py|md|yml|toml|cff|png)|/)|(tests|benchmarks|docs)/[\w./-]+"
+    )
+    return {word for word in quoted if path.fullmatch(word) and not _ELSEWHERE.match(word)}
+
+
+def spelt_out(path: str) -> list[str]:
+    """``a/{b,c}.py`` as ``a/b.py`` and ``a/c.py``."""
+    before, brace, rest = path.partition("{")
+    inner, _, after = rest.partition("}")
+    return [before + word + after for word in inner.split(",")] if brace else [path]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, *[p for p in (ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md") if p.exists()]],
+    ids=name_of,
+)
+def test_files_named_exist(page) -> None:
+    named = chain.from_iterable(map(spelt_out, files_named(page.read_text(encoding="utf-8"))))
+    places = (ROOT, ROOT / "bdpo_plugin", page.parent)
+    missing = {n for n in named if not any(any(place.glob(n.rstrip("/"))) for place in places)}
+    assert missing == set()
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])

@@ -1,7 +1,7 @@
 """The method once more, in float64 and plain loops, from the paper's side: the tests' truth.
 
-Written from docs/method.md and, for the per-pair losses, from TRL's formulas. It
-shares no code with bdpo_plugin and must import nothing of it: numpy and math only.
+Written from docs/method.md and, for the per-pair losses, from TRL's formulas. It shares no code
+with bdpo_plugin and must import nothing of it: numpy and math only.
 
 A model is a callable: token ids (a list of T ints) -> its logits, a (T, V) array, where row t
 predicts token t + 1. Ids are plain lists of one sequence, without padding. Log-probabilities are
