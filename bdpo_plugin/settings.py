@@ -122,6 +122,19 @@ class BDPOSettings:
         """The inverse of :meth:`from_keys`."""
         return {PREFIX + name: value for name, value in asdict(self).items()}
 
+    def check_precompute(self, theirs: bool | None) -> None:
+        """Refuse a host's `precompute_ref_log_probs` that says otherwise than ``precompute``.
+
+        Raises:
+            BDPOError: it is neither left out (None) nor the same.
+        """
+        if theirs not in (None, self.precompute):
+            raise BDPOError(
+                f"`precompute_ref_log_probs: {theirs}` contradicts `bdpo_precompute: "
+                f"{self.precompute}`, which decides: one pass gives both log-probabilities and "
+                "mutual information. Remove the former."
+            )
+
 
 def unknown_key_message(key: str) -> str:
     """What to say of a ``bdpo_*`` key that does not exist."""
@@ -132,24 +145,41 @@ def unknown_key_message(key: str) -> str:
     )
 
 
-def check_loss_types(loss_types: str | list[str] | tuple[str, ...], key: str) -> list[str]:
-    """The loss types of a run, as a list, or a refusal that names ``key``.
+def check_loss(
+    loss_types: Any, label_smoothing: Any, *, type_key: str, smoothing_key: str
+) -> list[str]:
+    """The loss types of a run, as a list, or a refusal that names the host's key.
+
+    Args:
+        loss_types: one name, or a list of them.
+        label_smoothing: the host's value; None counts as left out.
+        type_key, smoothing_key: what the host calls the two.
 
     Raises:
-        BDPOError: a loss that is not in :data:`LOSS_TYPES`, or no per-pair loss among them.
+        BDPOError: a loss that is not in :data:`LOSS_TYPES`, no per-pair loss among them, or a
+            label smoothing that no loss of the run reads or that is out of range.
     """
-    names = [loss_types] if isinstance(loss_types, str) else list(loss_types)
+    names = list(loss_types) if isinstance(loss_types, list | tuple) else [loss_types]
     for name in names:
         if name not in LOSS_TYPES:
             raise BDPOError(
-                f"`{key}: {name}` is not supported by B-DPO: its balance weights are defined for "
-                f"losses of the two log-ratios. Supported: {', '.join(LOSS_TYPES)} "
+                f"`{type_key}: {name}` is not supported by B-DPO: its balance weights are defined "
+                f"for losses of the two log-ratios. Supported: {', '.join(LOSS_TYPES)} "
                 "('sft' only beside one of the others)."
             )
     if not set(names) & set(PAIR_LOSSES):
         raise BDPOError(
-            f"`{key}: {names}` has no preference loss to balance. "
+            f"`{type_key}: {names}` has no preference loss to balance. "
             f"Add one of: {', '.join(PAIR_LOSSES)}."
+        )
+    smoothing = 0.0 if label_smoothing is None else _number(label_smoothing, smoothing_key)
+    if "robust" in names:
+        if not 0 <= smoothing < 0.5:
+            raise _refusal(smoothing_key, label_smoothing, "a number in [0, 0.5)")
+    elif smoothing:
+        raise BDPOError(
+            f"`{smoothing_key}: {label_smoothing}` has no effect on `{type_key}: {names}`, as only "
+            "'robust' reads it. Add 'robust' to the losses, or remove it."
         )
     return names
 

@@ -13,7 +13,7 @@ from bdpo_plugin.settings import (
     PAIR_LOSSES,
     BDPOError,
     BDPOSettings,
-    check_loss_types,
+    check_loss,
     unknown_key_message,
 )
 
@@ -194,25 +194,70 @@ def test_keys_roundtrip(settings) -> None:
     assert BDPOSettings.from_keys(settings.to_keys()) == settings
 
 
+def losses(types, smoothing=None):
+    """Those of a host that calls its keys so."""
+    return check_loss(types, smoothing, type_key="host_loss", smoothing_key="host_smoothing")
+
+
 @pytest.mark.parametrize("loss", PAIR_LOSSES)
 def test_loss_types_taken(loss) -> None:
-    assert check_loss_types(loss, "rl_loss") == [loss]
-    assert check_loss_types((loss, "sft"), "rl_loss") == [loss, "sft"]
+    assert losses(loss) == [loss]
+    assert losses((loss, "sft")) == [loss, "sft"]
 
 
-@pytest.mark.parametrize("loss_types", ["kto_pair", ["sigmoid", "apo_zero"], ["aot", "sft"]])
+@pytest.mark.parametrize(
+    "loss_types", ["kto_pair", ["sigmoid", "apo_zero"], ["aot", "sft"], 5, ["hinge", None]]
+)
 def test_unsupported_loss_names_the_key_the_loss_and_the_list(loss_types) -> None:
-    culprit = next(n for n in [loss_types, *loss_types] if n in ("kto_pair", "apo_zero", "aot"))
+    names = loss_types if isinstance(loss_types, list) else [loss_types]
+    culprit = next(n for n in names if n not in LOSS_TYPES)
     with pytest.raises(BDPOError) as refusal:
-        check_loss_types(loss_types, "dpo_loss_type")
+        losses(loss_types)
     message = str(refusal.value)
-    assert message.startswith(f"`dpo_loss_type: {culprit}` is not supported by B-DPO")
+    assert message.startswith(f"`host_loss: {culprit}` is not supported by B-DPO")
     assert f"Supported: {', '.join(LOSS_TYPES)}" in message
 
 
 @pytest.mark.parametrize("loss_types", ["sft", ["sft"], []])
 def test_a_preference_loss_is_needed(loss_types) -> None:
     with pytest.raises(BDPOError, match="has no preference loss to balance") as refusal:
-        check_loss_types(loss_types, "loss_type")
-    assert str(refusal.value).startswith("`loss_type: ")
+        losses(loss_types)
+    assert str(refusal.value).startswith("`host_loss: ")
     assert str(refusal.value).endswith(f"Add one of: {', '.join(PAIR_LOSSES)}.")
+
+
+@pytest.mark.parametrize("smoothing", [None, 0, 0.0, 0.499, "1e-1", np.float32(0.1)])
+def test_label_smoothing_taken(smoothing) -> None:
+    assert losses(["robust", "sigmoid"], smoothing) == ["robust", "sigmoid"]
+
+
+@pytest.mark.parametrize("smoothing", [0.5, -0.1, 1, math.nan, math.inf, "many", True, [0.1]])
+def test_label_smoothing_out_of_range(smoothing) -> None:
+    with pytest.raises(BDPOError) as refusal:
+        losses("robust", smoothing)
+    message = str(refusal.value)
+    assert message.startswith(
+        f"`host_smoothing: {smoothing!r}` cannot be used: it must be a number"
+    )
+
+
+@pytest.mark.parametrize("smoothing", [0.1, -0.1, "0.1", math.nan])
+def test_label_smoothing_that_no_loss_reads(smoothing) -> None:
+    with pytest.raises(BDPOError, match="Add 'robust' to the losses, or remove it") as refusal:
+        losses(["sigmoid", "sft"], smoothing)
+    words = f"`host_smoothing: {smoothing}` has no effect on `host_loss: ['sigmoid', 'sft']`"
+    assert str(refusal.value).startswith(words)
+    assert losses(["sigmoid", "sft"], 0) == ["sigmoid", "sft"]
+
+
+@pytest.mark.parametrize("precompute", [True, False])
+def test_a_host_may_say_the_same_of_the_pass(precompute) -> None:
+    settings = BDPOSettings(precompute=precompute)
+    settings.check_precompute(None)
+    settings.check_precompute(precompute)
+    with pytest.raises(BDPOError) as refusal:
+        settings.check_precompute(not precompute)
+    words = (
+        f"`precompute_ref_log_probs: {not precompute}` contradicts `bdpo_precompute: {precompute}`"
+    )
+    assert str(refusal.value).startswith(words)

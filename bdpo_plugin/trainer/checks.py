@@ -9,17 +9,23 @@ from typing import Any
 import trl
 from trl import DPOConfig
 
-from bdpo_plugin.settings import BDPOError, BDPOSettings, check_loss_types
+from bdpo_plugin.refusals import Limit, check_limits
+from bdpo_plugin.settings import BDPOError, BDPOSettings, check_loss
 
-#: Argument of `trl.DPOConfig`, the value that B-DPO can honour, why no other.
-_ONLY = (
-    ("use_weighting", False, "WPO weights would be multiplied onto the balance weights"),
-    ("use_liger_kernel", False, "Liger's fused DPO loss knows no balance weights"),
-    ("padding_free", False, "TRL itself has it switched off"),
-    ("f_divergence_type", "reverse_kl", "the balance weights are defined on log-ratios"),
-    ("ld_alpha", None, "it would weight the tokens that the mutual information is measured on"),
-    ("sync_ref_model", False, "the reference that the scores come from has to stay frozen"),
-    ("precompute_ref_batch_size", None, "`bdpo_score_tokens` sets the size of a scoring batch"),
+#: Arguments of `trl.DPOConfig`, and why they must stay as they are.
+_LIMITS = (
+    Limit("use_weighting", "WPO weights would be multiplied onto the balance weights"),
+    Limit("use_liger_kernel", "Liger's fused DPO loss knows no balance weights"),
+    Limit("padding_free", "TRL itself has it switched off"),
+    Limit("f_divergence_type", "the balance weights are defined on log-ratios", ("reverse_kl",)),
+    Limit("ld_alpha", "it would weight the tokens that the mutual information is of", ()),
+    Limit("sync_ref_model", "the reference that the scores come from has to stay frozen"),
+    Limit("precompute_ref_batch_size", "`bdpo_score_tokens` sets the size of a scoring batch", ()),
+)
+#: Sizes of accelerate's `ParallelismConfig`.
+_WHOLE = "the scoring pass wants whole sequences, and rows of its own in each rank"
+_SPLITS = tuple(
+    Limit(key, _WHOLE, (1,), "Set it to 1.") for key in ("tp_size", "cp_size", "sp_size")
 )
 
 #: Releases of TRL that the tests run beside.
@@ -42,29 +48,16 @@ def check_arguments(args: Any) -> BDPOSettings:
             stacklevel=3,
         )
     settings = BDPOSettings.from_keys(vars(args))
-    losses = check_loss_types(args.loss_type, "loss_type")
-    for name, allowed, reason in _ONLY:
-        value = getattr(args, name, allowed)
-        value = getattr(value, "value", value)  # an enum in some releases of TRL
-        if value != allowed:
-            raise BDPOError(
-                f"`{name}: {value}` cannot be used with B-DPO: {reason}. Set it to {allowed!r} or "
-                "leave it out."
-            )
-    if args.label_smoothing and "robust" not in losses:
-        raise BDPOError(
-            f"`label_smoothing: {args.label_smoothing}` has no effect on the loss types {losses}: "
-            "use the loss type 'robust', or leave it out."
-        )
-    if "robust" in losses and not 0 <= args.label_smoothing < 0.5:
-        raise BDPOError(
-            f"`label_smoothing: {args.label_smoothing}` must lie in [0, 0.5) for the 'robust' loss."
-        )
-    if args.precompute_ref_log_probs and not settings.precompute:
-        raise BDPOError(
-            "`precompute_ref_log_probs: true` contradicts `bdpo_precompute: false`: B-DPO computes "
-            "both log-probabilities and MI in one pass. Set bdpo_precompute alone."
-        )
+    check_loss(
+        args.loss_type,
+        args.label_smoothing,
+        type_key="loss_type",
+        smoothing_key="label_smoothing",
+    )
+    # enums in some releases of TRL
+    values = {key: getattr(value, "value", value) for key, value in vars(args).items()}
+    check_limits(values, _LIMITS, "B-DPO")
+    settings.check_precompute(args.precompute_ref_log_probs or None)  # False is TRL's default
     return settings
 
 
@@ -97,9 +90,6 @@ def check_launch(accelerator: Any, gpus: int) -> None:
             "CUDA_VISIBLE_DEVICES to one of them."
         )
     parallel = getattr(accelerator, "parallelism_config", None)
-    for name in ("tp_size", "cp_size", "sp_size"):
-        if (size := getattr(parallel, name, 1)) > 1:
-            raise BDPOError(
-                f"`{name}: {size}` cannot be used with B-DPO: the scoring pass wants whole "
-                "sequences, and rows of its own in each rank."
-            )
+    check_limits(
+        {limit.key: getattr(parallel, limit.key, None) for limit in _SPLITS}, _SPLITS, "B-DPO"
+    )

@@ -14,54 +14,55 @@ from typing import Any
 
 from axolotl.utils.logging import get_logger
 
-from bdpo_plugin.settings import (
-    PREFIX,
-    BDPOError,
-    BDPOSettings,
-    check_loss_types,
-    unknown_key_message,
-)
+from bdpo_plugin.refusals import OFF, Limit, check_limits, check_no_keys
+from bdpo_plugin.settings import PREFIX, BDPOError, BDPOSettings, check_loss, unknown_key_message
 
 PLUGIN = "bdpo_plugin.BDPOPlugin"
 TRAINER = "bdpo_plugin.hosts.axolotl.AxolotlBDPOTrainer"
 MARK = "bdpo"
 TESTED = ("0.19.0",)
 
-#: Keys that must be off, and why.
-_OFF = {
-    "dpo_use_weighting": "its own weights on the pairs would multiply B-DPO's",
-    "dpo_use_liger_kernel": "the fused loss leaves no place for the balance weights",
-    "dpo_padding_free": "B-DPO needs one row for each response",
-    "processor_type": "B-DPO has no mutual information for images: text datasets only",
-    "image_size": "B-DPO has no mutual information for images: text datasets only",
-    "pad_to_multiple_of": "Axolotl's collator for it makes batches that TRL's DPO cannot read",
-}
-#: Keys that Axolotl's `rl: dpo` drops without a word, what would be missing, and what to do.
-_DROPPED = {
-    "lora_model_dir": (
-        "neither the policy nor the reference would have that adapter",
-        "Merge it into the base model first (`axolotl merge-lora`), and name the result as "
-        "`base_model`",
+_TEXT = "B-DPO has no mutual information for images: text datasets only"
+_WHOLE = "the reference pass needs whole sequences in each rank"
+_ONE = (1, "1", *OFF)
+_DROPPED = "has no effect"
+
+#: Axolotl's keys that B-DPO cannot honour, and those that its `rl: dpo` drops without a word.
+_LIMITS = (
+    Limit("dpo_use_weighting", "its own weights on the pairs would multiply B-DPO's"),
+    Limit("dpo_use_liger_kernel", "the fused loss leaves no place for the balance weights"),
+    Limit("dpo_padding_free", "B-DPO needs one row for each response"),
+    Limit("processor_type", _TEXT),
+    Limit("image_size", _TEXT),
+    Limit(
+        "pad_to_multiple_of", "Axolotl's collator for it makes batches that TRL's DPO cannot read"
     ),
-    "pretraining_dataset": (
-        "nothing would be trained on it",
-        "Name preference data in `datasets`",
+    Limit(
+        "lora_model_dir",
+        "Axolotl's DPO drops it, and neither the policy nor the reference would have that adapter",
+        remedy="Merge it into the base model first (`axolotl merge-lora`), and name the result as "
+        "`base_model`.",
+        verdict=_DROPPED,
     ),
-    "streaming": (
-        "the data would be loaded whole",
-        "Remove it",
+    Limit(
+        "pretraining_dataset",
+        "Axolotl's DPO drops it, and nothing would be trained on it",
+        remedy="Name preference data in `datasets`.",
+        verdict=_DROPPED,
     ),
-    "train_on_inputs": (
-        "the loss is on the responses alone",
-        "Remove it",
+    Limit("streaming", "Axolotl's DPO drops it: the data would be loaded whole", verdict=_DROPPED),
+    Limit("train_on_inputs", "in Axolotl's DPO the loss is on the responses", verdict=_DROPPED),
+    Limit("context_parallel_size", _WHOLE, _ONE, "Set it to 1."),
+    Limit("sequence_parallel_degree", _WHOLE, _ONE, "Set it to 1."),
+    Limit(
+        "tensor_parallel_size",
+        "the reference pass gives each rank rows of its own",
+        _ONE,
+        "Set it to 1.",
     ),
-}
-#: Keys that must be at most 1, and why.
-_ONE = {
-    "context_parallel_size": "the reference pass needs whole sequences in each rank",
-    "sequence_parallel_degree": "the reference pass needs whole sequences in each rank",
-    "tensor_parallel_size": "the reference pass gives each rank rows of its own",
-}
+    Limit("trainer_cls", "it brings its own", (TRAINER,), "Remove one of the two."),
+    Limit("trl.sync_ref_model", "the mutual information is that of a frozen reference"),
+)
 
 # Axolotl shows INFO only from loggers named after it.
 LOG = get_logger("axolotl.bdpo")
@@ -84,12 +85,18 @@ def resolve(cfg: MutableMapping[str, Any]) -> bool:
         check_resolved(cfg)
         return True
     if cfg.get("rl") != "bdpo":
-        _check_no_keys(cfg)
+        if not cfg.get("inference"):  # `axolotl inference` sets `rl` to nothing
+            check_no_keys(cfg, f"rl: {cfg.get('rl')}", "rl: bdpo")
         return False
     _check_command_line()
     settings = BDPOSettings.from_keys(cfg)
-    losses = check_loss_types(cfg.get("dpo_loss_type") or "sigmoid", "dpo_loss_type")
-    _check_options(cfg, settings, losses)
+    check_loss(
+        cfg.get("dpo_loss_type") or "sigmoid",
+        cfg.get("dpo_label_smoothing"),
+        type_key="dpo_loss_type",
+        smoothing_key="dpo_label_smoothing",
+    )
+    _check_options(cfg, settings)
     if (found := version("axolotl")) not in TESTED:
         LOG.warning(f"B-DPO has not been tested with axolotl {found}; tested: {', '.join(TESTED)}.")
     cfg.pop("precompute_ref_log_probs", None)  # B-DPO's own pass does it
@@ -109,64 +116,17 @@ def check_resolved(cfg: MutableMapping[str, Any]) -> None:
             )
 
 
-def _check_no_keys(cfg: MutableMapping[str, Any]) -> None:
-    if cfg.get("inference"):  # `axolotl inference` sets `rl` to nothing
-        return
-    keys = [key for key in cfg if str(key).startswith(PREFIX) and cfg[key] is not None]
-    if keys:
-        raise BDPOError(
-            f"`{keys[0]}` has no effect with `rl: {cfg.get('rl')}`. Write `rl: bdpo`, or remove: "
-            f"{', '.join(keys)}. (Plain DPO with the same YAML: `bdpo_alpha: 0`.)"
-        )
-
-
-def _check_options(
-    cfg: MutableMapping[str, Any], settings: BDPOSettings, losses: list[str]
-) -> None:
-    for key, why in _OFF.items():
-        if cfg.get(key):
-            raise BDPOError(
-                f"`{key}: {cfg[key]}` cannot be used with `rl: bdpo`: {why}. Remove it."
-            )
-    for key, (missing, remedy) in _DROPPED.items():
-        if cfg.get(key) and not (key == "lora_model_dir" and cfg.get("merge_lora")):
-            raise BDPOError(
-                f"`{key}: {cfg[key]}` has no effect with `rl: bdpo`, nor with `rl: dpo`, in "
-                f"Axolotl: {missing}. {remedy}."
-            )
-    for key, why in _ONE.items():
-        if str(cfg.get(key) or 1) != "1":
-            raise BDPOError(
-                f"`{key}: {cfg[key]}` cannot be used with `rl: bdpo`: {why}. Set it to 1."
-            )
-    if cfg.get("trainer_cls") not in (None, TRAINER):
-        raise BDPOError(
-            f"`trainer_cls: {cfg['trainer_cls']}` cannot be used with `rl: bdpo`, which brings its "
-            "own. Remove one of the two."
-        )
-    if (cfg.get("trl") or {}).get("sync_ref_model"):
-        raise BDPOError(
-            "`trl.sync_ref_model: true` cannot be used with `rl: bdpo`: the mutual information is "
-            "that of a frozen reference. Remove it."
-        )
-    if cfg.get("precompute_ref_log_probs") not in (None, settings.precompute):
-        raise BDPOError(
-            f"`precompute_ref_log_probs: {cfg['precompute_ref_log_probs']}` contradicts "
-            f"`bdpo_precompute: {settings.precompute}`, which decides. Remove the former."
-        )
+def _check_options(cfg: MutableMapping[str, Any], settings: BDPOSettings) -> None:
+    values = {**cfg, "trl.sync_ref_model": (cfg.get("trl") or {}).get("sync_ref_model")}
+    if cfg.get("merge_lora"):  # `axolotl merge-lora` names the adapter in the same configuration
+        values.pop("lora_model_dir", None)
+    check_limits(values, _LIMITS, "`rl: bdpo`")
+    settings.check_precompute(cfg.get("precompute_ref_log_probs"))
     if settings.precompute and cfg.get("adapter") and (cfg.get("fsdp") or cfg.get("fsdp_config")):
         raise BDPOError(
             "Under FSDP a model with an adapter can run only once training has begun, so its "
             "dataset cannot be scored before: set `bdpo_precompute: false`."
         )
-    smoothing = float(cfg.get("dpo_label_smoothing") or 0)
-    if smoothing and "robust" not in losses:
-        raise BDPOError(
-            f"`dpo_label_smoothing: {smoothing}` has no effect on `dpo_loss_type: {losses}`. "
-            "Add 'robust' to the losses, or remove it."
-        )
-    if not 0 <= smoothing < 0.5:
-        raise BDPOError(f"`dpo_label_smoothing: {smoothing}` must be in [0, 0.5).")
 
 
 def _check_command_line() -> None:

@@ -9,17 +9,18 @@ from dataclasses import field, fields, make_dataclass
 from importlib.metadata import version
 from typing import Any, Literal, get_args, get_type_hints
 
+from bdpo_plugin.refusals import Limit, check_limits, check_no_keys
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 
 PREF_LOSS = "bdpo"
 TESTED = ("0.9.5",)
 KEYS = BDPOSettings.keys()
 
-#: Arguments, the value that B-DPO can honour, why no other.
-_ONLY = (
-    ("pref_bco_weight", 0, "the BCO loss has no place for the balance weights"),
-    ("dpo_label_smoothing", 0, "LLaMA-Factory's smoothed loss is none that B-DPO balances"),
-    ("ld_alpha", None, "it would weight the tokens that the mutual information is measured on"),
+#: LLaMA-Factory's arguments that B-DPO cannot honour.
+_LIMITS = (
+    Limit("pref_bco_weight", "the BCO loss has no place for the balance weights"),
+    Limit("dpo_label_smoothing", "LLaMA-Factory's smoothed loss is none that B-DPO balances"),
+    Limit("ld_alpha", "it would weight the tokens that the mutual information is measured on", ()),
 )
 
 
@@ -77,15 +78,9 @@ def resolve(args: Any) -> BDPOSettings | None:
         BDPOError: a bad ``bdpo_*`` value, such a key without `pref_loss: bdpo`, an argument that
             B-DPO cannot honour, or a release of LLaMA-Factory that it has not been tested with.
     """
-    keys = [key for key in KEYS if getattr(args, key) is not None]
     if args.pref_loss != PREF_LOSS:
         _check_spelling(args)
-        if keys:
-            raise BDPOError(
-                f"`{keys[0]}` has no effect with `pref_loss: {args.pref_loss}`. Write `pref_loss: "
-                f"bdpo`, or remove: {', '.join(keys)}. (Plain DPO with the same YAML: "
-                "`bdpo_alpha: 0`.)"
-            )
+        check_no_keys(vars(args), f"pref_loss: {args.pref_loss}", f"pref_loss: {PREF_LOSS}")
         return None
     if not is_tested():
         raise BDPOError(
@@ -94,12 +89,8 @@ def resolve(args: Any) -> BDPOSettings | None:
         )
     if args.stage != "dpo":
         raise BDPOError(f"`pref_loss: bdpo` needs `stage: dpo`, not `stage: {args.stage}`.")
-    settings = BDPOSettings.from_keys({key: getattr(args, key) for key in keys})
-    for key, allowed, why in _ONLY:
-        if (value := getattr(args, key)) != allowed:
-            raise BDPOError(
-                f"`{key}: {value}` cannot be used with `pref_loss: bdpo`: {why}. Remove it."
-            )
+    settings = BDPOSettings.from_keys(vars(args))
+    check_limits(vars(args), _LIMITS, "`pref_loss: bdpo`")
     if os.environ.get("USE_MCA", "0").lower() in ("true", "y", "1"):
         raise BDPOError(
             "`USE_MCA=1` cannot be used with `pref_loss: bdpo`: Megatron's trainer is another one. "

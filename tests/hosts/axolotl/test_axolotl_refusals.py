@@ -39,7 +39,7 @@ REFUSED = {
     ),
     "smoothing too large": (
         {"dpo_label_smoothing": 0.5, "dpo_loss_type": ["robust"]},
-        ["`dpo_label_smoothing: 0.5` must be in [0, 0.5)"],
+        ["`dpo_label_smoothing: 0.5` cannot be used: it must be a number in [0, 0.5)"],
     ),
     # options of the host
     "weighting of WPO": ({"dpo_use_weighting": True}, ["`dpo_use_weighting: True`", "Remove it"]),
@@ -71,7 +71,7 @@ REFUSED = {
     ),
     "moving reference": (
         {"trl": {"sync_ref_model": True}},
-        ["`trl.sync_ref_model: true`", "frozen reference"],
+        ["`trl.sync_ref_model: True`", "frozen reference"],
     ),
     "precompute, twice": (
         {"precompute_ref_log_probs": False},
@@ -94,17 +94,21 @@ def test_is_refused(case, config) -> None:
 
 
 def test_no_key_is_refused_for_a_value_that_switches_it_off(config) -> None:
-    off = dict.fromkeys([*resolving._OFF, *resolving._DROPPED], False)
-    off |= dict.fromkeys(resolving._ONE, 1)
-    resolving.resolve(
-        config(
-            **off,
-            bdpo_alpha=None,
-            trl={"sync_ref_model": False},
-            dpo_label_smoothing=0.0,
-            precompute_ref_log_probs=True,
+    limits = {limit.key: limit for limit in resolving._LIMITS if "." not in limit.key}
+    for turn in range(7):  # each of the values that a key may have
+        values = {
+            key: (None, *limit.honoured)[turn % (1 + len(limit.honoured))]
+            for key, limit in limits.items()
+        }
+        resolving.resolve(
+            config(
+                **values,
+                bdpo_alpha=None,
+                trl={"sync_ref_model": False},
+                dpo_label_smoothing=0.0,
+                precompute_ref_log_probs=True,
+            )
         )
-    )
 
 
 def test_a_given_adapter_can_be_merged(config) -> None:

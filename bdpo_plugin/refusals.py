@@ -1,0 +1,70 @@
+"""What a host may ask for and B-DPO cannot honour: one check, and a table for each host.
+
+Standard library only: it is imported before torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from bdpo_plugin.settings import PREFIX, BDPOError
+
+#: The values by which a configuration says that a key is not used.
+OFF = (False, "", [], {})
+
+
+class Limit(NamedTuple):
+    """A key of a host of which B-DPO can honour some values only.
+
+    Attributes:
+        key: what the host calls it.
+        why: no other value can be honoured.
+        honoured: the values that can be; None, which is a key left out, always can.
+        remedy: what to do about any other.
+        verdict: what is said of any other.
+    """
+
+    key: str
+    why: str
+    honoured: tuple[Any, ...] = OFF
+    remedy: str = "Remove it."
+    verdict: str = "cannot be used"
+
+
+def check_limits(values: Mapping[str, Any], limits: Iterable[Limit], run: str) -> None:
+    """Refuse the first key whose value cannot be honoured.
+
+    Args:
+        values: a host's configuration by its keys.
+        limits: the host's table.
+        run: by which the host's user asks for B-DPO, for the message.
+
+    Raises:
+        BDPOError: with the key, its value, the reason and the remedy.
+    """
+    for limit in limits:
+        value = values.get(limit.key)
+        if value is not None and value not in limit.honoured:
+            raise BDPOError(
+                f"`{limit.key}: {value}` {limit.verdict} with {run}: {limit.why}. {limit.remedy}"
+            )
+
+
+def check_no_keys(values: Mapping[str, Any], said: str, wanted: str) -> None:
+    """Refuse ``bdpo_*`` keys in a configuration that does not ask for B-DPO.
+
+    Args:
+        values: a host's configuration by its keys; None counts as left out.
+        said: what it says in the place of `wanted`.
+        wanted: by which the host's user asks for B-DPO.
+
+    Raises:
+        BDPOError: with the keys and what to do.
+    """
+    keys = [k for k, value in values.items() if str(k).startswith(PREFIX) and value is not None]
+    if keys:
+        raise BDPOError(
+            f"`{keys[0]}` has no effect with `{said}`. Write `{wanted}`, or remove: "
+            f"{', '.join(keys)}. (Plain DPO with the same YAML: `bdpo_alpha: 0`.)"
+        )
