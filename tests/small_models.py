@@ -16,6 +16,7 @@ from transformers import (
     LlamaConfig,
     MixtralConfig,
     Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 from bdpo_plugin.model.reader import ResponseReader
@@ -49,6 +50,21 @@ def small_model(tokenizer, architecture="tied", *, seed=0, scale=6.0, **options)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(scale)
     return model.eval()
+
+
+class OddLogits(Qwen2ForCausalLM):
+    """Does something to its logits that no field of its configuration tells."""
+
+    def forward(self, *args, **kwargs):
+        outputs = super().forward(*args, **kwargs)
+        ramp = torch.linspace(0, 1, outputs.logits.shape[-1])
+        outputs.logits = outputs.logits * 1.7 + ramp
+        return outputs
+
+
+def recast(model, cls):
+    model.__class__ = cls
+    return model
 
 
 def truth_model(model):

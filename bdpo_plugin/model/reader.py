@@ -17,62 +17,29 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from bdpo_plugin.model.head import (
+    CHUNK_ELEMENTS,
+    CPU_CHUNK_ELEMENTS,
+    Head,
+    TokenStatistics,
+    at_head,
+    select,
+    statistics,
+)
 from bdpo_plugin.model.layer_kinds import attends_only
 from bdpo_plugin.model.packing import cheapest_plan, pack, packable
 from bdpo_plugin.model.traits import (
-    at_head,
     evaluation,
     keep_differentiable,
     logits_postprocessing,
     output_head,
-    select,
     text_config,
 )
 from bdpo_plugin.model.trial import Apart, in_order, try_gradients, try_rows
 
-#: Logits held at once: 128 MiB in float32.
-CHUNK_ELEMENTS = 2**25
-
-#: Logits computed at once on a CPU, which gains nothing from large chunks: those just above
-#: 32 MiB go back to the system once freed.
-CPU_CHUNK_ELEMENTS = 9 * 2**20
-
 #: Tokens that a model is tried on first.
 _TRIAL = 32
-
-
-class Head(NamedTuple):
-    """The model's projection of hidden states to logits, post-processing included.
-
-    Attributes:
-        project: (n, H) -> (n, V) float32.
-        rows: how many rows to project at a time.
-        held: how many rows' logits may be held for the backward pass.
-        trained: whether a parameter of the projection wants a gradient.
-    """
-
-    project: Callable[[Tensor], Tensor]
-    rows: int
-    held: int
-    trained: bool
-
-
-class TokenStatistics(NamedTuple):
-    """What is read at each of N positions; all (N,) float32, only `logps` with gradient.
-
-    Attributes:
-        logps: log pi(token), nats.
-        entropy: of the next-token distribution, nats.
-        mean_logits: over the vocabulary.
-        correct: 1 where the token is the most likely one, else 0.
-    """
-
-    logps: Tensor
-    entropy: Tensor
-    mean_logits: Tensor
-    correct: Tensor
 
 
 class _Known(NamedTuple):
@@ -233,91 +200,3 @@ class ResponseReader:
             stacklevel=2,
         )
         return _UNKNOWN
-
-
-def statistics(
-    hidden: Tensor, head: Head, labels: Tensor, *, extras: bool = True
-) -> TokenStatistics:
-    """:class:`TokenStatistics` of (N,) `labels` at (N, H) `hidden`, chunk by chunk.
-
-    Without `extras` only `logps` is computed, the rest is NaN.
-
-    With gradient, logits that are too many to be held do not outlive their chunk's turn: where
-    the head is frozen, the gradient with respect to the hidden states is computed along with the
-    forward (each row's log-probability depends on its own row alone), else the chunk is computed
-    again in the backward.
-    """
-    backward = torch.is_grad_enabled() and hidden.requires_grad
-    few = len(hidden) <= (head.held if head.trained else head.rows)
-    parts = []
-    for rows, targets in zip(hidden.split(head.rows), labels.split(head.rows), strict=True):
-        arguments = (rows, targets, head.project, extras)
-        if few or not backward:
-            parts.append(_statistics(*arguments))
-        elif head.trained:
-            parts.append(checkpoint(_statistics, *arguments, use_reentrant=False))
-        else:
-            parts.append(_FrozenHead.apply(*arguments))
-    return TokenStatistics(*(torch.cat(column) for column in zip(*parts, strict=True)))
-
-
-def _statistics(
-    rows: Tensor, labels: Tensor, project: Callable[[Tensor], Tensor], extras: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    logits = project(rows)
-    logps, log_sum, probabilities, best = _Logps.apply(logits, labels)
-    if not extras:
-        missing = torch.full_like(logps, torch.nan, requires_grad=False)
-        return logps, missing, missing, missing
-    with torch.no_grad():  # last, where a checkpoint's recomputation no longer comes
-        entropy = log_sum - torch.linalg.vecdot(probabilities, logits)
-        return logps, entropy, logits.mean(dim=-1), (best == labels).float()
-
-
-class _Logps(torch.autograd.Function):
-    """(n, V) logits, (n,) labels -> (n,) log pi(label), and what the statistics are made of.
-
-    In plain operations: hosts put kernels in the place of `torch.nn.functional.cross_entropy` that
-    overwrite the logits with their gradient. One tensor as large as the logits is made and kept
-    for the backward, and one more in it.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        probabilities = torch.softmax(logits, dim=-1)
-        best = logits.argmax(dim=-1, keepdim=True)
-        highest, labels = logits.gather(-1, best), labels[:, None]
-        log_highest = probabilities.gather(-1, best).log()
-        # in this order no digits are lost where the label is nearly certain
-        logps = (logits.gather(-1, labels) - highest) + log_highest
-        ctx.save_for_backward(probabilities, labels)
-        rest = (highest - log_highest).squeeze(-1), probabilities, best.squeeze(-1)
-        ctx.mark_non_differentiable(*rest)
-        return (logps.squeeze(-1), *rest)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor, None]:
-        probabilities, labels = ctx.saved_tensors
-        upstream = upstream[:, None]
-        return (probabilities * -upstream).scatter_add_(-1, labels, upstream), None
-
-
-class _FrozenHead(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, labels: Tensor, project: Callable[[Tensor], Tensor], extras: bool
-    ):
-        # nothing is kept for a later backward: a host that offloads what is has no part in it
-        keep = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
-        with torch.enable_grad(), keep:
-            leaf = rows.detach().requires_grad_()
-            logps, *rest = _statistics(leaf, labels, project, extras)
-            (gradient,) = torch.autograd.grad(logps.sum(), leaf)
-        ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(*rest)
-        return (logps.detach(), *rest)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor, *_: Tensor):
-        (gradient,) = ctx.saved_tensors
-        return (gradient * upstream[:, None]).to(gradient.dtype), None, None, None

@@ -1,10 +1,9 @@
-"""The output layer of a causal language model: where it is, hooks on it, and what follows it."""
+"""A causal language model: where its output layer is, what follows it, what its rows may be."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,66 +20,6 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-@contextmanager
-def at_head(
-    model: nn.Module,
-    module: nn.Module | None,
-    positions: Tensor,
-    function: Callable[[Tensor], Any] | None,
-    compare: Callable[[Tensor], Any] | None = None,
-) -> Iterator[SimpleNamespace]:
-    """Hooks on the output layer for one forward of the model.
-
-    With `function`, the layer is given a single position and `function` is called with the
-    states at the chosen ones; what it returns leaves the model in the place of the logits, since
-    FSDP prepares the backward pass at what leaves the model. Without, the layer is given the
-    chosen positions as one row of a batch, and `compare`, if given, is called with them too.
-    What was called returned `result`.
-    """
-    seen = SimpleNamespace(rows=None, result=None, dtype=None, busy=False)
-    if module is None:
-        yield seen
-        return
-
-    def before(_: nn.Module, args: tuple) -> tuple | None:
-        if seen.busy or args[0].dim() != 3 or args[0].shape[1] < positions.shape[1]:
-            return None
-        seen.rows = select(args[0], positions)
-        # some quantised layers cannot take an empty input
-        return (args[0][:1, :1] if function else seen.rows[None], *args[1:])
-
-    def after(_: nn.Module, __: tuple, output: Tensor) -> None:
-        if seen.busy or seen.rows is None:
-            return
-        seen.busy, seen.dtype = True, output.dtype
-        if called := function or compare:
-            seen.result = called(seen.rows)
-        seen.busy = False
-
-    def leave(_: nn.Module, __: tuple, outputs: Any) -> None:
-        if function and seen.rows is not None:
-            outputs.logits = seen.result
-
-    handles = [
-        module.register_forward_pre_hook(before),
-        module.register_forward_hook(after),
-        unwrapped(model).register_forward_hook(leave),
-    ]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def select(states: Tensor, positions: Tensor) -> Tensor:
-    """(B, T, H) states or logits -> (N, H), at the (B, T) positions, on the CPU, that are True."""
-    # the virtual tokens of prompt learning come before the positions of the real ones
-    states = states[:, -positions.shape[1] :].flatten(0, 1)
-    # the CPU knows how many there are: no wait for the device
-    return states[positions.flatten().nonzero().squeeze(1).to(states.device)]
 
 
 def keep_differentiable(model: nn.Module) -> None:

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bdpo_plugin.model.head import at_head, select
 from bdpo_plugin.model.packing import Plan, pack, trial_plans, widest_row
-from bdpo_plugin.model.traits import at_head, is_sharded, select, unwrapped
+from bdpo_plugin.model.traits import is_sharded, unwrapped
 
 #: Tokens of each of the three sequences, and how many of them the first two have in common.
 _LENGTH, _COMMON = 32, 8

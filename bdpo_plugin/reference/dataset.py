@@ -27,7 +27,8 @@ from bdpo_plugin.reference.ranks import (
     this_rank,
     world_size,
 )
-from bdpo_plugin.reference.scoring import Reference, Score, budgeted_batches, score_jobs
+from bdpo_plugin.reference.reference import Reference
+from bdpo_plugin.reference.scoring import Score, budgeted_batches, score_jobs
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.reference.wanted import Wanted, difference, wanted_scores
 from bdpo_plugin.settings import BDPOError, BDPOSettings

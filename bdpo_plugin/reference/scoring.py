@@ -5,52 +5,16 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bdpo_plugin.model.reader import Head, ResponseReader, statistics
-from bdpo_plugin.model.traits import evaluation
+from bdpo_plugin.model.head import Head, statistics, sum_by_row
+from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.objective.mutual_information import information_gain
 from bdpo_plugin.settings import BDPOError
-
-
-@dataclass
-class Reference:
-    """The frozen reference of a run and how to put it in force.
-
-    Attributes:
-        model: the model that holds its weights: of its own, or the policy's.
-        description: what it is, in words for the user.
-        peft: the PEFT model whose adapters have to be switched; None where there is none.
-        adapter: the adapter that is part of the reference; None: all off; ``AS_IT_IS`` (of
-            :mod:`~bdpo_plugin.reference.fingerprint`) where `peft` is None.
-        autocast: the context of the policy's own forward passes.
-    """
-
-    model: nn.Module
-    description: str
-    peft: Any = None
-    adapter: str | None = None
-    autocast: Callable[[], AbstractContextManager] = nullcontext
-
-    @contextmanager
-    def in_force(self) -> Iterator[nn.Module]:
-        """The model in evaluation mode, as the reference, without gradient."""
-        with ExitStack() as stack:
-            stack.enter_context(evaluation(self.model))
-            stack.enter_context(torch.no_grad())
-            if self.peft is not None and self.adapter is None:
-                stack.enter_context(self.peft.disable_adapter())
-            elif self.peft is not None:
-                stack.callback(self.peft.set_adapter, self.peft.active_adapter)
-                self.peft.set_adapter(self.adapter)
-            stack.enter_context(self.autocast())
-            yield self.model
 
 
 class Job(NamedTuple):
@@ -238,9 +202,3 @@ def _score(
     sums = sum_by_row(logps, positions).tolist()
     gain_sums = sum_by_row(gains, positions).tolist() if with_gain else [None] * len(jobs)
     return [Score(logp, gain) for logp, gain in zip(sums, gain_sums, strict=True)]
-
-
-def sum_by_row(values: Tensor, positions: Tensor) -> Tensor:
-    """(N,) values at the (B, T) positions that are True, row by row -> (B,) float32 sums."""
-    spread = torch.zeros(positions.shape, dtype=torch.float32, device=values.device)
-    return spread.masked_scatter(positions.to(values.device), values.float()).sum(dim=1)

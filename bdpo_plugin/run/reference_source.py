@@ -8,7 +8,7 @@ from accelerate.utils import is_peft_model
 
 from bdpo_plugin.model.traits import is_sharded
 from bdpo_plugin.reference.fingerprint import AS_IT_IS
-from bdpo_plugin.reference.scoring import Reference
+from bdpo_plugin.reference.reference import Reference
 from bdpo_plugin.settings import BDPOError
 
 

@@ -24,7 +24,7 @@ from bdpo_plugin.reference.fingerprint import (
     tokenizer_fingerprint,
 )
 from bdpo_plugin.reference.null_prompt import NullPrompt, find_null_prompt
-from bdpo_plugin.reference.scoring import Reference
+from bdpo_plugin.reference.reference import Reference
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.run.columns import LENGTH, SCORE_COLUMNS
 from bdpo_plugin.run.continuing import OutputFolder

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bdpo_plugin.model.head import sum_by_row
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.objective import BalanceWeights, bdpo_loss
-from bdpo_plugin.reference.scoring import sum_by_row
 
 #: The one metric that is a sum over the ranks, not a mean.
 TOTAL = "num_tokens"

@@ -17,7 +17,7 @@ from bdpo_plugin.pairs import Side
 from bdpo_plugin.reference.dataset import PairScores, score_pairs
 from bdpo_plugin.reference.fingerprint import AS_IT_IS, model_fingerprint, tokenizer_fingerprint
 from bdpo_plugin.reference.null_prompt import NullPrompt, find_null_prompt
-from bdpo_plugin.reference.scoring import Reference
+from bdpo_plugin.reference.reference import Reference
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.settings import BDPOSettings
 from benchmarks.safety_world.world import Pair, World

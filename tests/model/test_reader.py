@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import ARCHITECTURES, small_model
+from small_models import ARCHITECTURES, OddLogits, recast, small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen2ForCausalLM
 
@@ -250,24 +250,9 @@ def test_auxiliary_loss_of_a_mixture_of_experts(tokenizer, batch):
     torch.testing.assert_close(mine, wanted)
 
 
-class OddLogits(Qwen2ForCausalLM):
-    """Does something to its logits that no field of its configuration tells."""
-
-    def forward(self, *args, **kwargs):
-        outputs = super().forward(*args, **kwargs)
-        ramp = torch.linspace(0, 1, outputs.logits.shape[-1])
-        outputs.logits = outputs.logits * 1.7 + ramp
-        return outputs
-
-
 class HiddenHead(Qwen2ForCausalLM):
     def get_output_embeddings(self):
         return None
-
-
-def recast(model, cls):
-    model.__class__ = cls
-    return model
 
 
 def test_unknown_postprocessing_falls_back_with_one_warning(tokenizer, batch):
@@ -499,7 +484,7 @@ def test_liger_in_the_place_of_torchs_cross_entropy(tmp_path):
 
 _WITH_LIGER = """
 import torch
-from bdpo_plugin.model.reader import Head, statistics
+from bdpo_plugin.model.head import Head, statistics
 
 hidden, labels = torch.randn(5, 16, requires_grad=True), torch.arange(5)
 weight = torch.randn(16, 64)
@@ -546,4 +531,4 @@ def test_nothing_of_ours_calls_what_hosts_replace():
         ]
     }
     assert {(file, name) for file, name in used if name in _REPLACED} == set()
-    assert ("reader.py", "softmax") in used
+    assert ("head.py", "softmax") in used

@@ -17,7 +17,7 @@ from small_models import CPU, counted_rows, random_pairs, small_model
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.reference import dataset
 from bdpo_plugin.reference.null_prompt import NullPrompt
-from bdpo_plugin.reference.scoring import Reference
+from bdpo_plugin.reference.reference import Reference
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 from bdpo_plugin.tiny import build_tokenizer

@@ -29,7 +29,7 @@ from bdpo_plugin.pairs import Pair, Side
 from bdpo_plugin.reference import dataset
 from bdpo_plugin.reference.dataset import PairScores, score_pairs
 from bdpo_plugin.reference.null_prompt import NullPrompt
-from bdpo_plugin.reference.scoring import Reference
+from bdpo_plugin.reference.reference import Reference
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from small_models import (
     ARCHITECTURES,
     CPU,
+    OddLogits,
     counted_rows,
     random_side,
+    recast,
     scores_of,
     sequences,
     small_model,
@@ -24,14 +26,10 @@ from small_models import (
 from torch import nn
 from transformers import PretrainedConfig
 
+from bdpo_plugin.model.head import sum_by_row
 from bdpo_plugin.model.reader import ResponseReader
-from bdpo_plugin.reference.scoring import (
-    Job,
-    Reference,
-    budgeted_batches,
-    score_jobs,
-    sum_by_row,
-)
+from bdpo_plugin.reference.reference import Reference
+from bdpo_plugin.reference.scoring import Job, budgeted_batches, score_jobs
 from bdpo_plugin.settings import BDPOError
 
 NULL = np.array([7, 8, 9])
@@ -74,8 +72,6 @@ def test_scores_are_those_of_the_truth(tokenizer, architecture, gain):
 
 
 def test_expected_gain_where_the_model_projects_itself(tokenizer):
-    from test_projection import OddLogits, recast
-
     model = recast(small_model(tokenizer), OddLogits)
     known = truth_model(model)
     jobs = random_jobs(5, gain=True)

@@ -22,7 +22,7 @@ from bdpo_plugin.hosts.llamafactory.data import (
 )
 from bdpo_plugin.hosts.llamafactory.describe import describe_reference, free_weights
 from bdpo_plugin.pairs import Pair
-from bdpo_plugin.reference.scoring import Reference
+from bdpo_plugin.reference.reference import Reference
 from bdpo_plugin.run.columns import (
     LENGTH,
     ReadyDatasets,

@@ -1,0 +1,210 @@
+"""The output layer of a causal language model: hooks on it, and its projection in chunks.
+
+Shapes: B rows, T positions, N positions read, H hidden size, V vocabulary entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from bdpo_plugin.model.traits import unwrapped
+
+#: Logits held at once: 128 MiB in float32.
+CHUNK_ELEMENTS = 2**25
+
+#: Logits computed at once on a CPU, which gains nothing from large chunks: those just above
+#: 32 MiB go back to the system once freed.
+CPU_CHUNK_ELEMENTS = 9 * 2**20
+
+
+class Head(NamedTuple):
+    """The model's projection of hidden states to logits, post-processing included.
+
+    Attributes:
+        project: (n, H) -> (n, V) float32.
+        rows: how many rows to project at a time.
+        held: how many rows' logits may be held for the backward pass.
+        trained: whether a parameter of the projection wants a gradient.
+    """
+
+    project: Callable[[Tensor], Tensor]
+    rows: int
+    held: int
+    trained: bool
+
+
+class TokenStatistics(NamedTuple):
+    """What is read at each of N positions; all (N,) float32, only `logps` with gradient.
+
+    Attributes:
+        logps: log pi(token), nats.
+        entropy: of the next-token distribution, nats.
+        mean_logits: over the vocabulary.
+        correct: 1 where the token is the most likely one, else 0.
+    """
+
+    logps: Tensor
+    entropy: Tensor
+    mean_logits: Tensor
+    correct: Tensor
+
+
+@contextmanager
+def at_head(
+    model: nn.Module,
+    module: nn.Module | None,
+    positions: Tensor,
+    function: Callable[[Tensor], Any] | None,
+    compare: Callable[[Tensor], Any] | None = None,
+) -> Iterator[SimpleNamespace]:
+    """Hooks on the output layer for one forward of the model.
+
+    With `function`, the layer is given a single position and `function` is called with the
+    states at the chosen ones; what it returns leaves the model in the place of the logits, since
+    FSDP prepares the backward pass at what leaves the model. Without, the layer is given the
+    chosen positions as one row of a batch, and `compare`, if given, is called with them too.
+    What was called returned `result`.
+    """
+    seen = SimpleNamespace(rows=None, result=None, dtype=None, busy=False)
+    if module is None:
+        yield seen
+        return
+
+    def before(_: nn.Module, args: tuple) -> tuple | None:
+        if seen.busy or args[0].dim() != 3 or args[0].shape[1] < positions.shape[1]:
+            return None
+        seen.rows = select(args[0], positions)
+        # some quantised layers cannot take an empty input
+        return (args[0][:1, :1] if function else seen.rows[None], *args[1:])
+
+    def after(_: nn.Module, __: tuple, output: Tensor) -> None:
+        if seen.busy or seen.rows is None:
+            return
+        seen.busy, seen.dtype = True, output.dtype
+        if called := function or compare:
+            seen.result = called(seen.rows)
+        seen.busy = False
+
+    def leave(_: nn.Module, __: tuple, outputs: Any) -> None:
+        if function and seen.rows is not None:
+            outputs.logits = seen.result
+
+    handles = [
+        module.register_forward_pre_hook(before),
+        module.register_forward_hook(after),
+        unwrapped(model).register_forward_hook(leave),
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def select(states: Tensor, positions: Tensor) -> Tensor:
+    """(B, T, H) states or logits -> (N, H), at the (B, T) positions, on the CPU, that are True."""
+    # the virtual tokens of prompt learning come before the positions of the real ones
+    states = states[:, -positions.shape[1] :].flatten(0, 1)
+    # the CPU knows how many there are: no wait for the device
+    return states[positions.flatten().nonzero().squeeze(1).to(states.device)]
+
+
+def statistics(
+    hidden: Tensor, head: Head, labels: Tensor, *, extras: bool = True
+) -> TokenStatistics:
+    """:class:`TokenStatistics` of (N,) `labels` at (N, H) `hidden`, chunk by chunk.
+
+    Without `extras` only `logps` is computed, the rest is NaN.
+
+    With gradient, logits that are too many to be held do not outlive their chunk's turn: where
+    the head is frozen, the gradient with respect to the hidden states is computed along with the
+    forward (each row's log-probability depends on its own row alone), else the chunk is computed
+    again in the backward.
+    """
+    backward = torch.is_grad_enabled() and hidden.requires_grad
+    few = len(hidden) <= (head.held if head.trained else head.rows)
+    parts = []
+    for rows, targets in zip(hidden.split(head.rows), labels.split(head.rows), strict=True):
+        arguments = (rows, targets, head.project, extras)
+        if few or not backward:
+            parts.append(_statistics(*arguments))
+        elif head.trained:
+            parts.append(checkpoint(_statistics, *arguments, use_reentrant=False))
+        else:
+            parts.append(_FrozenHead.apply(*arguments))
+    return TokenStatistics(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _statistics(
+    rows: Tensor, labels: Tensor, project: Callable[[Tensor], Tensor], extras: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    logits = project(rows)
+    logps, log_sum, probabilities, best = _Logps.apply(logits, labels)
+    if not extras:
+        missing = torch.full_like(logps, torch.nan, requires_grad=False)
+        return logps, missing, missing, missing
+    with torch.no_grad():  # last, where a checkpoint's recomputation no longer comes
+        entropy = log_sum - torch.linalg.vecdot(probabilities, logits)
+        return logps, entropy, logits.mean(dim=-1), (best == labels).float()
+
+
+class _Logps(torch.autograd.Function):
+    """(n, V) logits, (n,) labels -> (n,) log pi(label), and what the statistics are made of.
+
+    In plain operations: hosts put kernels in the place of `torch.nn.functional.cross_entropy` that
+    overwrite the logits with their gradient. One tensor as large as the logits is made and kept
+    for the backward, and one more in it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        probabilities = torch.softmax(logits, dim=-1)
+        best = logits.argmax(dim=-1, keepdim=True)
+        highest, labels = logits.gather(-1, best), labels[:, None]
+        log_highest = probabilities.gather(-1, best).log()
+        # in this order no digits are lost where the label is nearly certain
+        logps = (logits.gather(-1, labels) - highest) + log_highest
+        ctx.save_for_backward(probabilities, labels)
+        rest = (highest - log_highest).squeeze(-1), probabilities, best.squeeze(-1)
+        ctx.mark_non_differentiable(*rest)
+        return (logps.squeeze(-1), *rest)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor, None]:
+        probabilities, labels = ctx.saved_tensors
+        upstream = upstream[:, None]
+        return (probabilities * -upstream).scatter_add_(-1, labels, upstream), None
+
+
+class _FrozenHead(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, labels: Tensor, project: Callable[[Tensor], Tensor], extras: bool
+    ):
+        # nothing is kept for a later backward: a host that offloads what is has no part in it
+        keep = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
+        with torch.enable_grad(), keep:
+            leaf = rows.detach().requires_grad_()
+            logps, *rest = _statistics(leaf, labels, project, extras)
+            (gradient,) = torch.autograd.grad(logps.sum(), leaf)
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(*rest)
+        return (logps.detach(), *rest)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor):
+        (gradient,) = ctx.saved_tensors
+        return (gradient * upstream[:, None]).to(gradient.dtype), None, None, None
+
+
+def sum_by_row(values: Tensor, positions: Tensor) -> Tensor:
+    """(N,) values at the (B, T) positions that are True, row by row -> (B,) float32 sums."""
+    spread = torch.zeros(positions.shape, dtype=torch.float32, device=values.device)
+    return spread.masked_scatter(positions.to(values.device), values.float()).sum(dim=1)
