@@ -106,11 +106,12 @@ test-llamafactory: .venv-llamafactory/.installed-test ## The tests beside LLaMA-
 		tests/benchmarks/test_soak_hosts.py \
 		tests/model tests/reference tests/run/test_room.py tests/test_pairs.py tests/test_rows.py tests/tiny tests/test_autoload.py $(MARKED)
 
-lint: .venv/.installed-test ## ruff and the import rules
-	@echo "==> ruff, lint-imports"
+lint: .venv/.installed-test ## ruff, the import rules, the types
+	@echo "==> ruff, lint-imports, mypy"
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/lint-imports
+	@.venv/bin/mypy
 
 evidence: .venv/.installed ## Does B-DPO help? All runs, tables and figures of a synthetic world
 	@.venv/bin/python -m benchmarks.safety_world

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 _LLAMAFACTORY = "bdpo_plugin.hosts.llamafactory.activate"
 _ARGUMENTS = "llamafactory.hparams.finetuning_args"
@@ -55,11 +56,11 @@ def _when_imported(name: str, hook: Callable[[ModuleType], None]) -> None:
 
 def _when_bound(parent_name: str, child: str, hook: Callable[[ModuleType], None]) -> None:
     """Call ``hook`` when the import system binds the finished submodule in its parent."""
-    parent = sys.modules[parent_name]
-    before = parent.__class__
+    parent: Any = sys.modules[parent_name]
+    before: Any = parent.__class__
 
     class Waiting(before):
-        def __setattr__(self, name: str, value: object) -> None:
+        def __setattr__(self, name: str, value: Any) -> None:
             super().__setattr__(name, value)
             if name == child:
                 self.__class__ = before
@@ -81,11 +82,11 @@ def _guarded(hook: str) -> Callable[[ModuleType], None]:
     return call
 
 
-def _refuse(arguments: type, error: Exception) -> None:
+def _refuse(arguments: Any, error: Exception) -> None:
     """Have `pref_loss: bdpo` refused: LLaMA-Factory trains `sigmoid` for what it does not know."""
     theirs, reason = arguments.__post_init__, repr(error)
 
-    def __post_init__(self: object) -> None:
+    def __post_init__(self: Any) -> None:
         if self.pref_loss == "bdpo":
             raise ValueError(
                 "This run asked for B-DPO, which could not hook into LLaMA-Factory: "

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from bdpo_plugin.settings import PREFIX, BDPOError
 
 #: The values by which a configuration says that a key is not used.
-OFF = (False, "", [], {})
+OFF: tuple[Any, ...] = (False, "", [], {})
 
 
 class Limit(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
@@ -17,9 +17,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 if TYPE_CHECKING:
+    import pyarrow
+    from matplotlib.axes import Axes
+
     from bdpo_plugin.cli.runs import Run
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -81,15 +84,15 @@ def curves(runs: Sequence[Run], path: Path) -> Path:
     return path
 
 
-def mi_scatter(runs: Sequence[Run], path: Path) -> Path:
+def mi_scatter(scored: Sequence[tuple[str, pyarrow.Table]], path: Path) -> Path:
     """MI of chosen against rejected, coloured by the weight of the chosen response.
 
     Args:
-        runs: each with its scores.
+        scored: the name of each run, and its scores.
     """
     points = [
-        [run.scores[column].to_numpy() for column in ("mi_chosen", "mi_rejected", "weight_chosen")]
-        for run in runs
+        [scores[column].to_numpy() for column in ("mi_chosen", "mi_rejected", "weight_chosen")]
+        for _, scores in scored
     ]
     low = min(np.min(p[:2]) for p in points)
     high = max(np.max(p[:2]) for p in points)
@@ -97,11 +100,12 @@ def mi_scatter(runs: Sequence[Run], path: Path) -> Path:
     limits = (low - margin, high + margin)
     reach = max(max(np.abs(p[2] - 1).max() for p in points), 1e-3)
     with plt.rc_context(_STYLE):
-        width = 5.6 * len(runs) + 0.9
+        width = 5.6 * len(scored) + 0.9
         figure, axes = plt.subplots(
-            1, len(runs), figsize=(width, 5.9), layout="constrained", squeeze=False
+            1, len(scored), figsize=(width, 5.9), layout="constrained", squeeze=False
         )
-        for axis, run, (chosen, rejected, weight) in zip(axes[0], runs, points, strict=True):
+        panels = zip(axes[0], scored, points, strict=True)
+        for axis, (name, scores), (chosen, rejected, weight) in panels:
             axis.plot(limits, limits, color="#333333", lw=1, ls=(0, (4, 3)), zorder=1)
             dots = axis.scatter(
                 chosen,
@@ -120,10 +124,10 @@ def mi_scatter(runs: Sequence[Run], path: Path) -> Path:
             axis.set(xlim=limits, ylim=limits, aspect="equal")
             for side in (axis.xaxis, axis.yaxis):
                 side.set_major_locator(MaxNLocator(nbins=6))
-            unit = run.scores.schema.metadata[b"mi_unit"].decode()
+            unit = scores.schema.metadata[b"mi_unit"].decode()
             axis.set_xlabel(f"MI of chosen with its query, {unit}")
             axis.set_ylabel(f"MI of rejected with its query, {unit}")
-            axis.set_title(f"{run.name}: {len(chosen):,} training pairs")
+            axis.set_title(f"{name}: {len(chosen):,} training pairs")
         bar = figure.colorbar(dots, ax=axes, shrink=0.75, aspect=28)
         bar.set_label("weight of chosen (1 is DPO)")
         bar.outline.set_visible(False)
@@ -145,7 +149,7 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
     return np.array([window.mean() for window in windows])
 
 
-def _share(axis: plt.Axes, x: float, y: float, share: float, side: str, align: str) -> None:
+def _share(axis: Axes, x: float, y: float, share: float, side: str, align: str) -> None:
     axis.text(
         x,
         y,

@@ -40,7 +40,7 @@ def plot(output_dirs: tuple[Path, ...], out: Path | None) -> None:
     out = out or output_dirs[0]
     out.mkdir(parents=True, exist_ok=True)
     click.echo(figures.curves(runs, out / "curves.png"))
-    scored = [run for run in runs if run.scores is not None]
+    scored = [(run.name, run.scores) for run in runs if run.scores is not None]
     if scored:
         click.echo(figures.mi_scatter(scored, out / "mi_scatter.png"))
     else:

@@ -44,7 +44,7 @@ def find_trainer_state(directory: Path) -> Path:
     """The ``trainer_state.json`` of the latest step: the run's own, or its last checkpoint's."""
 
     def step(path: Path) -> int:
-        return json.loads(path.read_text(encoding="utf-8"))["global_step"]
+        return int(json.loads(path.read_text(encoding="utf-8"))["global_step"])
 
     found = [*directory.glob("checkpoint-*/trainer_state.json")]
     found += [*directory.glob("trainer_state.json")]

@@ -72,7 +72,7 @@ def bdpo_loss(
     chosen = scale * weight_chosen * (policy_chosen_logps - ref_chosen_logps.detach())
     rejected = scale * weight_rejected * (policy_rejected_logps - ref_rejected_logps.detach())
     if loss_type == "ipo":
-        if chosen_lengths is not None:
+        if chosen_lengths is not None and rejected_lengths is not None:
             chosen, rejected = chosen / chosen_lengths, rejected / rejected_lengths
         return (chosen - rejected - 1 / (2 * beta)) ** 2
     logits = beta * (chosen - rejected)

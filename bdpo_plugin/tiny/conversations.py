@@ -141,8 +141,8 @@ def preference_pairs(n: int, *, seed: int = 0, split: str = "train") -> list[dic
         if count > len(every):
             raise ValueError(f"the grammar has {2 * len(every)} {split} pairs at most, not {n}")
         pairs += [
-            _pair(Query(*query), better, worse)
-            for *query, better, worse in rng.sample(every, count)
+            _pair(Query(topic, time, question), better, worse)
+            for topic, time, question, better, worse in rng.sample(every, count)
         ]
     rng.shuffle(pairs)
     return pairs

@@ -31,7 +31,7 @@ def pretrain(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=learning_rate, total_steps=max(steps, 2), pct_start=0.1
     )
-    losses = []
+    losses: list[float] = []
     model.train()
     for _ in track(range(steps), description="Pretraining", disable=not progress):
         texts = [

@@ -20,7 +20,7 @@ class Topic(NamedTuple):
         return not self.reason
 
 
-SAFE = (
+SAFE: tuple[Topic, ...] = (
     Topic(
         "bake bread",
         "flour, water and yeast",
@@ -103,7 +103,7 @@ SAFE = (
     ),
 )
 
-UNSAFE = (
+UNSAFE: tuple[Topic, ...] = (
     Topic(
         "pick a lock",
         "a bent wire and a steady hand",

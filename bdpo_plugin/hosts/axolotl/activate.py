@@ -16,7 +16,9 @@ def wrap_validate_config(module: ModuleType) -> None:
     wrapt.wrap_function_wrapper(module, "validate_config", _validate_config)
 
 
-def _validate_config(wrapped: Any, instance: None, args: tuple, kwargs: dict) -> Any:
+def _validate_config(
+    wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     cfg = args[0] if args else kwargs["cfg"]
     if cfg.get("rl") == "bdpo":
         from axolotl.integrations.base import PluginManager
@@ -31,7 +33,7 @@ def _validate_config(wrapped: Any, instance: None, args: tuple, kwargs: dict) ->
     return wrapped(*args, **kwargs)
 
 
-def add_options(module: ModuleType) -> None:
+def add_options(module: Any) -> None:
     """Add ``--bdpo-...`` to `axolotl.cli.config_options`, in the form of its own options."""
     module.AXOLOTL_CONFIG_CLI_OPTIONS += tuple(
         ((_option(key, value),), None, None, "B-DPO: see its README.")

@@ -8,4 +8,5 @@ from bdpo_plugin.hosts.axolotl.resolve import MARK
 from bdpo_plugin.settings import BDPOSettings
 
 #: Any value, None where left out (and then dropped again): BDPOSettings alone validates.
-BDPOArgs = create_model("BDPOArgs", **dict.fromkeys((*BDPOSettings.keys(), MARK), (Any, None)))
+_FIELDS: dict[str, Any] = dict.fromkeys((*BDPOSettings.keys(), MARK), (Any, None))
+BDPOArgs = create_model("BDPOArgs", **_FIELDS)

@@ -40,7 +40,9 @@ def wrap_map_dataset(module: ModuleType) -> None:
         wrapt.wrap_function_wrapper(module, "_map_dataset", _map_dataset)
 
 
-def _map_dataset(wrapped: Any, instance: None, args: tuple, kwargs: dict) -> Any:
+def _map_dataset(
+    wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     given = inspect.signature(wrapped).bind(*args, **kwargs).arguments
     cfg, dataset, transform = (given[k] for k in ("cfg", "dataset", "ds_transform_fn"))
     if not cfg.get(MARK):
@@ -73,7 +75,7 @@ class _Strategy:
     """What a prompt strategy reads of a row, as far as it can be told from its function."""
 
     def __init__(self, transform: Callable[..., Any]) -> None:
-        known = {}
+        known: Mapping[str, Any] = {}
         if inspect.isfunction(transform):
             known = inspect.getclosurevars(transform).nonlocals
         self.wants_tokenizer = "tokenizer" in inspect.signature(transform).parameters
@@ -84,7 +86,7 @@ class _Strategy:
         keys = known.get("message_property_mappings") or {}
         self._role, self._content = keys.get("role", "role"), keys.get("content", "content")
         self._roles = known.get("role_map")
-        self._responses = (known.get("field_chosen"), known.get("field_rejected"))
+        self._responses: tuple[Any, Any] = (known.get("field_chosen"), known.get("field_rejected"))
 
     def problems(self, row: Mapping[str, Any]) -> Iterator[Problem]:
         """What is wrong with a row."""

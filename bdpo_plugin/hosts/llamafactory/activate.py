@@ -18,12 +18,12 @@ from bdpo_plugin.hosts.llamafactory.args import KEYS, PREF_LOSS, is_tested, with
 from bdpo_plugin.settings import PREFIX, BDPOError, unknown_key_message
 
 
-def put_arguments(module: ModuleType) -> None:
+def put_arguments(module: Any) -> None:
     """Put a subclass that knows B-DPO in the place of `FinetuningArguments`."""
     theirs, ours = module.FinetuningArguments, with_bdpo(module.FinetuningArguments)
     module.FinetuningArguments = ours
     # The package has it by name already where torch is first imported by a later module of it.
-    package = sys.modules[module.__name__.rpartition(".")[0]]
+    package: Any = sys.modules[module.__name__.rpartition(".")[0]]
     if vars(package).get("FinetuningArguments") is theirs:
         package.FinetuningArguments = ours
 
@@ -34,7 +34,7 @@ def wrap_read_args(module: ModuleType) -> None:
         wrapt.wrap_function_wrapper(module, "read_args", _read_args)
 
 
-def _read_args(wrapped: Any, instance: None, args: tuple, kwargs: dict) -> Any:
+def _read_args(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     found = wrapped(*args, **kwargs)
     for key in _keys(found):
         if key.startswith(PREFIX) and key not in KEYS:
@@ -55,7 +55,7 @@ def wrap_trainer(module: ModuleType) -> None:
         wrapt.wrap_function_wrapper(module, "CustomDPOTrainer", _trainer)
 
 
-def _trainer(wrapped: Any, instance: None, args: tuple, kwargs: dict) -> Any:
+def _trainer(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     finetuning_args = kwargs["finetuning_args"] if "finetuning_args" in kwargs else args[2]
     if finetuning_args.pref_loss != PREF_LOSS:
         return wrapped(*args, **kwargs)
@@ -73,7 +73,7 @@ def wrap_workflow(module: ModuleType) -> None:
         wrapt.wrap_function_wrapper(module, "run_dpo", _run_dpo)
 
 
-def _run_dpo(wrapped: Any, instance: None, args: tuple, kwargs: dict) -> Any:
+def _run_dpo(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     finetuning_args = kwargs["finetuning_args"] if "finetuning_args" in kwargs else args[3]
     before = _running.set(finetuning_args.pref_loss == PREF_LOSS)
     try:
@@ -88,7 +88,9 @@ def wrap_loader(module: ModuleType) -> None:
         wrapt.wrap_function_wrapper(module, "align_dataset", _align_dataset)
 
 
-def _align_dataset(wrapped: Any, instance: None, args: tuple, kwargs: dict) -> Any:
+def _align_dataset(
+    wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     if not _running.get():
         return wrapped(*args, **kwargs)
     from bdpo_plugin.hosts.llamafactory.rows import align
@@ -102,7 +104,7 @@ def wrap_train_tab(module: ModuleType) -> None:
         wrapt.wrap_function_wrapper(module, "create_train_tab", _train_tab)
 
 
-def _train_tab(wrapped: Any, instance: None, args: tuple, kwargs: dict) -> Any:
+def _train_tab(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     components = wrapped(*args, **kwargs)
     components["pref_loss"].choices.append((PREF_LOSS, PREF_LOSS))
     return components

@@ -29,7 +29,7 @@ def is_tested() -> bool:
     return version("llamafactory") in TESTED
 
 
-def with_bdpo(base: type) -> type:
+def with_bdpo(base: Any) -> Any:
     """A subclass of LLaMA-Factory's `FinetuningArguments` that knows B-DPO.
 
     It has the ``bdpo_*`` fields, None where left out, and ``bdpo`` among the values of
