@@ -43,9 +43,9 @@ def run(
 
 
 def _time_pass(clock: Clock) -> None:
-    from bdpo_plugin.run.scorer import Balancer
+    from bdpo_plugin.run.scorer import Scorer
 
-    score = Balancer.score_dataset
+    score = Scorer.score_dataset
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         start = clock.now()
@@ -53,7 +53,7 @@ def _time_pass(clock: Clock) -> None:
         clock.in_pass += clock.now() - start
         return scored
 
-    Balancer.score_dataset = timed
+    Scorer.score_dataset = timed
 
 
 def _arguments(setting: Setting, folder: Path, method: str) -> dict[str, Any]:

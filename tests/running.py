@@ -47,7 +47,7 @@ def trainer(
     lora: LoraConfig | bool = True,
     ref_model: Any = None,
     tokenizer: Any = None,
-    balance: Any = None,
+    weigh: Any = None,
     config_class: Any = None,
     **options: Any,
 ) -> Any:
@@ -81,7 +81,7 @@ def trainer(
         eval_dataset=evaluation,
         processing_class=tokenizer,
         peft_config=lora or None,
-        **({"balance": balance} if balance else {}),
+        **({"weigh": weigh} if weigh else {}),
     )
 
 

@@ -1,15 +1,18 @@
-"""Scores as columns of datasets and batches, and no column of a user's taken for one."""
+"""Scores as columns of datasets and of batches: put in, carried, read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 
-from bdpo_plugin.settings import PREFIX, BDPOError
+from bdpo_plugin.objective import BalanceWeights
+from bdpo_plugin.pairs import Pair
+from bdpo_plugin.reference.dataset import PairScores
+from bdpo_plugin.settings import BDPOError
 
 #: What scoring adds to each row of a dataset, and so to each batch.
 SCORE_COLUMNS = (
@@ -25,48 +28,24 @@ SCORE_COLUMNS = (
 ROW = "bdpo_row"
 #: Tokens of the longer sequence of a pair, by which the hosts group pairs of similar length.
 LENGTH = "bdpo_length"
-#: What TRL's own precomputation adds, and its collator hands on.
-TRL_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
 
-def drop_reserved(dataset: Any, name: str) -> tuple[Any, list[str]]:
-    """The dataset, or stream, without the columns that could be taken for results.
-
-    Returns:
-        the dataset, and what to tell the user about it.
-    """
-    columns = dataset.column_names or list(next(iter(dataset), {}))
-    found = [column for column in columns if column.startswith(PREFIX) or column in TRL_COLUMNS]
-    if not found:
-        return dataset, []
-    return dataset.remove_columns(found), [
-        f"the {name} data has columns named as results of a run: {', '.join(found)}. They are left "
-        "out: B-DPO computes its own (the trainer's argument `balance` takes weights of yours)"
-    ]
+def score_columns(scores: PairScores, weights: BalanceWeights) -> dict[str, Tensor]:
+    """:data:`SCORE_COLUMNS` of B pairs, each (B,) float32."""
+    columns = (
+        scores.ref_chosen_logps,
+        scores.ref_rejected_logps,
+        scores.mi_chosen,
+        scores.mi_rejected,
+        *weights,
+    )
+    return dict(zip(SCORE_COLUMNS, columns, strict=True))
 
 
-class ReadyDatasets:
-    """The datasets that a trainer has scored or checked itself, by content, and its streams.
-
-    A dataset that was changed, or that another trainer scored, is not among them, whatever its
-    columns are called.
-    """
-
-    def __init__(self) -> None:
-        self._fingerprints: set[str] = set()
-        self._streams: list[Any] = []
-
-    def add(self, dataset: Any) -> Any:
-        if isinstance(dataset, Dataset):
-            self._fingerprints.add(dataset._fingerprint)
-        else:
-            self._streams.append(dataset)
-        return dataset
-
-    def __contains__(self, dataset: Any) -> bool:
-        if isinstance(dataset, Dataset):
-            return dataset._fingerprint in self._fingerprints
-        return any(dataset is stream for stream in self._streams)
+def longest(pairs: Sequence[Pair]) -> Tensor:
+    """(B,) tokens of the longer sequence of each pair."""
+    lengths = [max(len(side.prompt) + len(side.response) for side in pair) for pair in pairs]
+    return torch.tensor(lengths, dtype=torch.long)
 
 
 def with_columns(dataset: Dataset, columns: Mapping[str, Tensor]) -> Dataset:

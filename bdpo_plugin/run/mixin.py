@@ -1,39 +1,107 @@
-"""What B-DPO changes of a host's trainer around the steps, whoever the host is."""
+"""What B-DPO changes of a host's trainer, whoever the host is."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
-from bdpo_plugin.run.columns import ReadyDatasets, unscored
+from bdpo_plugin.pairs import Pair
+from bdpo_plugin.run.batch import PreferenceBatch
+from bdpo_plugin.run.columns import LENGTH, batch_scores, unscored
 from bdpo_plugin.run.continuing import check_checkpoint, write_description
-from bdpo_plugin.settings import BDPOError
+from bdpo_plugin.run.datasets import ReadyDatasets, Tokenised, prepare
+from bdpo_plugin.run.reference_source import ReferenceSource
+from bdpo_plugin.run.scorer import Scorer, Weigh
+from bdpo_plugin.run.step import LossTerms, Metrics, preference_step
+from bdpo_plugin.run.stream import StreamFilter
+from bdpo_plugin.settings import BDPOError, BDPOSettings
+
+_Base = Trainer if TYPE_CHECKING else object
 
 
-class RunMixin:
-    """Data that this trainer has prepared itself, and checkpoints that can be continued exactly.
+class RunMixin(_Base):
+    """Data that this trainer has prepared itself, checkpoints that can be continued exactly, and
+    the step.
 
-    The trainer it is mixed into has ``bdpo``, its settings, ``balancer`` and ``_terms``, and keeps
-    in ``_ready`` the datasets that it has prepared.
+    Mixed into a trainer like `trl.DPOTrainer`, which calls :meth:`_begin` before all else.
+
+    Attributes:
+        settings: of the run.
+        scorer: of the run; it is made with the first dataset, whose pairs settle the null prompt.
     """
 
-    _ready: ReadyDatasets
+    settings: BDPOSettings
+    scorer: Scorer
+    # of the host's trainer
+    _source: ReferenceSource
+    _terms: LossTerms
+    _tokenizer: Any
 
-    def _prepared_later(self, dataset: Dataset, name: str) -> Dataset:
-        """A dataset that was given after the trainer was made, its rows checked."""
+    def _begin(self, settings: BDPOSettings, args: Any, weigh: Weigh | None = None) -> None:
+        self.settings = settings
+        self._weigh = weigh
+        self._ready = ReadyDatasets()
+        self._streams: list[StreamFilter] = []
+        if args.length_column_name == "length":  # the host's default, which data may have too
+            args.length_column_name = LENGTH
+
+    def _tokenised(self, dataset: Dataset, name: str) -> Tokenised:
+        """A tokenised dataset of the host, read; each host's own."""
         raise NotImplementedError
+
+    # The datasets -------------------------------------------------------------------------------
+
+    def _prepared(
+        self, dataset: Any, name: str, *, train: bool = False, later: bool = False
+    ) -> Any:
+        """A tokenised dataset, ready for training; a stream as it is."""
+        if not isinstance(dataset, Dataset):
+            return dataset
+        return self._ready.add(
+            prepare(
+                dataset,
+                self._tokenised(dataset, name),
+                name,
+                tokenizer=self._tokenizer,
+                settle=self._settled,
+                reference=self._source.at_rest if self.settings.precompute else None,
+                main=self.is_world_process_zero(),
+                train=train,
+                later=later,
+            )
+        )
+
+    def _settled(self, pairs: Sequence[Pair]) -> Scorer:
+        """The scorer of the run."""
+        if not hasattr(self, "scorer"):
+            source = self._source
+            self.scorer = Scorer.settled(
+                self.settings,
+                self._tokenizer,
+                self.accelerator,
+                self.args.output_dir,
+                self._weigh,
+                pairs=pairs,
+                reference=source.at_rest()
+                if self.settings.precompute
+                else source.in_step(self.model),
+            )
+        return self.scorer
 
     def _checked(self, dataset: Any, name: str) -> Any:
         if dataset is None or dataset in self._ready:
             return dataset
-        if self.bdpo.precompute:
+        if self.settings.precompute:
             raise unscored(f"The {name} data")
-        return self._prepared_later(dataset, name) if isinstance(dataset, Dataset) else dataset
+        return self._prepared(dataset, name, later=True)
 
     def get_train_dataloader(self) -> DataLoader:
         self.train_dataset = self._checked(self.train_dataset, "training")
@@ -41,15 +109,36 @@ class RunMixin:
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         if isinstance(eval_dataset, str):
-            self._checked(self.eval_dataset[eval_dataset], eval_dataset)
+            of_name = self.eval_dataset
+            of_name[eval_dataset] = self._checked(of_name[eval_dataset], eval_dataset)
         elif eval_dataset is not None:
             eval_dataset = self._checked(eval_dataset, "evaluation")
         else:
-            self._checked(self.eval_dataset, "evaluation")
+            self.eval_dataset = self._checked(self.eval_dataset, "evaluation")
         return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         return super().get_test_dataloader(self._checked(test_dataset, "test"))
+
+    # The step -----------------------------------------------------------------------------------
+
+    def _step(
+        self, model: nn.Module, columns: Mapping[str, Any], batch: PreferenceBatch
+    ) -> tuple[Tensor, Metrics, Any]:
+        """:func:`preference_step` on a batch, with the scores that it brings or those of now.
+
+        Args:
+            model: the policy as prepared for training.
+            columns: the host's batch.
+            batch: the same, made neutral.
+        """
+        if self.settings.precompute:
+            scores = batch_scores(columns)
+        else:
+            scores = self.scorer.score_batch(batch.pairs(), self._source.in_step(model))
+        return preference_step(self.scorer.reader, model, batch, scores, self._terms)
+
+    # The checkpoints ----------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         if resume_from_checkpoint is True:
@@ -81,4 +170,4 @@ class RunMixin:
 
     def _description(self) -> dict[str, Any]:
         """What the run's losses depend on beside the host's own settings."""
-        return {**self.balancer.description(), "loss": asdict(self._terms)}
+        return {**self.scorer.description(), "loss": asdict(self._terms)}

@@ -1,7 +1,9 @@
-"""Which frozen model a run's reference is, resolved as TRL resolves it."""
+"""Which model is the reference of a run, at rest and in a step, and how it is let go."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from accelerate.utils import is_peft_model
@@ -12,85 +14,116 @@ from bdpo_plugin.reference.reference import Reference
 from bdpo_plugin.settings import BDPOError
 
 
-def resolve_reference(trainer: Any, wrapped: Any = None) -> Reference:
-    """The reference of a `trl.DPOTrainer`.
+class ReferenceSource:
+    """The reference of a trainer, resolved as TRL resolves it.
+
+    To be made before anything is sharded: then a rank may hold none of an adapter's weights. Where
+    TRL has made a copy of the adapter that a model came with, it is made a true one.
 
     Args:
-        trainer: whose `model` and `ref_model` are set.
-        wrapped: the policy as prepared for training, in a training step.
+        trainer: a `trl.DPOTrainer` or one like it, whose `model` and `ref_model` are set.
+        prepare_deepspeed: TRL's function of that name.
+        description: of the reference, in words for the user; default what can be seen here.
 
-    Raises:
-        BDPOError: the model cannot run at this point.
+    Attributes:
+        released: whether the reference has been let go, so that it cannot be run any more.
     """
-    autocast = trainer.accelerator.autocast
-    if trainer.ref_model is not None:
-        name = _name(trainer.ref_model)
-        return Reference(
-            trainer.ref_model, f"separate model {name}", adapter=AS_IT_IS, autocast=autocast
-        )
-    if not is_peft_model(trainer.model):
-        model = wrapped if wrapped is not None else _placed(trainer)
-        words = f"{_name(trainer.model)} as it is before training"
-        return Reference(model, words, adapter=AS_IT_IS, autocast=autocast)
-    peft = trainer.accelerator.unwrap_model(trainer.model)
-    # seen once, before anything is sharded: then a rank may hold none of an adapter's weights
-    if not hasattr(trainer, "_bdpo_adapter"):
-        given = "ref" in peft.peft_config and not _is_fresh(peft, "ref")
-        trainer._bdpo_adapter = "ref" if given else None
-        if given and not is_sharded(peft):
-            from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-            # TRL's copy has the weights of modules alone: not those of IA3, LoHa, VeRA, new tokens
-            state = get_peft_model_state_dict(peft, adapter_name="default")
-            set_peft_model_state_dict(peft, state, adapter_name="ref")
-    adapter = trainer._bdpo_adapter
-    model = wrapped if wrapped is not None else _placed(trainer)
-    return Reference(
-        model,
-        f"base model {_name(peft.get_base_model())}, "
-        + ("with a frozen copy of the adapter given" if adapter else "adapter off"),
-        peft=peft,
-        adapter=adapter,
-        autocast=autocast,
-    )
+    def __init__(
+        self,
+        trainer: Any,
+        prepare_deepspeed: Callable[[Any, Any], Any],
+        description: str | None = None,
+    ) -> None:
+        self._trainer = trainer
+        self._prepare_deepspeed = prepare_deepspeed
+        self._description = description
+        self.released = False
+        # the copy of the adapter given, by TRL's name; None: the adapter is off
+        self._adapter: str | None = None
+        if trainer.ref_model is None and is_peft_model(trainer.model):
+            peft = trainer.accelerator.unwrap_model(trainer.model)
+            if "ref" in peft.peft_config and not _is_fresh(peft, "ref"):
+                self._adapter = "ref"
+                _copy_whole_adapter(peft)
+
+    def at_rest(self) -> Reference:
+        """The reference while nothing is trained.
+
+        Raises:
+            BDPOError: the model cannot run at this point.
+        """
+        return self._reference(self._placed)
+
+    def in_step(self, model: Any) -> Reference:
+        """The reference in a step of training.
+
+        Args:
+            model: the policy as prepared for training.
+        """
+        return self._reference(lambda: model)
+
+    def release(self) -> None:
+        """Let go of what only the reference needs: after the pass its scores are all.
+
+        That is a separate model, or the copy of the adapter that TRL makes of a model with one.
+        Were the copy kept, a checkpoint would have a folder of it, and a run that resumes would
+        load that in the place of the adapter that is trained.
+        """
+        trainer = self._trainer
+        if trainer.ref_model is not None:
+            prepared = trainer.accelerator._models
+            prepared[:] = [model for model in prepared if model is not trainer.ref_model]
+            trainer.ref_model = None
+            self.released = True
+            return
+        peft = trainer.accelerator.unwrap_model(trainer.model)
+        if is_peft_model(peft) and "ref" in peft.peft_config:
+            peft.delete_adapter("ref")
+            self.released = self._adapter is not None
+
+    def _reference(self, policy: Callable[[], Any]) -> Reference:
+        trainer = self._trainer
+        autocast = trainer.accelerator.autocast
+        if trainer.ref_model is not None:
+            model, words = trainer.ref_model, f"separate model {_name(trainer.ref_model)}"
+        elif not is_peft_model(trainer.model):
+            model, words = policy(), f"{_name(trainer.model)} as it is before training"
+        else:
+            peft = trainer.accelerator.unwrap_model(trainer.model)
+            words = f"base model {_name(peft.get_base_model())}, "
+            words += "with a frozen copy of the adapter given" if self._adapter else "adapter off"
+            return Reference(
+                policy(),
+                self._description or words,
+                peft=peft,
+                adapter=self._adapter,
+                autocast=autocast,
+            )
+        return Reference(model, self._description or words, adapter=AS_IT_IS, autocast=autocast)
+
+    def _placed(self) -> Any:
+        """The policy, where it can run before it is prepared for training."""
+        if self._trainer.is_fsdp_enabled:
+            raise BDPOError(
+                "Under FSDP the model can run only once training has begun, so its dataset cannot "
+                "be scored before: set `bdpo_precompute: false`."
+            )
+        return self._engine if self._trainer.is_deepspeed_enabled else self._trainer.model
+
+    @cached_property
+    def _engine(self) -> Any:
+        return self._prepare_deepspeed(self._trainer.model, self._trainer.accelerator)
 
 
-def release_reference(trainer: Any) -> bool:
-    """Let go of what only the reference needs: after the pass its scores are all.
+def _copy_whole_adapter(peft: Any) -> None:
+    """TRL's copy has the weights of modules alone: not those of IA3, LoHa, VeRA, new tokens."""
+    if is_sharded(peft):
+        return
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    That is a separate model, or the copy of the adapter that TRL makes of a model with one. Were
-    the copy kept, a checkpoint would have a folder of it, and a run that resumes would load that
-    in the place of the adapter that is trained.
-
-    Returns:
-        whether the reference cannot be run any more.
-    """
-    if trainer.ref_model is not None:
-        prepared = trainer.accelerator._models
-        prepared[:] = [model for model in prepared if model is not trainer.ref_model]
-        trainer.ref_model = None
-        return True
-    peft = trainer.accelerator.unwrap_model(trainer.model)
-    if not is_peft_model(peft) or "ref" not in peft.peft_config:
-        return False
-    peft.delete_adapter("ref")
-    return trainer._bdpo_adapter is not None
-
-
-def _placed(trainer: Any) -> Any:
-    """The policy, where it can run before it is prepared for training."""
-    if trainer.is_fsdp_enabled:
-        raise BDPOError(
-            "Under FSDP the model can run only once training has begun, so its dataset cannot be "
-            "scored before: set `bdpo_precompute: false`."
-        )
-    if not trainer.is_deepspeed_enabled:
-        return trainer.model
-    if getattr(trainer, "_bdpo_engine", None) is None:
-        from trl.models import prepare_deepspeed
-
-        trainer._bdpo_engine = prepare_deepspeed(trainer.model, trainer.accelerator)
-    return trainer._bdpo_engine
+    state = get_peft_model_state_dict(peft, adapter_name="default")
+    set_peft_model_state_dict(peft, state, adapter_name="ref")
 
 
 def _is_fresh(peft: Any, adapter: str) -> bool:

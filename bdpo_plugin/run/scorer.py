@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
@@ -16,7 +14,7 @@ from torch import Tensor
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.model.traits import rotary_limit
 from bdpo_plugin.objective import BalanceWeights, balance_weights
-from bdpo_plugin.pairs import Pair, check_pairs
+from bdpo_plugin.pairs import Pair
 from bdpo_plugin.reference.dataset import PairScores, score_pairs
 from bdpo_plugin.reference.fingerprint import (
     UnreadableWeights,
@@ -26,10 +24,9 @@ from bdpo_plugin.reference.fingerprint import (
 from bdpo_plugin.reference.null_prompt import NullPrompt, find_null_prompt
 from bdpo_plugin.reference.reference import Reference
 from bdpo_plugin.reference.store import ScoreStore
-from bdpo_plugin.run.columns import LENGTH, SCORE_COLUMNS
+from bdpo_plugin.run.columns import longest, score_columns
 from bdpo_plugin.run.continuing import OutputFolder
 from bdpo_plugin.run.report import (
-    print_problems,
     print_scores,
     print_settings,
     print_store_problems,
@@ -39,18 +36,25 @@ from bdpo_plugin.run.report import (
 from bdpo_plugin.run.room import check_room, position_limit
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 
-Balance = Callable[[Tensor, Tensor], BalanceWeights]
+#: MI (chosen, rejected), each (B,), -> the weights of the pairs.
+Weigh = Callable[[Tensor, Tensor], BalanceWeights]
 
 
-class Balancer:
-    """Checks, scores and weighs the pairs of one run, and tells the user about it.
+class Scorer:
+    """Scores and weighs the pairs of one run, and tells the user about it.
 
     Args:
         settings: of the run.
         tokenizer: of the run.
         accelerator: of the run.
         output_dir: where ``bdpo/reference_scores*.parquet`` goes.
-        balance: in the place of :func:`balance_weights`; see :class:`BDPOTrainer`.
+        null_prompt: of the run.
+        weigh: in the place of :func:`balance_weights`; see :class:`BDPOTrainer`.
+
+    Attributes:
+        reader: which reads the policy in the steps as well.
+        facts: what this run was scored with, as far as it is known: ``null prompt``,
+            ``reference`` and ``training pairs``, for its checkpoints.
     """
 
     def __init__(
@@ -59,103 +63,60 @@ class Balancer:
         tokenizer: Any,
         accelerator: Accelerator,
         output_dir: str,
-        balance: Balance | None = None,
+        null_prompt: NullPrompt,
+        weigh: Weigh | None = None,
     ) -> None:
         self.settings = settings
         self.tokenizer = tokenizer
         self.accelerator = accelerator
         self.output_dir = Path(output_dir, "bdpo")
-        self._folder = OutputFolder.take(output_dir) if accelerator.is_main_process else None
-        self.balance = balance
+        self.null_prompt = null_prompt
+        self.weigh = weigh
         self.reader = ResponseReader()
-        self.null_prompt: NullPrompt | None = None
-        self._reference: list[str] | None = None
+        self.facts: dict[str, Any] = {"null prompt": list(null_prompt.ids)}
+        self._folder = OutputFolder.take(output_dir) if accelerator.is_main_process else None
         self._stores: dict[tuple[str, ...], ScoreStore] = {}
-        self._training_pairs: str | None = None
         self._told_unreadable = False
 
-    def description(self) -> dict[str, Any]:
-        """What decides the scores and weights of this run's training pairs, for its checkpoints.
+    @classmethod
+    def settled(
+        cls,
+        settings: BDPOSettings,
+        tokenizer: Any,
+        accelerator: Accelerator,
+        output_dir: str,
+        weigh: Weigh | None,
+        *,
+        pairs: Sequence[Pair],
+        reference: Reference,
+    ) -> Scorer:
+        """The scorer of a run whose null prompt is that of some pairs; what the run resolved to is
+        printed."""
+        prompts = [pair.chosen.prompt for pair in pairs]
+        null_prompt = find_null_prompt(tokenizer, prompts, settings.null_prompt)
+        if accelerator.is_main_process:
+            print_settings(
+                settings,
+                reference.description,
+                null_prompt,
+                custom=weigh is not None,
+                warnings=_long_sequences(pairs, rotary_limit(reference.model)),
+            )
+        return cls(settings, tokenizer, accelerator, output_dir, null_prompt, weigh)
 
-        The reference is None where its weights have not been read (``bdpo_precompute: false``).
-        """
+    def description(self) -> dict[str, Any]:
+        """What decides the scores and weights of this run's training pairs, for its checkpoints."""
         unimportant = ("bdpo_precompute", "bdpo_score_tokens", "bdpo_cache_dir", "bdpo_null_prompt")
         settings = {k: v for k, v in self.settings.to_keys().items() if k not in unimportant}
         return {
-            "settings": settings | {"balance": getattr(self.balance, "__qualname__", None)},
-            "null prompt": list(self.null_prompt.ids) if self.null_prompt else None,
-            "reference": self._reference,
-            "training pairs": self._training_pairs,
+            "settings": settings | {"weigh": getattr(self.weigh, "__qualname__", None)},
+            **self.facts,
         }
-
-    def take_training_pairs(self, pairs: Sequence[Pair]) -> None:
-        """Remember which pairs are trained on."""
-        self._training_pairs = digest(pairs)
-
-    def usable_rows(
-        self,
-        pairs: Sequence[Pair],
-        name: str,
-        lengths: Sequence[tuple[int, int]],
-        misplaced: Iterable[int] = (),
-        rows: Sequence[int] | None = None,
-    ) -> list[int]:
-        """The positions of the pairs that can teach something; what is wrong is printed.
-
-        Args:
-            pairs: of a whole dataset, after truncation.
-            name: of the dataset.
-            lengths: response tokens (chosen, rejected) of each pair before truncation.
-            misplaced: positions whose prompt is known not to end where the response begins.
-            rows: the numbers of the pairs in the user's dataset; default their position.
-
-        Raises:
-            BDPOError: no pair is left.
-        """
-        report = check_pairs(
-            pairs,
-            name,
-            lengths=lengths,
-            bos=self.tokenizer.bos_token_id,
-            misplaced=misplaced,
-            is_blank=self.is_blank,
-            numbers=rows,
-        )
-        if self.accelerator.is_main_process:
-            print_problems(report.lines())
-        report.raise_if_nothing_left()
-        dropped = report.dropped
-        return [row for row in range(len(pairs)) if row not in dropped]
-
-    def is_blank(self, response: np.ndarray) -> bool:
-        """Whether the tokens of a response are no text."""
-        # no end of turn takes more tokens
-        return len(response) <= 8 and not (
-            self.tokenizer.decode(response, skip_special_tokens=True).strip()
-        )
-
-    def find_null_prompt(self, pairs: Sequence[Pair], reference: Reference) -> None:
-        """Settle the null prompt on the training pairs, and print what the run resolved to."""
-        self.null_prompt = find_null_prompt(
-            self.tokenizer,
-            [pair.chosen.prompt for pair in pairs],
-            self.settings.null_prompt,
-        )
-        if self.accelerator.is_main_process:
-            print_settings(
-                self.settings,
-                reference.description,
-                self.null_prompt,
-                custom=self.balance is not None,
-                warnings=_long_sequences(pairs, rotary_limit(reference.model)),
-            )
 
     def score_dataset(
         self, pairs: Sequence[Pair], rows: Sequence[int], name: str, reference: Reference, file: str
     ) -> dict[str, Tensor]:
         """:data:`SCORE_COLUMNS` of a dataset, each (B,), from the store or computed now.
-
-        And :data:`LENGTH`.
 
         Args:
             pairs: the usable pairs, the same in every rank.
@@ -163,10 +124,9 @@ class Balancer:
             name: of the dataset, for the user.
             file: name of the Parquet file that they are saved to.
         """
-        if self.null_prompt is None:
-            self.find_null_prompt(pairs, reference)
         check_room(pairs, rows, len(self.null_prompt.ids), position_limit(reference.model))
-        self._reference = self._identify(reference)
+        identity = self._identify(reference)
+        self.facts["reference"] = identity
         scores = score_pairs(
             pairs,
             reference,
@@ -174,15 +134,15 @@ class Balancer:
             self.settings,
             reader=self.reader,
             device=self.accelerator.device,
-            store=self._store(),
+            store=self._store(identity),
             name=name,
             rows=rows,
         )
-        weights = self._weigh(scores)
+        weights = self._weights(scores)
         if self.accelerator.is_main_process:
             print_scores(name, self.settings, scores, weights)
             save_scores(self.output_dir / file, rows, scores, weights, self.settings)
-        return _columns(scores, weights) | {LENGTH: longest(pairs)}
+        return score_columns(scores, weights)
 
     def _identify(self, reference: Reference) -> list[str] | None:
         """What the scores of this run are found by again, the same in every rank; None, and said
@@ -209,10 +169,10 @@ class Balancer:
         self._told_unreadable = True
         return None
 
-    def _store(self) -> ScoreStore:
-        """For all datasets of this reference, so that a problem is told once."""
-        store = ScoreStore(self.settings.cache_dir, self._reference, print_store_problems)
-        return self._stores.setdefault(tuple(self._reference or ()), store)
+    def _store(self, identity: list[str] | None) -> ScoreStore:
+        """For all datasets of a reference, so that a problem is told once."""
+        store = ScoreStore(self.settings.cache_dir, identity, print_store_problems)
+        return self._stores.setdefault(tuple(identity or ()), store)
 
     def score_batch(self, pairs: Sequence[Pair], reference: Reference) -> dict[str, Tensor]:
         """:data:`SCORE_COLUMNS` of a batch, each (B,), computed now and not kept.
@@ -234,12 +194,12 @@ class Balancer:
             reader=self.reader,
             device=self.accelerator.device,
         )
-        columns = _columns(scores, self._weigh(scores))
+        columns = score_columns(scores, self._weights(scores))
         return {name: column.to(self.accelerator.device) for name, column in columns.items()}
 
-    def _weigh(self, scores: PairScores) -> BalanceWeights:
+    def _weights(self, scores: PairScores) -> BalanceWeights:
         mi = (scores.mi_chosen, scores.mi_rejected)
-        if self.balance is None:
+        if self.weigh is None:
             return balance_weights(
                 *mi,
                 alpha=self.settings.alpha,
@@ -247,10 +207,10 @@ class Balancer:
                 balance=self.settings.balance,
                 scaling=self.settings.scaling,
             )
-        weights = BalanceWeights(*(t.detach().float() for t in self.balance(*mi)))
+        weights = BalanceWeights(*(t.detach().float() for t in self.weigh(*mi)))
         if any(t.shape != mi[0].shape or not t.isfinite().all() for t in weights):
             raise BDPOError(
-                "The `balance` callable must return three finite tensors of the shape of its "
+                "The `weigh` callable must return three finite tensors of the shape of its "
                 f"arguments, {tuple(mi[0].shape)}: chosen, rejected, scale."
             )
         return weights
@@ -268,28 +228,7 @@ def _long_sequences(pairs: Sequence[Pair], limit: int | None) -> list[str]:
     ]
 
 
-def longest(pairs: Sequence[Pair]) -> Tensor:
-    """(B,) tokens of the longer sequence of each pair."""
-    lengths = [max(len(side.prompt) + len(side.response) for side in pair) for pair in pairs]
-    return torch.tensor(lengths, dtype=torch.long)
-
-
-def digest(pairs: Sequence[Pair]) -> str:
-    """What the pairs are, by content and order, in 32 hexadecimal digits."""
-    found = hashlib.blake2b(digest_size=16)
-    for pair in pairs:
-        for ids in (ids for side in pair for ids in side):
-            found.update(len(ids).to_bytes(8, "little"))
-            found.update(ids.tobytes())
-    return found.hexdigest()
-
-
-def _columns(scores: PairScores, weights: BalanceWeights) -> dict[str, Tensor]:
-    columns = (
-        scores.ref_chosen_logps,
-        scores.ref_rejected_logps,
-        scores.mi_chosen,
-        scores.mi_rejected,
-        *weights,
-    )
-    return dict(zip(SCORE_COLUMNS, columns, strict=True))
+def is_blank(tokenizer: Any, response: np.ndarray) -> bool:
+    """Whether the tokens of a response are no text."""
+    # no end of turn takes more tokens
+    return len(response) <= 8 and not (tokenizer.decode(response, skip_special_tokens=True).strip())

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from bdpo_plugin.model.head import sum_by_row
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.objective import BalanceWeights, bdpo_loss
+from bdpo_plugin.run.batch import PreferenceBatch
 
+#: The metrics of a batch by name, each as (sum, count) of this rank.
+Metrics = dict[str, tuple[Tensor, Tensor]]
 #: The one metric that is a sum over the ranks, not a mean.
 TOTAL = "num_tokens"
 
@@ -35,29 +38,30 @@ class LossTerms:
 def preference_step(
     reader: ResponseReader,
     model: nn.Module,
-    inputs: dict[str, Any],
-    trained: Tensor,
+    batch: PreferenceBatch,
     scores: Mapping[str, Tensor],
     terms: LossTerms,
-) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]], Any]:
+) -> tuple[Tensor, Metrics, Any]:
     """One forward of the policy on a batch of B pairs.
 
     Args:
-        inputs: of the model's forward; `input_ids` (2B, T), the chosen rows first.
-        trained: (2B, T) bool, the tokens that are trained on.
-        scores: the columns of :data:`~bdpo_plugin.run.columns.SCORE_COLUMNS`.
+        reader: of the run.
+        model: the policy, however wrapped.
+        batch: B pairs.
+        scores: the columns of :data:`~bdpo_plugin.run.columns.SCORE_COLUMNS`, each (B,).
         terms: of the loss.
 
     Returns:
-        the loss, a scalar; the metrics, each as (sum, count) of this rank; the model's outputs.
+        the loss, a scalar; the metrics; the model's outputs.
     """
     weights = BalanceWeights(
         scores["bdpo_weight_chosen"], scores["bdpo_weight_rejected"], scores["bdpo_scale"]
     )
     ref_chosen, ref_rejected = scores["bdpo_ref_chosen_logps"], scores["bdpo_ref_rejected_logps"]
-    trained = trained[:, 1:]
-    labels = inputs["input_ids"][:, 1:][trained]
-    tokens, outputs = reader.token_statistics(model, F.pad(trained, (0, 1)), labels, **inputs)
+    trained = batch.trained[:, 1:]
+    labels = batch.inputs["input_ids"][:, 1:][trained]
+    read_at = F.pad(trained, (0, 1))
+    tokens, outputs = reader.token_statistics(model, read_at, labels, **batch.inputs)
     chosen, rejected = sum_by_row(tokens.logps, trained).chunk(2)
     chosen_lengths, rejected_lengths = trained.sum(dim=1).chunk(2)
     # the chosen rows come first, and so do their tokens
@@ -112,7 +116,7 @@ def preference_step(
             ("logits/rejected", tokens.mean_logits, ~of_chosen),
         ):
             metrics[name] = ((values * where).sum(), where.sum())
-        metrics[TOTAL] = (inputs["attention_mask"].sum(), torch.ones_like(chosen[0]))
+        metrics[TOTAL] = (batch.inputs["attention_mask"].sum(), torch.ones_like(chosen[0]))
     return loss, metrics, outputs
 
 
@@ -124,7 +128,7 @@ class MetricSums:
     names: list[str] = field(default_factory=list)
     steps: list[Tensor] = field(default_factory=list)
 
-    def add(self, metrics: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    def add(self, metrics: Metrics) -> None:
         """Take the (sum, count) of each metric of one step."""
         self.names = list(metrics)
         pairs = [torch.stack([t.detach().float() for t in pair]) for pair in metrics.values()]

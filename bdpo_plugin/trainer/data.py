@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from tqdm.auto import tqdm
 
-from bdpo_plugin.pairs import Pair, split_sequence
-from bdpo_plugin.run.columns import SCORE_COLUMNS, TRL_COLUMNS
+from bdpo_plugin.pairs import Pair
+from bdpo_plugin.run.batch import PreferenceBatch
+from bdpo_plugin.run.datasets import TRL_COLUMNS
 from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.visible import visible
 
@@ -21,17 +22,11 @@ from bdpo_plugin.visible import visible
 TOKENISED = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
-def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a batch the model's forward takes."""
-    other = {"completion_mask", *SCORE_COLUMNS, *TRL_COLUMNS}
-    return {**{k: v for k, v in batch.items() if k not in other}, "use_cache": False}
+def preference_batch(batch: Mapping[str, Any]) -> PreferenceBatch:
+    """A batch of TRL's collator: `input_ids`, `attention_mask`, `completion_mask`, each (2B, T).
 
-
-def batch_pairs(batch: Mapping[str, Any]) -> list[Pair]:
-    """The pairs of a batch: its first half are the chosen sequences, its second the rejected.
-
-    Args:
-        batch: `input_ids`, `attention_mask` and `completion_mask`, each (2B, T).
+    Raises:
+        BDPOError: another collator has made it.
     """
     missing = {"input_ids", "attention_mask", "completion_mask"} - set(batch)
     if missing:
@@ -40,13 +35,8 @@ def batch_pairs(batch: Mapping[str, Any]) -> list[Pair]:
             "TRL's DataCollatorForPreference. Leave out the option that replaces the collator "
             "(in Axolotl, `pad_to_multiple_of`)."
         )
-    rows = [batch[k].tolist() for k in ("input_ids", "attention_mask", "completion_mask")]
-    sides = []
-    for ids, attended, trained in zip(*rows, strict=True):
-        real = [i for i, seen in enumerate(attended) if seen]
-        sides.append(split_sequence([ids[i] for i in real], [trained[i] for i in real]))
-    half = len(sides) // 2
-    return [Pair(*sides) for sides in zip(sides[:half], sides[half:], strict=True)]
+    trained = batch["completion_mask"].bool()
+    return PreferenceBatch.of(batch, trained, without=("completion_mask", *TRL_COLUMNS))
 
 
 def dataset_pairs(
@@ -56,35 +46,8 @@ def dataset_pairs(
     pairs: list[Pair] = []
     for rows in dataset.select_columns(list(TOKENISED)).iter(batch_size=256):
         examples = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
-        pairs += batch_pairs(collator(examples))
+        pairs += preference_batch(collator(examples)).pairs()
     return pairs
-
-
-def peek(stream: IterableDataset, name: str, columns: Sequence[str]) -> Dataset:
-    """The first rows of a stream: those that the null prompt is derived from.
-
-    Raises:
-        BDPOError: it has none.
-    """
-    rows = [{column: row[column] for column in columns} for row in stream.take(256)]
-    if not rows:
-        raise nothing_left(name)
-    return Dataset.from_list(rows)
-
-
-def nothing_left(name: str) -> BDPOError:
-    """Of a stream in which nothing can be trained on."""
-    return BDPOError(
-        f"No pair of the {name} data, a stream, can be trained on: see the problems told above."
-    )
-
-
-def stream_refusal(name: str) -> BDPOError:
-    """Of a streaming dataset that was to be scored before training."""
-    return BDPOError(
-        f"The {name} data is a stream, which cannot be scored before training: set "
-        "`bdpo_precompute: false`."
-    )
 
 
 def misplaced_rows(dataset: Dataset, tokenizer: Any, name: str) -> list[int]:

@@ -68,10 +68,10 @@ class ShuffledTrainer(AxolotlBDPOTrainer):
         if not settings.precompute:
             raise BDPOError("The control shuffles a whole dataset: it needs `bdpo_precompute`.")
 
-        def balance(*mi: Tensor) -> BalanceWeights:
+        def shuffled(*mi: Tensor) -> BalanceWeights:
             return weigh("shuffled", settings, args.seed, self.kinds, *mi)
 
-        super().__init__(model, ref_model, args, *rest, balance=balance, **kwargs)
+        super().__init__(model, ref_model, args, *rest, weigh=shuffled, **kwargs)
 
     def _usable(self, dataset: Any, name: str) -> Any:
         """And keep the kinds of the pairs that are left, which the shuffle is within."""

@@ -142,7 +142,7 @@ def _trainer(
         marginal = information.marginal(pairs, other_queries(world, MARGINAL_QUERIES, pairs))
     return BDPOTrainer(
         args=BDPOConfig(**options, **keys, bdpo_cache_dir=str(scores)),
-        balance=weighting.balance(
+        weigh=weighting.balance(
             spec.method, spec.alpha, [pair.types for pair in pairs], spec.seed, marginal
         ),
         **common,

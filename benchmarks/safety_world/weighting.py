@@ -1,4 +1,4 @@
-"""Methods by name: readings of the paper, their ablations and controls, as `balance` callables.
+"""Methods by name: readings of the paper, their ablations and controls, as `weigh` callables.
 
 A method is ``dpo``, or ``READING:VARIANT``.
 """
@@ -152,7 +152,7 @@ def _weights(
 def loss_of(method: str) -> Iterator[None]:
     """Under the reading ``outside`` the scale weighs the pair's loss, not what is in it.
 
-    The one reading that the `balance` argument cannot express: the step's loss is replaced.
+    The one reading that the `weigh` argument cannot express: the step's loss is replaced.
     """
     if not method.startswith("outside:"):
         yield

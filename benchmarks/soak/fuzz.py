@@ -433,7 +433,7 @@ def check(case: Case, tally: Tally) -> None:
     tally.error = max(tally.error, check_scores(case, trainer, kept))
     if "not where the response begins" not in told and not isinstance(data, IterableDataset):
         check_tokens(case, trainer._tokenizer, rows, kept)
-    tally.outcomes["trained, in each step" if not trainer.bdpo.precompute else "trained"] += 1
+    tally.outcomes["trained, in each step" if not trainer.settings.precompute else "trained"] += 1
 
 
 def check_refusal(
@@ -472,7 +472,7 @@ def truncated(case: Case, row: dict[str, Any], side: str) -> tuple[list[int], li
 
 def check_scores(case: Case, trainer: Any, kept: list[dict[str, Any]]) -> float:
     """Compares with the truth; returns the largest difference in nats."""
-    null = list(trainer.balancer.null_prompt.ids)
+    null = list(trainer.scorer.null_prompt.ids)
     model = reference_of(case.tokenizer)
     estimate = {"pointwise": truth.pointwise_mi, "expected": truth.expected_mi}[
         case.settings["bdpo_mi_estimator"]
@@ -483,7 +483,7 @@ def check_scores(case: Case, trainer: Any, kept: list[dict[str, Any]]) -> float:
             prompt, response = truncated(case, row, side)
             mi = estimate(model, prompt, null, response, case.settings["bdpo_mi_normalize"])
             means[side] += mi / len(kept)
-            if trainer.bdpo.precompute:
+            if trainer.settings.precompute:
                 logps = truth.response_logps(model, prompt, response)
                 for name, value in (("ref_{}_logps", logps), ("mi_{}", mi)):
                     saved = row["bdpo_" + name.format(side)]

@@ -250,7 +250,7 @@ def test_a_callable_may_weigh_the_pairs(tmp_path, capsys):
         weight = 1 + 0.5 * torch.tanh(mi_rejected - mi_chosen)[order]
         return BalanceWeights(weight, 2 - weight, torch.ones_like(weight))
 
-    trainer(output_dir=tmp_path, balance=shuffled)
+    trainer(output_dir=tmp_path, weigh=shuffled)
     assert len(seen) == 1
     assert len(seen[0]) == 24  # the whole dataset at once
     assert "given as a callable" in capsys.readouterr().out
@@ -261,7 +261,7 @@ def test_a_callable_may_weigh_the_pairs(tmp_path, capsys):
     with pytest.raises(BDPOError, match=r"three finite tensors of the shape .*\(24,\)"):
         trainer(
             output_dir=tmp_path,
-            balance=lambda w, l: BalanceWeights(w[:1], l, l),  # noqa: E741
+            weigh=lambda w, l: BalanceWeights(w[:1], l, l),  # noqa: E741
         )
 
 

@@ -45,7 +45,7 @@ def test_scores_weights_and_losses(tmp_path, tokenizer, estimator, settings):
     made.train()
 
     prompts, chosen, rejected = tokens(made)
-    null = list(made.balancer.null_prompt.ids)
+    null = list(made.scorer.null_prompt.ids)
     assert null == tokenizer("<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
     reference = as_function(sharp_model(tokenizer))
     truths = [

@@ -9,6 +9,7 @@ from datasets import Dataset
 from llamafactory.extras.constants import IGNORE_INDEX
 
 from bdpo_plugin.pairs import Pair, split_sequence
+from bdpo_plugin.run.batch import PreferenceBatch
 from bdpo_plugin.settings import BDPOError
 
 _MEDIA = ("images", "videos", "audios")
@@ -83,7 +84,6 @@ def _pair(row: Mapping[str, Any]) -> Pair:
     )
 
 
-def batch_as_trl(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch with TRL's `completion_mask`, (2B, T), in the place of `labels`."""
-    other = {key: value for key, value in batch.items() if key != "labels"}
-    return {**other, "completion_mask": batch["labels"] != IGNORE_INDEX}
+def preference_batch(batch: Mapping[str, Any]) -> PreferenceBatch:
+    """A batch of LLaMA-Factory's pairwise collator, with its `labels`, (2B, T)."""
+    return PreferenceBatch.of(batch, batch["labels"] != IGNORE_INDEX, without=("labels",))
