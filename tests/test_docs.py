@@ -71,6 +71,14 @@ def test_python_blocks_use_public_names(text) -> None:
             assert {name.name for name in node.names} <= set(bdpo_plugin.__all__)
 
 
+def test_argument_of_the_trainer_exists() -> None:
+    shown = re.findall(r"BDPOTrainer\(\.\.\., (\w+)=", "".join(blocks("python")))
+    assert shown == ["weigh"]
+    trainer = ast.parse((ROOT / "bdpo_plugin" / "trainer" / "trainer.py").read_text("utf-8"))
+    made = next(n for n in ast.walk(trainer) if getattr(n, "name", None) == "__init__")
+    assert shown == [argument.arg for argument in made.args.kwonlyargs]
+
+
 def test_there_are_blocks_of_both_kinds() -> None:
     assert blocks("yaml")
     assert blocks("python")

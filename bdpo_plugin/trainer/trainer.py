@@ -36,7 +36,7 @@ from bdpo_plugin.trainer.raw import (
 
 
 class BDPOTrainer(RunMixin, DPOTrainer):
-    """Balanced Direct Preference Optimization (arXiv 2603.22829, as read in the README).
+    """Balanced Direct Preference Optimization (arXiv 2603.22829, as read in docs/method.md).
 
     What it changes of `trl.DPOTrainer`: the precomputation of the reference's log-probabilities
     also gives the mutual information of both responses with their query, and from it the balance
