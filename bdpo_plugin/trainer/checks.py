@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dis
+import inspect
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import trl
-from trl import DPOConfig
+from trl import DPOConfig, DPOTrainer
 
 from bdpo_plugin.refusals import Limit, check_limits
 from bdpo_plugin.settings import BDPOError, BDPOSettings, check_loss
@@ -30,23 +32,91 @@ _SPLITS = tuple(
 
 #: Releases of TRL that the tests run beside.
 TESTED = ("1.9.0", "1.16.0")
+#: Methods of `trl.DPOTrainer` that BDPOTrainer overrides, and what TRL calls them with.
+_METHODS: dict[str, tuple[str, ...]] = {
+    "_prepare_dataset": ("dataset", "processing_class", "args", "dataset_name"),
+    "_precompute_ref_logps": ("dataset", "name", "batch_size"),
+    "_set_signature_columns_if_needed": (),
+    "compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),
+    "log": ("logs", "start_time"),
+}
+#: Attributes that it sets, and BDPOTrainer reads.
+_ATTRIBUTES = (
+    "_metrics",
+    "_tokenizer",
+    "_total_train_tokens",
+    "aux_loss_enabled",
+    "beta",
+    "label_smoothing",
+    "loss_types",
+    "loss_weights",
+    "ref_model",
+    "router_aux_loss_coef",
+)
+
+
+def check_release(trainer: type, found: str) -> None:
+    """Refuse a release of TRL whose trainer lacks what BDPOTrainer overrides or reads of it.
+
+    A release that has all of it and that the tests do not run beside is a warning.
+
+    Args:
+        trainer: its `DPOTrainer`.
+        found: the release.
+
+    Raises:
+        BDPOError: with what is missing, and the tested releases.
+    """
+    missing = [
+        f"the method {name}({', '.join(arguments)})"
+        for name, arguments in _METHODS.items()
+        if not _takes(getattr(trainer, name, None), arguments)
+    ]
+    assigned = {name for cls in trainer.__mro__ for name in _assigned(cls)}
+    missing += [f"the attribute {name}" for name in _ATTRIBUTES if name not in assigned]
+    if missing:
+        raise BDPOError(
+            f"B-DPO cannot run beside TRL {found}, whose DPOTrainer lacks {'; '.join(missing)}. "
+            f"Install one of the tested releases: {', '.join(TESTED)}."
+        )
+    if found not in TESTED:
+        warnings.warn(
+            f"bdpo-plugin is tested with TRL {' and '.join(TESTED)}; this is {found}.",
+            stacklevel=4,
+        )
+
+
+def _takes(method: Any, arguments: tuple[str, ...]) -> bool:
+    """Whether a method takes these arguments in this order, and needs no other."""
+    if method is None:
+        return False
+    own = list(inspect.signature(method).parameters.values())[1:]
+    rest = own[len(arguments) :]
+    return [p.name for p in own[: len(arguments)]] == list(arguments) and all(
+        p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in rest
+    )
+
+
+def _assigned(cls: type) -> Iterator[str]:
+    """The names of attributes that the methods of a class assign to."""
+    for method in vars(cls).values():
+        if inspect.isfunction(method):
+            code = inspect.unwrap(method).__code__
+            yield from (i.argval for i in dis.get_instructions(code) if i.opname == "STORE_ATTR")
 
 
 def check_arguments(args: Any) -> BDPOSettings:
     """The method's settings of a run, or a refusal that names the argument.
 
     Raises:
-        BDPOError: a ``bdpo_*`` value out of range, or an argument that cannot be honoured.
+        BDPOError: a ``bdpo_*`` value out of range, an argument that cannot be honoured, or a
+            release of TRL that the trainer cannot run beside.
     """
     if not isinstance(args, DPOConfig) or not hasattr(args, "bdpo_alpha"):
         raise BDPOError(
             f"BDPOTrainer needs `args` to be a bdpo_plugin.BDPOConfig, got {type(args).__name__}."
         )
-    if trl.__version__ not in TESTED:
-        warnings.warn(
-            f"bdpo-plugin is tested with TRL {' and '.join(TESTED)}; this is {trl.__version__}.",
-            stacklevel=3,
-        )
+    check_release(DPOTrainer, trl.__version__)
     settings = BDPOSettings.from_keys(vars(args))
     check_loss(
         args.loss_type,
