@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bdpo_plugin.reference.turns import (
+    Ids,
     Turns,
     as_ids,
     as_string,
@@ -46,7 +47,7 @@ class NullPrompt:
 
 
 def find_null_prompt(
-    tokenizer: Any, prompts: Sequence[Sequence[int]], override: str | None = None
+    tokenizer: Any, prompts: Sequence[Ids], override: str | None = None
 ) -> NullPrompt:
     """The null prompt for a training set.
 

@@ -22,9 +22,11 @@ _USER = ("user", "Tell me more.")
 _ASSISTANT, _OTHER_ANSWER = ("assistant", "All right."), ("assistant", "No: that is all!")
 
 Message = tuple[str, str]
+#: (n,) token ids.
+Ids = Sequence[int] | np.ndarray
 
 
-def as_string(ids: Sequence[int]) -> str:
+def as_string(ids: Ids) -> str:
     """Token ids as a string, each the character of that number."""
     return np.asarray(ids, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -24,10 +24,20 @@ from bdpo_plugin.run.step import LossTerms, Metrics, preference_step
 from bdpo_plugin.run.stream import StreamFilter
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 
-_Base = Trainer if TYPE_CHECKING else object
+if TYPE_CHECKING:
+
+    class _Trainer(Trainer):
+        """As far as a host's trainer is used here."""
+
+        train_dataset: Any
+        eval_dataset: Any
+        data_collator: Any
+
+else:
+    _Trainer = object
 
 
-class RunMixin(_Base):
+class RunMixin(_Trainer):
     """Data that this trainer has prepared itself, checkpoints that can be continued exactly, and
     the step.
 
@@ -41,7 +51,6 @@ class RunMixin(_Base):
     settings: BDPOSettings
     scorer: Scorer
     # of the host's trainer
-    _source: ReferenceSource
     _terms: LossTerms
     _tokenizer: Any
 
@@ -53,8 +62,15 @@ class RunMixin(_Base):
         if args.length_column_name == "length":  # the host's default, which data may have too
             args.length_column_name = LENGTH
 
+    # Each host's own.
+
+    @cached_property
+    def _source(self) -> ReferenceSource:
+        """The reference of the run."""
+        raise NotImplementedError
+
     def _tokenised(self, dataset: Dataset, name: str) -> Tokenised:
-        """A tokenised dataset of the host, read; each host's own."""
+        """A tokenised dataset of the host, read."""
         raise NotImplementedError
 
     # The datasets -------------------------------------------------------------------------------
@@ -103,11 +119,11 @@ class RunMixin(_Base):
             raise unscored(f"The {name} data")
         return self._prepared(dataset, name, later=True)
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> Any:
         self.train_dataset = self._checked(self.train_dataset, "training")
         return super().get_train_dataloader()
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         if isinstance(eval_dataset, str):
             of_name = self.eval_dataset
             of_name[eval_dataset] = self._checked(of_name[eval_dataset], eval_dataset)
@@ -117,7 +133,7 @@ class RunMixin(_Base):
             self.eval_dataset = self._checked(self.eval_dataset, "evaluation")
         return super().get_eval_dataloader(eval_dataset)
 
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
         return super().get_test_dataloader(self._checked(test_dataset, "test"))
 
     # The step -----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -11,7 +12,7 @@ from bdpo_plugin.pairs import Pair
 from bdpo_plugin.settings import BDPOError
 
 
-def position_limit(model: nn.Module) -> int | None:
+def position_limit(model: Any) -> int | None:
     """Tokens of the longest sequence that a model with a table of positions can read (GPT-2, OPT,
     GPT-J and others); None where there is no such table.
 

@@ -45,7 +45,7 @@ class StreamFilter:
     ) -> None:
         self.name = name
         self._pair = pair
-        self._options = {"bos": bos, "is_blank": is_blank}
+        self._bos, self._is_blank = bos, is_blank
         self._position = position
         # (workers, 1 + kinds): the rows read, and those with each problem
         self._counts = torch.zeros(max(1, workers), 1 + len(_KINDS), dtype=torch.int64)
@@ -62,7 +62,9 @@ class StreamFilter:
     def teaches(self, row: Mapping[str, Any]) -> bool:
         """Whether a tokenised row can teach."""
         pair, lengths = self._pair(row)
-        report = check_pairs([pair], self.name, lengths=[lengths], **self._options)
+        report = check_pairs(
+            [pair], self.name, lengths=[lengths], bos=self._bos, is_blank=self._is_blank
+        )
         self._count(row, report.rows)
         return not report.dropped
 

@@ -120,13 +120,13 @@ def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
 def reads_parts(tokenizer: Any) -> bool:
     """Whether the chat template takes a content of text parts for the text that it is."""
 
-    def render(content: Any) -> str:
+    def render(content: Any) -> Any:
         return tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
 
     if not getattr(tokenizer, "chat_template", None):
         return False
     try:
-        return render("probe") == render([{"type": "text", "text": "probe"}])
+        return bool(render("probe") == render([{"type": "text", "text": "probe"}]))
     except Exception:  # whatever a template raises: it does not read them
         return False
 

@@ -148,9 +148,9 @@ class BDPOTrainer(RunMixin, DPOTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
+        columns: list[str] = self._signature_columns
         wanted = (*SCORE_COLUMNS, self.args.length_column_name)
-        missing = [c for c in wanted if c not in self._signature_columns]
-        self._signature_columns = [*self._signature_columns, *missing]
+        self._signature_columns: Any = [*columns, *(c for c in wanted if c not in columns)]
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         if isinstance(dataset, IterableDataset):

@@ -7,7 +7,6 @@ from typing import Any
 
 from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
 from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
-from torch import Tensor
 
 from bdpo_plugin.trainer import BDPOTrainer
 from bdpo_plugin.trainer.config import BDPOArguments
@@ -19,7 +18,7 @@ class AxolotlBDPOConfig(AxolotlDPOConfig, BDPOArguments):
 
 
 class _AxolotlDPOTrainer(AxolotlDPOTrainer):
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
         # AxolotlDPOTrainer collects garbage and empties the CUDA cache after every step. Who needs
         # that has `gc_collect_steps` and `torch_empty_cache_steps`.
         return super(AxolotlDPOTrainer, self).training_step(*args, **kwargs)

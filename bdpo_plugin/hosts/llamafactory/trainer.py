@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -58,8 +58,7 @@ class LlamaFactoryBDPOTrainer(RunMixin, CustomDPOTrainer):
         with warnings.catch_warnings():  # LLaMA-Factory switches all of them off
             super().__init__(model, ref_model, finetuning_args, processor, **kwargs)
         self._tokenizer = self.processing_class
-        described = describe_reference(self, ref_model, model_args)
-        self._source = ReferenceSource(self, prepare_deepspeed, described)
+        self._described = describe_reference(self, ref_model, model_args)
         types, weights = ["sigmoid"], [1.0]
         if self.ftx_gamma > 1e-6:  # as LLaMA-Factory has it
             types, weights = [*types, "sft_by_pair"], [*weights, self.ftx_gamma]
@@ -71,6 +70,10 @@ class LlamaFactoryBDPOTrainer(RunMixin, CustomDPOTrainer):
                 free_weights(ref_model)
         self.data_collator = ScoreCollator(self.data_collator)
         self.add_callback(TellStreams(self.accelerator, self._streams))
+
+    @cached_property
+    def _source(self) -> ReferenceSource:
+        return ReferenceSource(self, prepare_deepspeed, self._described)
 
     # The datasets -------------------------------------------------------------------------------
 
@@ -115,7 +118,7 @@ class LlamaFactoryBDPOTrainer(RunMixin, CustomDPOTrainer):
 
     def get_batch_loss_metrics(
         self, model: Any, batch: dict[str, Any], train_eval: str = "train"
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics, _ = self._step(model, batch, preference_batch(batch))
         del metrics[TOTAL]
         prefix = "eval_" if train_eval == "eval" else ""
