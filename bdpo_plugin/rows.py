@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,9 @@ from bdpo_plugin.settings import BDPOError
 #: What is wrong, in the user's words, and what to do about it.
 Problem = tuple[str, str]
 
-_FILL = "Remove these rows, or fill them in."
+#: What to do about what is not there.
+FILL = "Remove these rows, or fill them in."
+
 _FORM = "Write text, or a list of messages {'role': ..., 'content': ...}."
 _ONE_FORM = "Write all sides as text, or all of them as lists of messages."
 _PROMPT = "Write the prompt into a column `prompt`, or at the beginning of both responses."
@@ -89,6 +91,76 @@ def check_rows(
     raise_problems([report])
 
 
+def raise_row(position: int, name: str, problems: Iterable[Problem]) -> None:
+    """Raise one BDPOError with all that is wrong with a row of a stream, if anything is."""
+    if told := "; ".join(f"{words}. {remedy}" for words, remedy in problems):
+        raise BDPOError(
+            f"Row {position} of the {name} data, a stream, cannot be trained on: {told} "
+            "Filter such rows out of the stream."
+        )
+
+
+def missing_columns(
+    row: Mapping[str, Any], columns: Iterable[str], remedy: str
+) -> Iterator[Problem]:
+    """Those of some columns that a row does not have."""
+    for column in columns:
+        if column not in row:
+            found = ", ".join(map(repr, row)) or "nothing"
+            yield f"there is no `{column}`, only {found}", remedy
+
+
+def missing_keys(where: str, message: Any, keys: Collection[str], remedy: str) -> Iterator[Problem]:
+    """Those of some keys that a message does not have.
+
+    Args:
+        where: the message, in words.
+        remedy: where a message has other keys.
+    """
+    if not isinstance(message, Mapping):
+        wanted = " and ".join(f"`{key}`" for key in keys)
+        words = f"{where} is {kind_of(message)}, not a dict with {wanted}"
+        yield words, "Write a dict with these keys."
+        return
+    for key in keys:
+        if key not in message:
+            found = ", ".join(map(repr, message)) or "none"
+            yield f"{where} has no `{key}` (its keys: {found})", remedy
+
+
+@dataclass(frozen=True)
+class MessageForm:
+    """What a message must be for a host whose user names its keys and roles.
+
+    Attributes:
+        role, content: its keys.
+        roles: the values of the former that the host knows; empty where they are not known.
+        name_keys, name_roles: where to name others.
+        calls: whether a message with `tool_calls` needs no text.
+    """
+
+    role: str
+    content: str
+    roles: Collection[str]
+    name_keys: str
+    name_roles: str
+    calls: bool
+
+    def problems(self, column: str, message: Any) -> Iterator[Problem]:
+        """What is wrong with a message of a column."""
+        where, keys = f"a message of `{column}`", (self.role, self.content)
+        yield from missing_keys(where, message, keys, self.name_keys)
+        if not isinstance(message, Mapping):
+            return
+        for key in keys:
+            free = key == self.content and self.calls and message.get("tool_calls")
+            if key in message and not isinstance(message[key], str) and not free:
+                yield f"the `{key}` of {where} is {kind_of(message[key])}", FILL
+        role = message.get(self.role)
+        if isinstance(role, str) and self.roles and role not in self.roles:
+            yield f"the `{self.role}` of {where} is {role!r}", self.name_roles
+
+
 class RowCheck:
     """Tells what is wrong with a row, one after the other of a dataset.
 
@@ -105,11 +177,7 @@ class RowCheck:
 
     def __call__(self, row: Mapping[str, Any]) -> list[Problem]:
         """What is wrong with a row; nothing where it is a pair, if perhaps a useless one."""
-        found = [
-            (f"there is no `{column}`, only {', '.join(map(repr, row)) or 'nothing'}", _COLUMNS)
-            for column in ("chosen", "rejected")
-            if column not in row
-        ]
+        found = list(missing_columns(row, ("chosen", "rejected"), _COLUMNS))
         forms = {}
         for column in ("prompt", "chosen", "rejected"):
             if column in row:
@@ -122,27 +190,23 @@ class RowCheck:
         if isinstance(value, str):
             yield from _text(f"`{column}`", value)
         elif value is None:
-            yield f"`{column}` is None", _FILL
+            yield f"`{column}` is None", FILL
         elif not isinstance(value, list):
             yield f"`{column}` is {kind_of(value)}, neither text nor a list of messages", _FORM
         elif not value and column == "prompt":
-            yield "`prompt` is an empty list", _FILL
+            yield "`prompt` is an empty list", FILL
         else:
             for message in value:
                 yield from self._message(column, message)
 
     def _message(self, column: str, message: Any) -> Iterator[Problem]:
         where = f"a message of `{column}`"
+        calls = isinstance(message, Mapping) and message.get("tool_calls")
+        wanted = ("role",) if calls else ("role", "content")
+        yield from missing_keys(where, message, wanted, _KEYS)
         if not isinstance(message, Mapping):
-            yield f"{where} is {kind_of(message)}, not a dict with `role` and `content`", _FORM
             return
-        content = message.get("content")
-        wanted = ("role",) if message.get("tool_calls") else ("role", "content")
-        for key in wanted:
-            if key not in message:
-                keys = ", ".join(map(repr, message)) or "none"
-                yield f"{where} has no `{key}` (its keys: {keys})", _KEYS
-        role = message.get("role")
+        role, content = message.get("role"), message.get("content")
         if "role" in message and not isinstance(role, str):
             yield f"the `role` of {where} is {kind_of(role)}", "Write 'user' or 'assistant', say."
         elif role is not None:
@@ -151,7 +215,7 @@ class RowCheck:
             yield from _text(f"the `content` of {where}", content)
         elif content is None:
             if "content" in wanted and "content" in message:
-                yield f"the `content` of {where} is None", _FILL
+                yield f"the `content` of {where} is None", FILL
         elif not _are_text_parts(content):
             yield f"the `content` of {where} is {kind_of(content)}, not text", "Write text."
         elif not self._reads_parts():

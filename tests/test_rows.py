@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bdpo_plugin.rows import RowCheck, RowReport, raise_problems
+from bdpo_plugin.rows import MessageForm, RowCheck, RowReport, raise_problems, raise_row
 from bdpo_plugin.settings import BDPOError
 
 
@@ -154,3 +154,46 @@ def test_any_row_is_judged(row):
     assert len({type(side) for side in sides}) == 1
     for side in sides:
         side.encode() if isinstance(side, str) else [message["role"].encode() for message in side]
+
+
+FORM = MessageForm("from", "value", ("human", "gpt"), "Name keys.", "Name roles.", calls=False)
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ({"from": "human", "value": ""}, []),
+        ({"from": "gpt", "value": "Yes.", "weight": 1}, []),
+        (None, ["is None, not a dict with `from` and `value`. Write a dict with these keys."]),
+        (
+            {"role": "human", "value": None},
+            [
+                "has no `from` (its keys: 'role', 'value'). Name keys.",
+                "the `value` of a message of `chosen` is None. Remove these rows, or fill them in.",
+            ],
+        ),
+        ({"from": "user", "value": "Why?"}, ["`chosen` is 'user'. Name roles."]),
+        ({"from": 3, "value": "Why?"}, ["the `from` of a message of `chosen` is a number."]),
+        ({"from": "gpt", "value": None, "tool_calls": [{}]}, ["the `value` of a message"]),
+    ],
+)
+def test_messages_of_a_host_with_keys_of_its_own(message, told):
+    found = [". ".join(problem) for problem in FORM.problems("chosen", message)]
+    assert len(found) == len(told)
+    assert all(words in said for words, said in zip(told, found, strict=True))
+
+
+def test_a_host_may_take_a_call_for_text():
+    form = MessageForm("from", "value", (), "", "", calls=True)
+    assert not list(form.problems("chosen", {"from": "x", "value": None, "tool_calls": [{}]}))
+    assert list(form.problems("chosen", {"from": "x", "value": None}))
+
+
+def test_a_row_of_a_stream_is_told_by_its_position():
+    raise_row(3, "train", [])
+    with pytest.raises(BDPOError) as raised:
+        raise_row(3, "train", [("`chosen` is None", "Fill it in."), ("`tools` is a dict", "No.")])
+    assert str(raised.value) == (
+        "Row 3 of the train data, a stream, cannot be trained on: `chosen` is None. Fill it in.; "
+        "`tools` is a dict. No. Filter such rows out of the stream."
+    )

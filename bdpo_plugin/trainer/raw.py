@@ -11,9 +11,8 @@ from datasets import Dataset, IterableDataset
 from trl import extract_prompt
 
 from bdpo_plugin.pairs import DataReport
-from bdpo_plugin.rows import Problem, RowCheck, RowReport, raise_problems
+from bdpo_plugin.rows import Problem, RowCheck, RowReport, raise_problems, raise_row
 from bdpo_plugin.run.columns import ROW
-from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.trainer.data import rendered
 
 #: What TRL reads of a row.
@@ -140,13 +139,7 @@ def checked_stream(stream: IterableDataset, name: str, tokenizer: Any) -> Iterab
     check = RowCheck(partial(reads_parts, tokenizer))
 
     def look(row: dict[str, Any], position: int) -> dict[str, Any]:
-        problems = check(row) or _render_problems(row, tokenizer)
-        if problems:
-            told = "; ".join(f"{words}. {remedy}" for words, remedy in problems)
-            raise BDPOError(
-                f"Row {position} of the {name} data, a stream, cannot be trained on: {told} "
-                "Filter such rows out of the stream."
-            )
+        raise_row(position, name, check(row) or _render_problems(row, tokenizer))
         return {ROW: position}
 
     return stream.map(look, with_indices=True)

@@ -15,7 +15,7 @@ import wrapt
 from datasets import DatasetDict
 
 from bdpo_plugin.hosts.axolotl.resolve import MARK
-from bdpo_plugin.rows import Problem, check_rows, kind_of
+from bdpo_plugin.rows import FILL, MessageForm, Problem, check_rows, kind_of, missing_columns
 
 #: Columns that the strategies read as prompt and responses, where a dataset has them.
 _READ = (
@@ -29,8 +29,6 @@ _READ = (
 )
 #: What Axolotl renders a response behind, to cut it off again.
 _DUMMY = "[[dummy_message]]"
-
-_FILL = "Remove these rows, or fill them in."
 
 
 def wrap_map_dataset(module: ModuleType) -> None:
@@ -84,54 +82,47 @@ class _Strategy:
         self.renders = "message_property_mappings" in known
         self._fields = fields
         keys = known.get("message_property_mappings") or {}
-        self._role, self._content = keys.get("role", "role"), keys.get("content", "content")
-        self._roles = known.get("role_map")
+        roles = known.get("role_map") or ()
+        self._form = MessageForm(
+            keys.get("role", "role"),
+            keys.get("content", "content"),
+            roles,
+            "Name it in the dataset's `message_property_mappings`.",
+            f"Name it in the dataset's `roles`: {', '.join(roles)} so far.",
+            calls=False,
+        )
         self._responses: tuple[Any, Any] = (known.get("field_chosen"), known.get("field_rejected"))
 
     def problems(self, row: Mapping[str, Any]) -> Iterator[Problem]:
         """What is wrong with a row."""
-        for column in self._fields:
-            if column not in row:
-                words = f"there is no `{column}`, only {', '.join(map(repr, row))}"
-                yield words, "Name it in the dataset's `field_...` keys."
+        remedy = "Name it in the dataset's `field_...` keys."
+        yield from missing_columns(row, self._fields, remedy)
         for column in self._fields or _READ:
             if column in row:
                 yield from self._value(column, row[column])
 
     def _value(self, column: str, value: Any) -> Iterator[Problem]:
         if value is None:
-            yield f"`{column}` is None", _FILL
+            yield f"`{column}` is None", FILL
         elif isinstance(value, str):
             if self.renders and column in self._responses:
                 yield from self._response(column, value)
         elif not isinstance(value, list | dict):
             yield f"`{column}` is {kind_of(value)}", "Write text, or a list of messages."
         elif not value:
-            yield f"`{column}` is empty", _FILL
+            yield f"`{column}` is empty", FILL
         else:
             for message in [value] if isinstance(value, dict) else value:
                 yield from self._message(column, message)
 
     def _message(self, column: str, message: Any) -> Iterator[Problem]:
-        where = f"a message of `{column}`"
-        if not isinstance(message, Mapping):
-            yield f"{where} is {kind_of(message)}", _FILL
-            return
-        for key in (self._role, self._content):
-            if key not in message:
-                words = f"{where} has no `{key}` (its keys: {', '.join(map(repr, message))})"
-                yield words, "Name it in the dataset's `message_property_mappings`."
-            elif not isinstance(message[key], str):
-                yield f"the `{key}` of {where} is {kind_of(message[key])}", _FILL
-            elif key == self._role and self._roles and message[key] not in self._roles:
-                words = f"the `{key}` of {where} is {message[key]!r}"
-                yield words, f"Name it in the dataset's `roles`: {', '.join(self._roles)} so far."
-            elif key == self._content and self.renders and column in self._responses:
-                yield from self._response(column, message[key])
+        yield from self._form.problems(column, message)
+        if isinstance(message, Mapping) and self.renders and column in self._responses:
+            yield from self._response(column, message.get(self._form.content))
 
     @staticmethod
-    def _response(column: str, text: str) -> Iterator[Problem]:
-        if not text:
+    def _response(column: str, text: Any) -> Iterator[Problem]:
+        if text == "":
             words = f"`{column}` is empty, and Axolotl would train on the prompt's template instead"
             yield words, "Remove these rows."
 
@@ -147,7 +138,7 @@ class _Strategy:
         raw, made = rows
         for ours, theirs in zip(("chosen", "rejected"), self._responses, strict=True):
             message = raw[theirs][-1] if isinstance(raw[theirs], list) else raw[theirs]
-            text = message if isinstance(message, str) else message[self._content]
+            text = message if isinstance(message, str) else message[self._form.content]
             if not made[ours].startswith(text.rstrip()) or _DUMMY in made[ours]:
                 words = f"Axolotl does not find the text of `{theirs}` in what the chat template "
                 yield words + "makes of it", "Change these rows, or choose another template."

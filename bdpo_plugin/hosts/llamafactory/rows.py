@@ -9,11 +9,18 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from bdpo_plugin.pairs import first_rows
-from bdpo_plugin.rows import Problem, check_rows, kind_of
+from bdpo_plugin.rows import (
+    FILL,
+    MessageForm,
+    Problem,
+    check_rows,
+    kind_of,
+    missing_columns,
+    raise_row,
+)
 from bdpo_plugin.run.report import print_problems
 from bdpo_plugin.settings import BDPOError
 
-_FILL = "Remove these rows, or fill them in."
 _NAME = "Name it in `columns` of dataset_info.json."
 _ROLES = "Name it in `tags` of dataset_info.json."
 
@@ -36,9 +43,7 @@ def align(align_dataset: Callable[..., Any], dataset: Any, attributes: Any, *res
 
 def _checked_stream(stream: IterableDataset, name: str, problems: Any) -> IterableDataset:
     def look(row: dict[str, Any], position: int) -> dict[str, Any]:
-        if found := list(problems(row)):
-            told = "; ".join(f"{words}. {remedy}" for words, remedy in found)
-            raise BDPOError(f"Row {position} of the {name} data cannot be trained on: {told}")
+        raise_row(position, name, problems(row))
         return row
 
     return stream.map(look, with_indices=True)
@@ -70,24 +75,26 @@ def _problems(attributes: Any, row: Mapping[str, Any]) -> Iterator[Problem]:
         attributes: LLaMA-Factory's `DatasetAttr`, which names columns, keys and roles.
     """
     messages = attributes.formatting != "alpaca"
+    form = _form(attributes)
     wanted = [attributes.chosen, attributes.rejected]
     if messages:
         wanted.append(attributes.messages)
+    yield from missing_columns(row, wanted, _NAME)
     for column in wanted:
         if column not in row:
-            yield f"there is no `{column}`, only {', '.join(map(repr, row))}", _NAME
-        elif row[column] is None:
-            yield f"`{column}` is None", _FILL
+            continue
+        if row[column] is None:
+            yield f"`{column}` is None", FILL
         elif not messages:
             if not isinstance(row[column], str):
                 yield f"`{column}` is {kind_of(row[column])}, not text", "Write text."
         elif column != attributes.messages:
-            yield from _message(attributes, column, row[column])
+            yield from form.problems(column, row[column])
         elif not isinstance(row[column], list):
             yield f"`{column}` is {kind_of(row[column])}", "Write a list of messages."
         else:
             for message in row[column]:
-                yield from _message(attributes, column, message)
+                yield from form.problems(column, message)
     if not messages:
         yield from _query(attributes, row)
 
@@ -99,24 +106,12 @@ def _query(attributes: Any, row: Mapping[str, Any]) -> Iterator[Problem]:
             yield f"`{column}` is {kind_of(row[column])}, not text", "Write text."
     if not any(row.get(column) for column in columns):
         words = " and ".join(f"`{column}`" for column in columns)
-        yield f"the prompt is empty: {words}", _FILL
+        yield f"the prompt is empty: {words}", FILL
 
 
-def _message(attributes: Any, column: str, message: Any) -> Iterator[Problem]:
-    where = f"a message of `{column}`"
-    if not isinstance(message, Mapping):
-        yield f"{where} is {kind_of(message)}, not a dict", "Write a message."
-        return
-    tags = attributes.role_tag, attributes.content_tag
-    for key in tags:
-        if key not in message:
-            words = f"{where} has no `{key}` (its keys: {', '.join(map(repr, message))})"
-            yield words, _ROLES
-        elif not isinstance(message[key], str) and not (
-            key == tags[1] and message.get("tool_calls")
-        ):
-            yield f"the `{key}` of {where} is {kind_of(message[key])}", _FILL
+def _form(attributes: Any) -> MessageForm:
     roles = [attributes.user_tag, attributes.assistant_tag, attributes.observation_tag]
     roles += [attributes.function_tag, attributes.system_tag]
-    if isinstance(role := message.get(tags[0]), str) and role not in roles:
-        yield f"the `{tags[0]}` of {where} is {role!r}", _ROLES
+    return MessageForm(
+        attributes.role_tag, attributes.content_tag, roles, _ROLES, _ROLES, calls=True
+    )

@@ -72,7 +72,7 @@ def test_rows_that_llamafactory_drops_are_told(tiny, tmp_path, capfd, with_rows)
 def test_a_bad_row_of_a_stream_is_named(tiny, tmp_path, with_rows):
     data = with_rows(row("One.", "Two."), row(None, "Two."))
     options = {"streaming": True, "max_steps": 2, "preprocessing_num_workers": None}
-    with pytest.raises(BDPOError, match=r"Row 1 of the train.jsonl data .* is None"):
+    with pytest.raises(BDPOError, match=r"Row 1 of the train.jsonl data, a stream, .* is None"):
         run(
             tiny,
             tmp_path / "run",
