@@ -75,6 +75,17 @@ class RunMixin(_Trainer):
 
     # The datasets -------------------------------------------------------------------------------
 
+    def _prepare_datasets(self) -> None:
+        """Make ready what the trainer was given, tokenised by its host."""
+        if self.train_dataset is not None:
+            self.train_dataset = self._prepared(self.train_dataset, "train", train=True)
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = {
+                name: self._prepared(dataset, name) for name, dataset in self.eval_dataset.items()
+            }
+        elif self.eval_dataset is not None:
+            self.eval_dataset = self._prepared(self.eval_dataset, "eval")
+
     def _prepared(
         self, dataset: Any, name: str, *, train: bool = False, later: bool = False
     ) -> Any:

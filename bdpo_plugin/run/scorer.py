@@ -124,20 +124,10 @@ class Scorer:
             name: of the dataset, for the user.
             file: name of the Parquet file that they are saved to.
         """
-        check_room(pairs, rows, len(self.null_prompt.ids), position_limit(reference.model))
         identity = self._identify(reference)
         self.facts["reference"] = identity
-        scores = score_pairs(
-            pairs,
-            reference,
-            self.null_prompt,
-            self.settings,
-            reader=self.reader,
-            device=self.accelerator.device,
-            store=self._store(identity),
-            name=name,
-            rows=rows,
-        )
+        store = self._store(identity)
+        scores = self._scores(pairs, reference, rows=rows, name=name, store=store)
         weights = self._weights(scores)
         if self.accelerator.is_main_process:
             print_scores(name, self.settings, scores, weights)
@@ -185,17 +175,31 @@ class Scorer:
                 "A pair of this batch has no response token left after truncation. Streaming data "
                 "cannot be checked in advance: filter such pairs out."
             )
-        check_room(pairs, None, len(self.null_prompt.ids), position_limit(reference.model))
-        scores = score_pairs(
+        scores = self._scores(pairs, reference)
+        columns = score_columns(scores, self._weights(scores))
+        return {name: column.to(self.accelerator.device) for name, column in columns.items()}
+
+    def _scores(
+        self,
+        pairs: Sequence[Pair],
+        reference: Reference,
+        *,
+        rows: Sequence[int] | None = None,
+        name: str = "",
+        store: ScoreStore | None = None,
+    ) -> PairScores:
+        check_room(pairs, rows, len(self.null_prompt.ids), position_limit(reference.model))
+        return score_pairs(
             pairs,
             reference,
             self.null_prompt,
             self.settings,
             reader=self.reader,
             device=self.accelerator.device,
+            store=store,
+            name=name,
+            rows=rows,
         )
-        columns = score_columns(scores, self._weights(scores))
-        return {name: column.to(self.accelerator.device) for name, column in columns.items()}
 
     def _weights(self, scores: PairScores) -> BalanceWeights:
         mi = (scores.mi_chosen, scores.mi_rejected)

@@ -184,13 +184,7 @@ class BDPOTrainer(RunMixin, DPOTrainer):
             self._settled(dataset_pairs(first, self.data_collator))
             for stream in self._streams:
                 stream.start_counting()
-        self.train_dataset = self._prepared(self.train_dataset, "train", train=True)
-        if isinstance(self.eval_dataset, dict):
-            self.eval_dataset = {
-                name: self._prepared(dataset, name) for name, dataset in self.eval_dataset.items()
-            }
-        elif self.eval_dataset is not None:
-            self.eval_dataset = self._prepared(self.eval_dataset, "eval")
+        self._prepare_datasets()
 
     # The step -----------------------------------------------------------------------------------
 

@@ -77,16 +77,6 @@ class LlamaFactoryBDPOTrainer(RunMixin, CustomDPOTrainer):
 
     # The datasets -------------------------------------------------------------------------------
 
-    def _prepare_datasets(self) -> None:
-        if self.train_dataset is not None:
-            self.train_dataset = self._prepared(self.train_dataset, "train", train=True)
-        if isinstance(self.eval_dataset, dict):
-            self.eval_dataset = {
-                name: self._prepared(dataset, name) for name, dataset in self.eval_dataset.items()
-            }
-        elif self.eval_dataset is not None:
-            self.eval_dataset = self._prepared(self.eval_dataset, "eval")
-
     def _prepared(self, dataset: Any, name: str, **when: bool) -> Any:
         dataset = drop_reserved(dataset, name, main=self.is_world_process_zero())
         if isinstance(dataset, IterableDataset):
