@@ -24,8 +24,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from bdpo_plugin.model.reader import ResponseReader, _Known
-from bdpo_plugin.model.trial import Apart
+from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.reference.scoring import Job, budgeted_batches, score_jobs
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
@@ -261,17 +260,17 @@ def look(model: nn.Module, dtype: torch.dtype, number: int = 16) -> Found:
         model = model.to(dtype)
         alone = plain(model, work)
         (one, _), (many, reader) = (ours(model, work, budget) for budget in (1, 4096))
-        known = next(iter(reader._met.values()), _Known(False, Apart()))
+        can = reader.abilities(model)
         padded = [plain(model, work, rows=number)]
-        if known.rows.packed:
+        if can.rows.packed:
             padded.append(plain(model, work, rows=number, side="left"))
     rounding = max(np.abs(scores - alone).max() for scores in padded)
     # one rounding of a logit, and of float32 sums of logits
     eps = torch.finfo(torch.float32).eps
     floor = max(torch.finfo(dtype).eps * 25 / 2, 2 * eps * np.abs(alone).max())
     return Found(
-        "shared" if known.rows.shared else "packed" if known.rows.packed else "neither",
-        known.chunked,
+        "shared" if can.rows.shared else "packed" if can.rows.packed else "neither",
+        can.chunked,
         float(max(rounding, floor)),
         float(np.abs(one - many).max()),
         float(max(np.abs(scores - alone).max() for scores in (one, many))),

@@ -1,20 +1,21 @@
-"""The output layer of a causal language model: hooks on it, and its projection in chunks.
+"""The output layer of a causal language model: a forward that calls a function
+at it, and its projection in chunks.
 
 Shapes: B rows, T positions, N positions read, H hidden size, V vocabulary entries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bdpo_plugin.model.traits import unwrapped
+from bdpo_plugin.model.traits import Traits, unwrapped
+
+T = TypeVar("T")
 
 #: Logits held at once: 128 MiB in float32.
 CHUNK_ELEMENTS = 2**25
@@ -39,6 +40,35 @@ class Head(NamedTuple):
     held: int
     trained: bool
 
+    @classmethod
+    def of(cls, layer: nn.Module, traits: Traits, elements: int, device: torch.device) -> Head:
+        """Of a model.
+
+        Args:
+            layer: its output layer.
+            elements: of logits that are held at a time, at most.
+            device: that it runs on.
+        """
+        chunk = min(elements, CPU_CHUNK_ELEMENTS) if device.type == "cpu" else elements
+        return cls(
+            projection(layer, traits),
+            rows=max(1, chunk // traits.vocabulary),
+            held=max(1, elements // traits.vocabulary),
+            trained=any(p.requires_grad for p in layer.parameters()),
+        )
+
+    @classmethod
+    def none(cls, logits: Tensor) -> Head:
+        """Where the (n, V) logits themselves stand in the place of the hidden states."""
+        rows = max(1, len(logits))
+        return cls(Tensor.float, rows, rows, trained=False)
+
+
+def projection(layer: nn.Module, traits: Traits) -> Callable[[Tensor], Tensor]:
+    """(n, H) -> (n, V) float32, by a model's output layer and what it does after that."""
+    # a tied output layer may be on another device than the last layer
+    return lambda rows: traits.finished(layer(rows).float()).to(rows.device)
+
 
 class TokenStatistics(NamedTuple):
     """What is read at each of N positions; all (N,) float32, only `logps` with gradient.
@@ -56,56 +86,64 @@ class TokenStatistics(NamedTuple):
     correct: Tensor
 
 
-@contextmanager
-def at_head(
+def forward_calling(
     model: nn.Module,
-    module: nn.Module | None,
+    layer: nn.Module | None,
     positions: Tensor,
-    function: Callable[[Tensor], Any] | None,
-    compare: Callable[[Tensor], Any] | None = None,
-) -> Iterator[SimpleNamespace]:
-    """Hooks on the output layer for one forward of the model.
+    function: Callable[[Tensor], T],
+    inputs: dict[str, Any],
+    *,
+    instead: bool,
+) -> tuple[T | None, Any]:
+    """One forward of a model, in which `function` is called at its output layer.
 
-    With `function`, the layer is given a single position and `function` is called with the
-    states at the chosen ones; what it returns leaves the model in the place of the logits, since
-    FSDP prepares the backward pass at what leaves the model. Without, the layer is given the
-    chosen positions as one row of a batch, and `compare`, if given, is called with them too.
-    What was called returned `result`.
+    Args:
+        model: a causal language model, however wrapped.
+        layer: its output layer, if it tells.
+        positions: (B, T) bool, on the CPU: the N that are read.
+        function: gets the (N, H) states before the layer, and may call the layer itself.
+        inputs: of the model's forward.
+        instead: whether what `function` returns leaves the model in the place of the logits; the
+            layer itself is then given a single position. Else it is given the N positions as one
+            row of a batch, and the (1, N, V) logits of these leave the model.
+
+    Returns:
+        what `function` returned, or None where it was not called: there is no layer, or a graph
+        that was compiled before calls no hook; the model's outputs. For a backward pass, take what
+        `function` returned from these: FSDP and DDP prepare it at what leaves the model.
     """
-    seen = SimpleNamespace(rows=None, result=None, dtype=None, busy=False)
-    if module is None:
-        yield seen
-        return
+    waiting: list[Tensor] = []
+    results: list[T] = []
 
-    def before(_: nn.Module, args: tuple) -> tuple | None:
-        if seen.busy or args[0].dim() != 3 or args[0].shape[1] < positions.shape[1]:
+    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        states = args[0]
+        if states.dim() != 3 or states.shape[1] < positions.shape[1]:
             return None
-        seen.rows = select(args[0], positions)
+        waiting[:] = [select(states, positions)]
         # some quantised layers cannot take an empty input
-        return (args[0][:1, :1] if function else seen.rows[None], *args[1:])
+        return (states[:1, :1] if instead else waiting[0][None], *args[1:])
 
-    def after(_: nn.Module, __: tuple, output: Tensor) -> None:
-        if seen.busy or seen.rows is None:
-            return
-        seen.busy, seen.dtype = True, output.dtype
-        if called := function or compare:
-            seen.result = called(seen.rows)
-        seen.busy = False
+    def after(*_: Any) -> None:
+        if waiting:  # not where `function` calls the layer
+            results[:] = [function(waiting.pop())]
 
-    def leave(_: nn.Module, __: tuple, outputs: Any) -> None:
-        if function and seen.rows is not None:
-            outputs.logits = seen.result
+    def leave(_: nn.Module, __: tuple[Any, ...], outputs: Any) -> None:
+        if instead and results:
+            outputs.logits = results[0]
 
-    handles = [
-        module.register_forward_pre_hook(before),
-        module.register_forward_hook(after),
-        unwrapped(model).register_forward_hook(leave),
-    ]
+    handles = []
+    if layer is not None:
+        handles = [
+            layer.register_forward_pre_hook(before),
+            layer.register_forward_hook(after),
+            unwrapped(model).register_forward_hook(leave),
+        ]
     try:
-        yield seen
+        outputs = model(**inputs)
     finally:
         for handle in handles:
             handle.remove()
+    return (results[0] if results else None), outputs
 
 
 def select(states: Tensor, positions: Tensor) -> Tensor:
@@ -138,7 +176,7 @@ def statistics(
         elif head.trained:
             parts.append(checkpoint(_statistics, *arguments, use_reentrant=False))
         else:
-            parts.append(_FrozenHead.apply(*arguments))
+            parts.append(_frozen_head(*arguments))
     return TokenStatistics(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
@@ -146,7 +184,7 @@ def _statistics(
     rows: Tensor, labels: Tensor, project: Callable[[Tensor], Tensor], extras: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     logits = project(rows)
-    logps, log_sum, probabilities, best = _Logps.apply(logits, labels)
+    logps, log_sum, probabilities, best = _logps(logits, labels)
     if not extras:
         missing = torch.full_like(logps, torch.nan, requires_grad=False)
         return logps, missing, missing, missing
@@ -183,11 +221,16 @@ class _Logps(torch.autograd.Function):
         return (probabilities * -upstream).scatter_add_(-1, labels, upstream), None
 
 
+_logps: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = _Logps.apply
+
+
 class _FrozenHead(torch.autograd.Function):
+    """:func:`_statistics`, with the gradient computed along with the forward."""
+
     @staticmethod
     def forward(
         ctx: Any, rows: Tensor, labels: Tensor, project: Callable[[Tensor], Tensor], extras: bool
-    ):
+    ) -> tuple[Tensor, ...]:
         # nothing is kept for a later backward: a host that offloads what is has no part in it
         keep = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
         with torch.enable_grad(), keep:
@@ -199,9 +242,12 @@ class _FrozenHead(torch.autograd.Function):
         return (logps.detach(), *rest)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, *_: Tensor):
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return (gradient * upstream[:, None]).to(gradient.dtype), None, None, None
+
+
+_frozen_head: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = _FrozenHead.apply
 
 
 def sum_by_row(values: Tensor, positions: Tensor) -> Tensor:

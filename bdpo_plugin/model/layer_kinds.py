@@ -9,11 +9,10 @@ model is tried on. What is not known to be attention is taken for something else
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D  # a linear layer, by another name
-
-from bdpo_plugin.model.traits import text_config, unwrapped
 
 #: The values of `layer_types`, and of lists like it, in the configurations of transformers.
 _ATTENTION = {"full_attention", "sliding_attention"}
@@ -52,22 +51,24 @@ _STATES = re.compile(
 )
 
 
-def attends_only(model: nn.Module) -> bool:
+def attends_only(model: Any, config: Any) -> bool:
     """Whether all that passes between positions is attention of the interface of transformers,
-    over the row, with positions that are rotary or learnt."""
-    outer = unwrapped(model)
-    inner = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
-    decoder = inner.get_decoder() if hasattr(inner, "get_decoder") else inner
+    over the row, with positions that are rotary or learnt.
+
+    Args:
+        model: of transformers, without wrappers.
+        config: of the language model in it.
+    """
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     return (
-        getattr(inner, "_supports_attention_backend", False) is True
-        and not getattr(inner, "_is_stateful", False)
-        and _config_tells_attention(inner)
+        getattr(model, "_supports_attention_backend", False) is True
+        and not getattr(model, "_is_stateful", False)
+        and _config_tells_attention(config)
         and not any(_mixes(module) for module in decoder.modules())
     )
 
 
-def _config_tells_attention(model: nn.Module) -> bool:
-    config = text_config(model)
+def _config_tells_attention(config: Any) -> bool:
     layers = getattr(config, "num_hidden_layers", None)
     kinds = set(getattr(config, "layer_types", None) or [])
     for value in vars(config).values():  # or by another name

@@ -10,18 +10,16 @@ Shapes: B sequences of a padded batch, T positions, R packed rows of W tokens, N
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from heapq import heapify, heapreplace
-from inspect import signature
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from bdpo_plugin.model.traits import text_config, unwrapped
+from bdpo_plugin.model.traits import RowRules
 
 
 class Unit(NamedTuple):
@@ -35,112 +33,40 @@ class Unit(NamedTuple):
 Plan = list[list[Unit]]
 
 
-def packable(model: nn.Module, inputs: dict[str, Any]) -> bool:
-    """Whether packed rows may be tried: what the model's layers are is told in
-    :mod:`~bdpo_plugin.model.layer_kinds`, and whether it keeps them apart is to be seen
-    (:mod:`~bdpo_plugin.model.trial`).
-
-    What a trial on a few tokens would not show is left out here: layers that look at a token's
-    place in its row (Llama 4), adapters that begin at the last invocation in a row, and NEFTune,
-    whose noise in training depends on the width of the batch.
-    """
-    outer = unwrapped(model)
-    inner = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
-    tensors = {name for name, value in inputs.items() if isinstance(value, Tensor)}
-    config, adapter = text_config(model), getattr(outer, "active_peft_config", None)
-    places = ("attention_chunk_size", "attn_temperature_tuning")
-    return (
-        tensors == {"input_ids", "attention_mask"}
-        and "position_ids" in signature(inner.forward).parameters
-        and not getattr(adapter, "is_prompt_learning", False)
-        and not getattr(adapter, "alora_invocation_tokens", None)
-        and not any(getattr(config, name, None) for name in places)
-        and not (model.training and _noisy(inner))
-        and not _compiled(model, outer)
-    )
-
-
-def _noisy(model: nn.Module) -> bool:
-    return bool(getattr(model.get_input_embeddings(), "neftune_noise_alpha", None))
-
-
-def _compiled(*models: nn.Module) -> bool:
-    """A traced model does not look where the position ids begin again."""
-    return any(
-        hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
-        for model in models
-    )
-
-
-def shareable(model: nn.Module, inputs: dict[str, Any]) -> bool:
-    """Whether an attention mask of ours may be tried: not where layers have windows, which it
-    would take the place of, nor where a kernel takes no mask."""
-    config = text_config(model)
-    return (
-        getattr(config, "_attn_implementation", None) == "sdpa"
-        and not getattr(config, "sliding_window", None)
-        and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-        and not _counts_tokens(model, inputs)
-    )
-
-
-def _varlen(model: nn.Module) -> bool:
-    attention = str(getattr(text_config(model), "_attn_implementation", ""))
-    return "flash" in attention or "flex" in attention
-
-
-def _counts_tokens(model: nn.Module, inputs: dict[str, Any]) -> bool:
-    """A loss over the experts' load counts the padding of rows, and a shared token once."""
-    default = getattr(text_config(model), "output_router_logits", False)
-    return bool(inputs.get("output_router_logits", default))
-
-
-def widest_row(model: nn.Module) -> float:
-    """The widest row that a model without rotary embeddings has room for."""
-    config = text_config(model)
-    if any(hasattr(config, name) for name in ("rope_parameters", "rope_theta")):
-        return math.inf
-    return getattr(config, "max_position_embeddings", None) or math.inf
-
-
-def cheapest_plan(
-    model: nn.Module, inputs: dict[str, Any], ids: Tensor, mask: Tensor, *, share: bool = False
-) -> Plan | None:
+def cheapest_plan(rules: RowRules, ids: Tensor, mask: Tensor, *, share: bool) -> Plan | None:
     """How to pack the padded (B, T) batch; None where it is impossible or does not pay.
 
     A layer of hidden size H costs about 24 H^2 operations a token, and 4 H more for each token
     that it is compared with in attention: R rows of W tokens cost R W (6 H + W).
 
     Args:
-        inputs: of the model's forward.
+        rules: of the batch.
         ids, mask: its token ids and attention mask, bool, on the CPU.
         share: whether sequences that begin alike may have their beginning once.
     """
-    if not packable(model, inputs):
-        return None
     lengths = mask.sum(dim=1).tolist()
     singles = [Unit((i,)) for i in range(len(lengths))]
     ways = [] if sum(lengths) == mask.numel() else [singles]
-    if ways and _varlen(model):
+    if ways and rules.varlen:
         return [singles]
-    if share and not _counts_tokens(model, inputs):
-        ways.append(_pairs(ids, mask))
-    linear, widest = 6 * text_config(model).hidden_size, widest_row(model)
+    if share and rules.own_mask:
+        ways.append(_units(ids, mask))
+    linear = 6 * rules.hidden_size
     best, least = None, mask.numel() * (linear + mask.shape[1])
     for units in ways:
         sizes = [sum(lengths[i] - u.shared for i in u.members) + u.shared for u in units]
-        for number in [1] if _counts_tokens(model, inputs) else range(1, len(units) + 1):
+        for number in [1] if rules.each_once else range(1, len(units) + 1):
             rows = _balanced(sizes, number)
             width = max(sum(sizes[i] for i in row) for row in rows)
-            if width <= widest and (cost := number * width * (linear + width)) < least:
+            if width <= rules.widest and (cost := number * width * (linear + width)) < least:
                 best, least = [[units[i] for i in row] for row in rows], cost
             if width == max(sizes):  # more rows would not be narrower
                 break
     return best
 
 
-def _pairs(ids: Tensor, mask: Tensor) -> list[Unit]:
-    """Units of the sequences: two together where they begin alike, each in one unit."""
+def _units(ids: Tensor, mask: Tensor) -> list[Unit]:
+    """Each sequence in one unit: two together where they begin alike."""
     of_rows = ids[mask].split(mask.sum(dim=1).tolist())
     tokens = [row.tolist() for row in of_rows]
     order = sorted(range(len(tokens)), key=lambda i: tokens[i])
@@ -172,13 +98,13 @@ def _balanced(sizes: Sequence[int], number: int) -> list[list[int]]:
     return [sorted(row) for row in rows]
 
 
-def trial_plans(model: nn.Module, inputs: dict[str, Any], common: int) -> tuple[Plan, Plan | None]:
+def trial_plans(rules: RowRules, common: int) -> tuple[Plan, Plan | None]:
     """Three sequences in rows such as :func:`cheapest_plan` makes; and so that the first two share
     their `common` tokens, if that may be tried."""
     one, other, last = Unit((0,)), Unit((1,)), Unit((2,))
-    if _varlen(model) or _counts_tokens(model, inputs):
+    if rules.varlen or rules.each_once:
         return [[one, other, last]], None
-    shared = [[Unit((0, 1), common), last]] if shareable(model, inputs) else None
+    shared = [[Unit((0, 1), common), last]] if rules.own_mask else None
     return [[one, other], [last]], shared
 
 

@@ -10,9 +10,8 @@ Shapes: B rows, T positions, N positions read, H hidden size, V vocabulary entri
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,39 +19,17 @@ from torch import Tensor, nn
 
 from bdpo_plugin.model.head import (
     CHUNK_ELEMENTS,
-    CPU_CHUNK_ELEMENTS,
     Head,
     TokenStatistics,
-    at_head,
+    forward_calling,
     select,
     statistics,
 )
-from bdpo_plugin.model.layer_kinds import attends_only
-from bdpo_plugin.model.packing import cheapest_plan, pack, packable
-from bdpo_plugin.model.traits import (
-    evaluation,
-    keep_differentiable,
-    logits_postprocessing,
-    output_head,
-    text_config,
-)
-from bdpo_plugin.model.trial import Apart, in_order, try_gradients, try_rows
+from bdpo_plugin.model.packing import Plan, cheapest_plan, pack
+from bdpo_plugin.model.traits import Traits, evaluation, output_layer, row_rules, unwrapped
+from bdpo_plugin.model.trial import Abilities, Apart, in_order, try_gradients, try_out
 
-#: Tokens that a model is tried on first.
-_TRIAL = 32
-
-
-class _Known(NamedTuple):
-    """Of a model: whether its logits can be reproduced in chunks, and what of its batches may be
-    packed: where scores are read, and where it is trained (None: not tried yet)."""
-
-    chunked: bool
-    rows: Apart
-    trained_rows: Apart | None = None
-
-
-#: Of a model that does not tell its output layer.
-_UNKNOWN = _Known(False, Apart())
+T = TypeVar("T")
 
 
 class ResponseReader:
@@ -66,63 +43,69 @@ class ResponseReader:
 
     def __init__(self, chunk_elements: int = CHUNK_ELEMENTS) -> None:
         self.chunk_elements = chunk_elements
-        self._met: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
+        # by a model's output layer, which its wrappers share, and as long as that lives
+        self._traits: WeakKeyDictionary[nn.Module, Traits] = WeakKeyDictionary()
+        self._abilities: WeakKeyDictionary[nn.Module, Abilities] = WeakKeyDictionary()
+        self._trained_rows: WeakKeyDictionary[nn.Module, Apart] = WeakKeyDictionary()
+
+    def traits(self, model: nn.Module) -> Traits:
+        """A model's traits, read the first time that they are asked for."""
+        layer = output_layer(model)
+        key = unwrapped(model) if layer is None else layer
+        if key not in self._traits:
+            self._traits[key] = Traits.of(model)
+        return self._traits[key]
+
+    def abilities(self, model: nn.Module) -> Abilities:
+        """What a model can do, as it was seen when the model was first read."""
+        layer = output_layer(model)
+        return Abilities() if layer is None else self._abilities[layer]
 
     def read(
         self,
         model: nn.Module,
         positions: Tensor,
-        function: Callable[[Tensor, Head], Any],
+        function: Callable[[Tensor, Head], T],
         *,
         may_pack: bool = True,
         **inputs: Any,
-    ) -> tuple[Any, Any]:
+    ) -> tuple[T, Any]:
         """`function(hidden, head)`, called with the states at the chosen positions.
 
         Args:
             model: a causal language model, however wrapped.
             positions: (B, T) bool, where the next-token logits are wanted.
-            function: gets the (N, H) hidden states of the positions, row by row of the batch.
+            function: gets the (N, H) hidden states of the positions, row by row of the batch, and
+                returns something.
             may_pack: whether the batch may be run without its padding.
             inputs: of the model's forward.
 
         Returns:
             what `function` returned, and the model's outputs, whose logits are of no use.
         """
-        module = output_head(model)
-        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-        # the one time that the device is waited for
-        ids, mask, positions = torch.stack(
-            [ids, torch.ones_like(ids) if mask is None else mask.to(ids), positions.to(ids)]
-        ).cpu()
-        mask, positions = mask.bool(), positions.bool()
-        if module is not None and module not in self._met:
-            keep_differentiable(model)
-            self._met[module] = self._meet(model, module, ids, mask, inputs)
-        known = self._met[module] if module is not None else _UNKNOWN
-        order = None
-        if may_pack and (rows := self._rows(model, module, ids[mask], inputs)).packed:
-            plan = cheapest_plan(model, inputs, ids, mask, share=rows.shared)
+        layer = output_layer(model)
+        ids, mask, positions = _on_cpu(positions, **inputs)
+        head, order = None, None
+        if layer is not None:
+            traits = self.traits(model)
+            if layer not in self._abilities:
+                self._abilities[layer] = try_out(model, layer, traits, inputs, ids, mask)
+            if self._abilities[layer].chunked:
+                head = Head.of(layer, traits, self.chunk_elements, inputs["input_ids"].device)
+            plan = self._plan(model, layer, traits, inputs, ids, mask) if may_pack else None
             if plan:
                 positions, inputs, order = pack(positions, inputs, mask, plan)
-        project = None
-        if known.chunked:
-            head = self._head(model, module, inputs["input_ids"].device)
 
-            def project(states: Tensor) -> Any:
-                return function(in_order(states, order), head)
+        def project(states: Tensor) -> Any:
+            return function(in_order(states, order), head) if head else states
 
-        with at_head(model, module, positions, project) as seen:
-            outputs = model(**inputs)
-        if seen.rows is None:  # no head, or a graph compiled before, which calls no hook
-            logits = select(outputs.logits, positions)
-        elif project:
+        found, outputs = forward_calling(
+            model, layer, positions, project, inputs, instead=head is not None
+        )
+        if found is not None and head:
             return outputs.logits, outputs
-        else:
-            logits = outputs.logits[0]
-        every = max(1, len(logits))
-        head = Head(Tensor.float, every, every, trained=False)
-        return function(in_order(logits, order), head), outputs
+        logits = outputs.logits[0] if found is not None else select(outputs.logits, positions)
+        return function(in_order(logits, order), Head.none(logits)), outputs
 
     def token_statistics(
         self, model: nn.Module, positions: Tensor, labels: Tensor, **inputs: Any
@@ -136,67 +119,35 @@ class ResponseReader:
 
         return self.read(model, positions, function, **inputs)
 
-    def _head(self, model: nn.Module, module: nn.Module, device: torch.device) -> Head:
-        finish = logits_postprocessing(model)
-        held = chunk = self.chunk_elements
-        if device.type == "cpu":
-            chunk = min(chunk, CPU_CHUNK_ELEMENTS)
-        vocabulary = text_config(model).vocab_size
-        return Head(
-            # a tied output layer may be on another device than the last layer
-            project=lambda rows: finish(module(rows).float()).to(rows.device),
-            rows=max(1, chunk // vocabulary),
-            held=max(1, held // vocabulary),
-            trained=any(p.requires_grad for p in module.parameters()),
-        )
+    def _plan(
+        self,
+        model: nn.Module,
+        layer: nn.Module,
+        traits: Traits,
+        inputs: dict[str, Any],
+        ids: Tensor,
+        mask: Tensor,
+    ) -> Plan | None:
+        """How to pack a batch; with gradient, as has been tried with gradient as well. None where
+        it keeps its padding."""
+        rows = self._abilities[layer].rows
+        rules = row_rules(model, traits, inputs) if rows.packed else None
+        if rules is None:
+            return None
+        if torch.is_grad_enabled():
+            if layer not in self._trained_rows:
+                with evaluation(model):
+                    tried = try_gradients(model, layer, rules, inputs, ids[mask])
+                self._trained_rows[layer] = Apart(*map(all, zip(rows, tried, strict=True)))
+            rows = self._trained_rows[layer]
+        return cheapest_plan(rules, ids, mask, share=rows.shared) if rows.packed else None
 
-    def _rows(
-        self, model: nn.Module, module: nn.Module | None, tokens: Tensor, inputs: dict[str, Any]
-    ) -> Apart:
-        """What may be packed now: with gradient, what has been tried with gradient as well."""
-        known = self._met[module] if module is not None else _UNKNOWN
-        if not (known.rows.packed and torch.is_grad_enabled()):
-            return known.rows
-        if known.trained_rows is None:
-            with evaluation(model):
-                tried = try_gradients(model, module, inputs, tokens)
-            both = Apart(*map(all, zip(known.rows, tried, strict=True)))
-            known = self._met[module] = known._replace(trained_rows=both)
-        return known.trained_rows
 
-    def _meet(
-        self, model: nn.Module, module: nn.Module, ids: Tensor, mask: Tensor, inputs: dict[str, Any]
-    ) -> _Known:
-        """Tries on a few tokens what is to be done with batches.
-
-        The number of forward passes is the same in every rank: a sharded model needs it.
-        """
-        some = mask[0].nonzero().flatten()[:_TRIAL]
-        one = {
-            k: v[:1, some.to(v.device)]
-            if isinstance(v, Tensor) and v.shape[:2] == mask.shape
-            else v
-            for k, v in inputs.items()
-        }
-        few = torch.ones(1, len(some), dtype=torch.bool)
-        project = self._head(model, module, inputs["input_ids"].device).project
-        with torch.no_grad(), evaluation(model):
-            with at_head(model, module, few, None, project) as seen:
-                theirs = model(**one).logits
-            rows = Apart()
-            if packable(model, inputs) and attends_only(model):
-                rows = try_rows(model, module, inputs, ids[mask], project)
-        if seen.rows is not None:
-            theirs = theirs[0].float()
-            # post-processing in float32 differs from the model's own by its dtype's rounding
-            tolerance = max(4 * torch.finfo(seen.dtype).eps, 1e-4) * theirs.abs().max()
-            mine = seen.result.to(theirs.device)
-            if mine.shape == theirs.shape and bool((mine - theirs).abs().max() <= tolerance):
-                return _Known(True, rows)
-        warnings.warn(
-            f"bdpo-plugin does not reproduce the logits of {type(model).__name__} from its output "
-            "layer, so the model projects all response positions of a batch at once: as correct, "
-            "with more memory.",
-            stacklevel=2,
-        )
-        return _UNKNOWN
+def _on_cpu(
+    positions: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The (B, T) token ids, mask and positions of a batch: the one time that its device is waited
+    for."""
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids)
+    ids, mask, positions = torch.stack([input_ids, mask, positions.to(input_ids)]).cpu()
+    return ids, mask.bool(), positions.bool()

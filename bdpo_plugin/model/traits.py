@@ -1,13 +1,226 @@
-"""A causal language model: where its output layer is, what follows it, what its rows may be."""
+"""Facts about a causal language model: :class:`Traits` are read once, the rest at each call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from bdpo_plugin.model.layer_kinds import attends_only
+
+#: Fields of a configuration whose layers look at a token's place in its row (Llama 4).
+_PLACES = ("attention_chunk_size", "attn_temperature_tuning")
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What is constant of a causal language model: what its class and its configuration say.
+
+    What a user, a host or an adapter may change between two calls is not here, but asked each
+    time: the output layer itself (:func:`output_layer`; adapters replace it), whether the ranks
+    share the weights (:func:`is_sharded`), and for packed rows the attention implementation, the
+    active adapter, compilation, NEFTune, training mode and the router's loss (:func:`row_rules`).
+
+    Attributes:
+        vocabulary: entries that the output layer projects to.
+        logit_factor, logit_cap: what the architectures of transformers do to their logits after
+            the output layer: multiply them, then cap them softly (None: no cap). A trial finds
+            out where this is not all, or wrong.
+        hidden_size: of its states; None where the configuration does not tell.
+        attends_only: whether attention alone passes anything from one position to another.
+        packable: whether position ids may tell its layers where a sequence begins.
+        windowed: whether a layer sees a part of what is before it alone, by a mask of its own.
+        widest_row: tokens of the widest row that it has room for.
+        rotary_limit: tokens beyond which its rotary embedding depends on the longest sequence of a
+            batch; None where it does not (all but ``longrope`` and ``dynamic``).
+        position_limit: tokens of the longest sequence that a model with a table of positions can
+            read (GPT-2, OPT, GPT-J and others); None where there is no such table.
+    """
+
+    vocabulary: int
+    logit_factor: float
+    logit_cap: float | None
+    hidden_size: int | None
+    attends_only: bool
+    packable: bool
+    windowed: bool
+    widest_row: float
+    rotary_limit: int | None
+    position_limit: int | None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Traits:
+        """Read them, of a model of transformers, however wrapped."""
+        inner, config = _bare(model), text_config(model)
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        return cls(
+            vocabulary=config.vocab_size,
+            logit_factor=_logit_factor(config),
+            logit_cap=getattr(config, "final_logit_softcapping", None),
+            hidden_size=getattr(config, "hidden_size", None),
+            attends_only=attends_only(inner, config),
+            packable="position_ids" in signature(inner.forward).parameters
+            and not any(getattr(config, name, None) for name in _PLACES),
+            windowed=bool(getattr(config, "sliding_window", None)) or kinds != {"full_attention"},
+            widest_row=_widest_row(config),
+            rotary_limit=_rotary_limit(config),
+            position_limit=_position_limit(inner, config),
+        )
+
+    def finished(self, logits: Tensor) -> Tensor:
+        """The model's logits, from what its output layer returned."""
+        logits = logits if self.logit_factor == 1 else logits * self.logit_factor
+        cap = self.logit_cap
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def _logit_factor(config: Any) -> float:
+    if divisor := getattr(config, "logits_scaling", None):
+        return float(1 / divisor)
+    names = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+    factors = (getattr(config, name, None) for name in names)
+    return next((factor for factor in factors if factor is not None), 1.0)
+
+
+def _widest_row(config: Any) -> float:
+    """No limit with rotary embeddings."""
+    if any(hasattr(config, name) for name in ("rope_parameters", "rope_theta")):
+        return math.inf
+    return getattr(config, "max_position_embeddings", None) or math.inf
+
+
+def _rotary_limit(config: Any) -> int | None:
+    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    # by type of layer, in some models
+    for rope in found.values() if all(isinstance(v, dict) for v in found.values()) else [found]:
+        if (rope.get("rope_type") or rope.get("type")) in ("longrope", "su", "dynamic"):
+            name = "original_max_position_embeddings"
+            limit: int | None = rope.get(name) or getattr(config, name, None)
+            return limit or int(config.max_position_embeddings)
+    return None
+
+
+def _position_limit(model: Any, config: Any) -> int | None:
+    """The table is told from the others by its length, which is what the configuration names."""
+    length = getattr(config, "max_position_embeddings", None)
+    if not isinstance(length, int) or hasattr(config, "rope_parameters"):
+        return None
+    inputs = model.get_input_embeddings()
+    tables = [
+        module.num_embeddings - getattr(module, "offset", 0)  # OPT's begins with two more rows
+        for module in model.modules()
+        if isinstance(module, nn.Embedding) and module is not inputs
+    ]
+    tables += [len(buffer) for buffer in model.buffers() if buffer.dim() == 2]
+    return length if length in tables else None
+
+
+class RowRules(NamedTuple):
+    """What rows the sequences of one batch may be packed into.
+
+    Attributes:
+        hidden_size: of the model, which decides what a token costs.
+        widest: tokens that a row may have.
+        varlen: whether attention keeps the sequences of a row apart at no cost.
+        own_mask: whether an attention mask of ours may be tried: not where layers have windows,
+            which it would take the place of, nor where a kernel takes no mask.
+        each_once: whether every token has to be run exactly once, and no padding: a loss over the
+            experts' load counts them.
+    """
+
+    hidden_size: int
+    widest: float
+    varlen: bool
+    own_mask: bool
+    each_once: bool
+
+
+def row_rules(model: nn.Module, traits: Traits, inputs: dict[str, Any]) -> RowRules | None:
+    """Whether and how the batch may be packed at this call; None where it keeps its padding.
+
+    What a model's layers are is told in :mod:`~bdpo_plugin.model.layer_kinds`, and whether it
+    keeps sequences apart is to be seen (:mod:`~bdpo_plugin.model.trial`). What a trial on a few
+    tokens would not show is left out here: layers that look at a token's place in its row,
+    adapters that begin at the last invocation in a row, and NEFTune, whose noise in training
+    depends on the width of the batch.
+
+    Args:
+        inputs: of the model's forward.
+    """
+    outer, inner, config = unwrapped(model), _bare(model), text_config(model)
+    tensors = {name for name, value in inputs.items() if isinstance(value, Tensor)}
+    adapter = getattr(outer, "active_peft_config", None)
+    if (
+        traits.hidden_size is None
+        or not traits.packable
+        or tensors != {"input_ids", "attention_mask"}
+        or getattr(adapter, "is_prompt_learning", False)
+        or getattr(adapter, "alora_invocation_tokens", None)
+        or (model.training and _noisy(inner))
+        or _compiled(model, outer)
+    ):
+        return None
+    attention = str(getattr(config, "_attn_implementation", ""))
+    routed = getattr(config, "output_router_logits", False)
+    each_once = bool(inputs.get("output_router_logits", routed))
+    return RowRules(
+        hidden_size=traits.hidden_size,
+        widest=traits.widest_row,
+        varlen="flash" in attention or "flex" in attention,
+        own_mask=attention == "sdpa" and not traits.windowed and not each_once,
+        each_once=each_once,
+    )
+
+
+def _noisy(model: Any) -> bool:
+    return bool(getattr(model.get_input_embeddings(), "neftune_noise_alpha", None))
+
+
+def _compiled(*models: nn.Module) -> bool:
+    """A traced model does not look where the position ids begin again."""
+    return any(
+        hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
+        for model in models
+    )
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each rank holds a part of the weights (FSDP, ZeRO-3) and none can run it alone."""
+    return any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()) or any(
+        hasattr(p, "ds_tensor") or hasattr(p, "to_local") for p in model.parameters()
+    )
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model, adapters included, in what distributed training wraps it in."""
+    while isinstance(inner := getattr(model, "module", None), nn.Module):
+        model = inner
+    return model
+
+
+def _bare(model: nn.Module) -> Any:
+    """The model of transformers, without its wrappers and its adapters' own."""
+    outer: Any = unwrapped(model)
+    return outer.get_base_model() if hasattr(outer, "get_base_model") else outer
+
+
+def output_layer(model: nn.Module) -> nn.Module | None:
+    """The layer that projects to the vocabulary, if the model tells."""
+    find = getattr(unwrapped(model), "get_output_embeddings", None)
+    layer = find() if find else None
+    return layer if isinstance(layer, nn.Module) else None
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the language model in it."""
+    outer: Any = unwrapped(model)
+    return outer.config.get_text_config()
 
 
 @contextmanager
@@ -20,75 +233,3 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def keep_differentiable(model: nn.Module) -> None:
-    """Where the CPU has AVX512-BF16, bitsandbytes packs a layer's 4-bit weights at its first use
-    in evaluation mode: in place, with a rounding, and without a gradient ever after."""
-    for module in model.modules():
-        if getattr(module, "support_avx512bf16_for_cpu", False):
-            module.support_avx512bf16_for_cpu = False
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether each rank holds a part of the weights (FSDP, ZeRO-3) and none can run it alone."""
-    return any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()) or any(
-        hasattr(p, "ds_tensor") or hasattr(p, "to_local") for p in model.parameters()
-    )
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    while isinstance(inner := getattr(model, "module", None), nn.Module):
-        model = inner
-    return model
-
-
-def output_head(model: nn.Module) -> nn.Module | None:
-    """The layer that projects to the vocabulary, if the model tells."""
-    find = getattr(unwrapped(model), "get_output_embeddings", None)
-    head = find() if find else None
-    return head if isinstance(head, nn.Module) else None
-
-
-def text_config(model: nn.Module) -> Any:
-    """The configuration of the language model in it."""
-    return unwrapped(model).config.get_text_config()
-
-
-def rotary_limit(model: nn.Module) -> int | None:
-    """Tokens beyond which the model's rotary embedding depends on the longest sequence of a batch;
-    None where it does not (all but ``longrope`` and ``dynamic``)."""
-    config = text_config(model)
-    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    # by type of layer, in some models
-    for rope in found.values() if all(isinstance(v, dict) for v in found.values()) else [found]:
-        if (rope.get("rope_type") or rope.get("type")) in ("longrope", "su", "dynamic"):
-            name = "original_max_position_embeddings"
-            return rope.get(name) or getattr(config, name, None) or config.max_position_embeddings
-    return None
-
-
-def logits_postprocessing(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What the architectures of transformers do to their logits after the output layer.
-
-    :class:`~bdpo_plugin.model.reader.ResponseReader` finds out where this is not all, or
-    wrong.
-    """
-    config = text_config(model)
-    factor = next(
-        (
-            value
-            for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")
-            if (value := getattr(config, name, None)) is not None
-        ),
-        1.0,
-    )
-    if divisor := getattr(config, "logits_scaling", None):
-        factor = 1 / divisor
-    cap = getattr(config, "final_logit_softcapping", None)
-
-    def finish(logits: Tensor) -> Tensor:
-        logits = logits if factor == 1 else logits * factor
-        return torch.tanh(logits / cap) * cap if cap else logits
-
-    return finish

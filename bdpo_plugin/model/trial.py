@@ -1,24 +1,40 @@
-"""Whether a model keeps the sequences of a packed row apart, tried on short ones.
+"""What a model can do, tried on short sequences when it is met.
 
-Attention gives exactly no weight to what its mask hides. So that other tokens in the place of a
-neighbour change nothing, not one bit, in any dtype; what they do change in rows of one sequence
-each (the load of a mixture's experts, kernels that are not deterministic) is told apart by the
-same change there. A convolution, a state or a mask that was not read shows at once.
+Whether its output layer can be run apart is seen from the model's own logits. Whether the
+sequences of a packed row are kept apart: attention gives exactly no weight to what its mask
+hides. So that other tokens in the place of a neighbour change nothing, not one bit, in any dtype;
+what they do change in rows of one sequence each (the load of a mixture's experts, kernels that
+are not deterministic) is told apart by the same change there. A convolution, a state or a mask
+that was not read shows at once.
 
-L tokens each, V vocabulary entries, H hidden size.
+B rows of T positions in a batch, L tokens in each sequence of a trial, V vocabulary entries, H
+hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from bdpo_plugin.model.head import at_head, select
-from bdpo_plugin.model.packing import Plan, pack, trial_plans, widest_row
-from bdpo_plugin.model.traits import is_sharded, unwrapped
+from bdpo_plugin.model.head import forward_calling, projection, select
+from bdpo_plugin.model.packing import Plan, pack, trial_plans
+from bdpo_plugin.model.traits import (
+    RowRules,
+    Traits,
+    evaluation,
+    is_sharded,
+    row_rules,
+    unwrapped,
+)
+
+T = TypeVar("T")
+
+#: Tokens that a model's output layer is tried on.
+_FEW = 32
 
 #: Tokens of each of the three sequences, and how many of them the first two have in common.
 _LENGTH, _COMMON = 32, 8
@@ -35,6 +51,18 @@ class Apart(NamedTuple):
     shared: bool = False
 
 
+class Abilities(NamedTuple):
+    """What a model can do, where nothing is trained.
+
+    Attributes:
+        chunked: its logits can be had from its output layer, a chunk of positions at a time.
+        rows: how its batches may be packed.
+    """
+
+    chunked: bool = False
+    rows: Apart = Apart()
+
+
 class _Read(NamedTuple):
     """The states before the output layer, (3, L, H), and the logits, (3, L, V) float32."""
 
@@ -42,35 +70,94 @@ class _Read(NamedTuple):
     logits: Tensor
 
 
-def try_rows(
+def try_out(
     model: nn.Module,
-    module: nn.Module,
+    layer: nn.Module,
+    traits: Traits,
     inputs: dict[str, Any],
-    tokens: Tensor,
-    project: Callable[[Tensor], Tensor],
-) -> Apart:
-    """What may be done with batches of the model; to be called without gradient.
+    ids: Tensor,
+    mask: Tensor,
+) -> Abilities:
+    """What a model can do; where its logits are not those of its output layer, nothing, and the
+    user is told.
 
     The number of forward passes is the same in every rank: a sharded model needs it.
 
     Args:
-        module: the model's output layer.
+        layer: its output layer.
+        inputs: of its forward, of some batch.
+        ids, mask: the token ids and the attention mask of that batch, (B, T), on the CPU.
+    """
+    _keep_differentiable(model)
+    some = mask[0].nonzero().flatten()[:_FEW]
+    one = {
+        name: value[:1, some.to(value.device)]
+        if isinstance(value, Tensor) and value.shape[:2] == mask.shape
+        else value
+        for name, value in inputs.items()
+    }
+    few = torch.ones(1, len(some), dtype=torch.bool)
+    with torch.no_grad(), evaluation(model):
+        bare, outputs = forward_calling(model, layer, few, layer, one, instead=False)
+        rows = Apart()
+        if traits.attends_only and (rules := row_rules(model, traits, inputs)):
+            project = projection(layer, traits)
+            rows = try_rows(model, layer, rules, inputs, ids[mask], project)
+        if bare is not None:
+            theirs = outputs.logits[0].float()
+            # post-processing in float32 differs from the model's own by its dtype's rounding
+            tolerance = max(4 * torch.finfo(bare.dtype).eps, 1e-4) * theirs.abs().max()
+            mine = traits.finished(bare.float()).to(theirs.device)
+            if mine.shape == theirs.shape and bool((mine - theirs).abs().max() <= tolerance):
+                return Abilities(True, rows)
+    warnings.warn(
+        f"bdpo-plugin does not reproduce the logits of {type(model).__name__} from its output "
+        "layer, so the model projects all response positions of a batch at once: as correct, "
+        "with more memory.",
+        stacklevel=2,
+    )
+    return Abilities()
+
+
+def _keep_differentiable(model: nn.Module) -> None:
+    """Where the CPU has AVX512-BF16, bitsandbytes packs a layer's 4-bit weights at its first use
+    in evaluation mode: in place, with a rounding, and without a gradient ever after."""
+    modules: Iterable[Any] = model.modules()
+    for module in modules:
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False
+
+
+def try_rows(
+    model: nn.Module,
+    layer: nn.Module,
+    rules: RowRules,
+    inputs: dict[str, Any],
+    tokens: Tensor,
+    project: Callable[[Tensor], Tensor],
+) -> Apart:
+    """How batches of the model may be packed; to be called without gradient.
+
+    The number of forward passes is the same in every rank: a sharded model needs it.
+
+    Args:
+        layer: the model's output layer.
+        rules: of that batch.
         inputs: of the model's forward, of some batch.
         tokens: (N,) token ids of that batch, that the sequences are made of.
         project: the output layer, from (n, H) states to (n, V) float32 logits.
     """
-    sequences, changed = _sequences(model, tokens)
+    sequences, changed = _sequences(rules, tokens)
     width = 2 * sequences.shape[1]
 
-    def read(ids: Tensor, plan: Plan | None = None, width: int | None = None) -> _Read | None:
+    def read(ids: Tensor, plan: Plan | None = None, width: int | None = None) -> _Read:
         where, arguments, order = _arguments(inputs, ids, plan, width)
-        with at_head(model, module, where, None, project) as seen:
-            model(**arguments)
-        if seen.result is None:
-            return None
-        return _Read(
-            *(in_order(t, order).unflatten(0, ids.shape) for t in (seen.rows, seen.result))
-        )
+
+        def both(states: Tensor) -> tuple[Tensor, Tensor]:
+            return states, project(states)
+
+        found = _seen(model, layer, where, both, arguments, instead=False)
+        return _Read(*(in_order(tensor, order).unflatten(0, ids.shape) for tensor in found))
 
     def apart(plan: Plan | None) -> bool:
         if plan is None:
@@ -81,27 +168,32 @@ def try_rows(
             raise
         except _CANNOT:
             return False
-        if packed is None or other is None or packed.logits.shape != alone.logits.shape:
+        if packed.logits.shape != alone.logits.shape:
             return False
         leak = _largest(packed.states[1:], other.states[1:])
         off = _largest(packed.logits, alone.logits)
         return leak <= 4 * noise and off <= rounding
 
-    alone, padded, beside = read(sequences), read(sequences, width=width), read(changed)
-    if alone is None or padded is None or beside is None:
+    try:
+        alone, padded, beside = read(sequences), read(sequences, width=width), read(changed)
+    except _NotCalled:
         return Apart()
     noise = _largest(alone.states[1:], beside.states[1:])
     # more than rounding is a position or a mask that was not read; what the leak is, is told above
     eps, height = torch.finfo(alone.states.dtype).eps, float(alone.logits.abs().max())
     spread = 4 * _largest(alone.logits, padded.logits)
     rounding = min(max(spread, max(2 * eps, 1e-4) * height), max(4 * eps, 1e-3) * height)
-    packed, shared = map(apart, trial_plans(model, inputs, _common(sequences.shape[1])))
+    packed, shared = map(apart, trial_plans(rules, _common(sequences.shape[1])))
     distinct = bool((sequences[0] != changed[0]).any())  # else nothing was changed
     return Apart(packed and distinct, packed and shared and distinct)
 
 
 def try_gradients(
-    model: nn.Module, module: nn.Module, inputs: dict[str, Any], tokens: Tensor
+    model: nn.Module,
+    layer: nn.Module,
+    rules: RowRules,
+    inputs: dict[str, Any],
+    tokens: Tensor,
 ) -> Apart:
     """What of it may be trained on: the gradient of one sequence with respect to the embeddings of
     the others is exactly none, and that to its own what it is in a row of its own.
@@ -113,33 +205,34 @@ def try_gradients(
 
     Args: see :func:`try_rows`.
     """
-    inner = unwrapped(model)
+    inner: Any = unwrapped(model)
     embedding = inner.get_input_embeddings()
     if is_sharded(model) or not isinstance(embedding, nn.Module):
         return Apart()
-    sequences, _ = _sequences(model, tokens)
+    sequences, _ = _sequences(rules, tokens)
     length = sequences.shape[1]
     common = _common(length)
 
     def gradient(plan: Plan | None = None, width: int | None = None) -> Tensor:
         """Of the second sequence, with respect to the embeddings of all three: (3, L, H)."""
         where, arguments, order = _arguments(inputs, sequences, plan, width)
-        leaves = []
+        leaves: list[Tensor] = []
 
-        def catch(_: nn.Module, __: tuple, output: Tensor) -> Tensor:
+        def catch(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
             leaves.append(output.detach().requires_grad_())
             return leaves[-1]
 
         handle = embedding.register_forward_hook(catch)
         try:
-            with torch.enable_grad(), at_head(inner, module, where, lambda rows: rows) as seen:
-                inner(**arguments)
-                states = in_order(seen.rows, order)[length : 2 * length].float()
+            with torch.enable_grad():
+                states = _seen(inner, layer, where, lambda rows: rows, arguments, instead=True)
+                states = in_order(states, order)[length : 2 * length].float()
                 slopes = torch.arange(states.numel(), device=states.device).cos().view_as(states)
                 (found,) = torch.autograd.grad((states * slopes).sum(), leaves)
         finally:
             handle.remove()
-        return in_order(select(found, where), order).unflatten(0, sequences.shape).float()
+        whole: Tensor = in_order(select(found, where), order).unflatten(0, sequences.shape)
+        return whole.float()
 
     def apart(plan: Plan | None) -> bool:
         if plan is None:
@@ -155,11 +248,30 @@ def try_gradients(
             4 * _largest(alone[1], padded[1]),
             8 * torch.finfo(torch.bfloat16).eps * float(alone.abs().max()),
         )
-        return Apart(*map(apart, trial_plans(model, inputs, common)))
+        return Apart(*map(apart, trial_plans(rules, common)))
     except torch.OutOfMemoryError:
         raise
     except _CANNOT:
         return Apart()
+
+
+class _NotCalled(RuntimeError):
+    """The output layer was not called, as in a graph that was compiled before."""
+
+
+def _seen(
+    model: nn.Module,
+    layer: nn.Module,
+    positions: Tensor,
+    function: Callable[[Tensor], T],
+    inputs: dict[str, Any],
+    *,
+    instead: bool,
+) -> T:
+    found, _ = forward_calling(model, layer, positions, function, inputs, instead=instead)
+    if found is None:
+        raise _NotCalled
+    return found
 
 
 def _largest(one: Tensor, other: Tensor) -> float:
@@ -174,10 +286,10 @@ def in_order(states: Tensor, order: Tensor | None) -> Tensor:
     return states if order is None else states.index_select(0, order.to(states.device))
 
 
-def _sequences(model: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def _sequences(rules: RowRules, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Three sequences of the given tokens, (3, L), the first two with a common beginning; and the
     same with the rest of the first one changed."""
-    length = int(min(_LENGTH, widest_row(model) // 3))
+    length = int(min(_LENGTH, rules.widest // 3))
     common = _common(length)
     kinds, ranks = tokens.unique(return_inverse=True)
     ranks = ranks.repeat(-(-3 * length // len(ranks)))[: 3 * length].view(3, length)

@@ -1,34 +1,11 @@
-"""How long a sequence a model has positions for."""
+"""Pairs for which a model has no positions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from torch import nn
-
-from bdpo_plugin.model.traits import text_config
 from bdpo_plugin.pairs import Pair
 from bdpo_plugin.settings import BDPOError
-
-
-def position_limit(model: Any) -> int | None:
-    """Tokens of the longest sequence that a model with a table of positions can read (GPT-2, OPT,
-    GPT-J and others); None where there is no such table.
-
-    The table is told from the others by its length, which is what the configuration names.
-    """
-    length = getattr(text_config(model), "max_position_embeddings", None)
-    if not isinstance(length, int) or hasattr(text_config(model), "rope_parameters"):
-        return None
-    inputs = model.get_input_embeddings()
-    tables = [
-        module.num_embeddings - getattr(module, "offset", 0)  # OPT's begins with two more rows
-        for module in model.modules()
-        if isinstance(module, nn.Embedding) and module is not inputs
-    ]
-    tables += [len(buffer) for buffer in model.buffers() if buffer.dim() == 2]
-    return length if length in tables else None
 
 
 def check_room(
@@ -40,7 +17,7 @@ def check_room(
         pairs: after truncation.
         rows: what to call them; None where that is not known.
         null: tokens of the null prompt.
-        limit: the model's :func:`position_limit`.
+        limit: the model's `position_limit`, of its :class:`~bdpo_plugin.model.traits.Traits`.
 
     Raises:
         BDPOError: a prompt or the null prompt is too long together with a response.

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from bdpo_plugin.model.reader import ResponseReader
-from bdpo_plugin.model.traits import rotary_limit
+from bdpo_plugin.model.traits import Traits
 from bdpo_plugin.objective import BalanceWeights, balance_weights
 from bdpo_plugin.pairs import Pair
 from bdpo_plugin.reference.dataset import PairScores, score_pairs
@@ -33,7 +33,7 @@ from bdpo_plugin.run.report import (
     print_warning,
     save_scores,
 )
-from bdpo_plugin.run.room import check_room, position_limit
+from bdpo_plugin.run.room import check_room
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 
 #: MI (chosen, rejected), each (B,), -> the weights of the pairs.
@@ -100,7 +100,7 @@ class Scorer:
                 reference.description,
                 null_prompt,
                 custom=weigh is not None,
-                warnings=_long_sequences(pairs, rotary_limit(reference.model)),
+                warnings=_long_sequences(pairs, Traits.of(reference.model).rotary_limit),
             )
         return cls(settings, tokenizer, accelerator, output_dir, null_prompt, weigh)
 
@@ -188,7 +188,8 @@ class Scorer:
         name: str = "",
         store: ScoreStore | None = None,
     ) -> PairScores:
-        check_room(pairs, rows, len(self.null_prompt.ids), position_limit(reference.model))
+        limit = self.reader.traits(reference.model).position_limit
+        check_room(pairs, rows, len(self.null_prompt.ids), limit)
         return score_pairs(
             pairs,
             reference,
@@ -221,7 +222,7 @@ class Scorer:
 
 
 def _long_sequences(pairs: Sequence[Pair], limit: int | None) -> list[str]:
-    """What to say of the pairs beyond a model's :func:`rotary_limit`."""
+    """What to say of the pairs beyond a model's `rotary_limit`."""
     longer = int((longest(pairs) > limit).sum()) if limit else 0
     if not longer:
         return []

@@ -6,8 +6,8 @@ The whole is `python -m benchmarks.architectures`.
 import pytest
 import transformers
 
-from bdpo_plugin.model.reader import ResponseReader, _Known
-from bdpo_plugin.model.trial import Apart
+from bdpo_plugin.model import reader
+from bdpo_plugin.model.trial import Abilities, Apart
 from benchmarks.architectures import DTYPES, PAGE, faults, look, names, tiny
 
 #: Of each kind of layer, position, output layer and treatment one.
@@ -42,7 +42,7 @@ def test_the_page_has_every_architecture_and_no_fault():
 
 
 def test_a_row_that_is_mixed_up_would_be_noticed(monkeypatch):
-    monkeypatch.setattr(ResponseReader, "_meet", lambda *_: _Known(True, Apart(packed=True)))
+    monkeypatch.setattr(reader, "try_out", lambda *_: Abilities(True, Apart(packed=True)))
     found = {dtype: look(tiny("lfm2"), dtype) for dtype in DTYPES}
     # in bfloat16 the padding on the left, which it mixes in as well, passes for rounding
     assert [fault for fault in faults(found) if "float32" in fault]

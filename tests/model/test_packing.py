@@ -7,8 +7,9 @@ import torch
 from small_models import small_model
 from transformers import AutoModelForCausalLM, FalconConfig, Lfm2Config
 
-from bdpo_plugin.model.packing import Unit, cheapest_plan, pack, packable, shareable
+from bdpo_plugin.model.packing import Unit, cheapest_plan, pack
 from bdpo_plugin.model.reader import ResponseReader
+from bdpo_plugin.model.traits import Traits, row_rules
 from bdpo_plugin.tiny import build_model
 
 
@@ -23,6 +24,10 @@ def batch(tokenizer):
         positions[row, end - 5 : end - 1] = True
     labels = ids.roll(-1, dims=1)[positions]
     return {"input_ids": ids, "attention_mask": mask.long()}, positions, labels
+
+
+def rules_of(model, inputs):
+    return row_rules(model, Traits.of(model), inputs)
 
 
 def widths(model, function):
@@ -87,7 +92,7 @@ def test_a_model_that_mixes_neighbours_gets_its_padding(tokenizer, batch):
     for name, weight in model.named_parameters():
         if "conv" in name:
             weight.data.mul_(20)  # as new they hardly do anything
-    assert packable(model, batch[0])
+    assert rules_of(model, batch[0])
     right = tuple(x[[0, 2]] for x in (*batch[0].values(), batch[1]))
     inputs = dict(zip(batch[0], right[:2], strict=True))
     batch = inputs, right[2], inputs["input_ids"].roll(-1, dims=1)[right[2]]
@@ -109,7 +114,7 @@ def test_a_model_that_cannot_read_our_mask_does_not_share(tokenizer, pairs):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     inputs, positions, labels = pairs
-    assert shareable(model, inputs)
+    assert rules_of(model, inputs).own_mask
     mine, seen = widths(model, lambda: logps(ResponseReader(), model, pairs))
     assert seen[-1][0] * seen[-1][1] >= int(inputs["attention_mask"].sum())
     wanted = model(**inputs).logits[positions].log_softmax(-1).gather(-1, labels[:, None])[:, 0]
@@ -121,7 +126,7 @@ def test_layers_that_look_at_the_place_in_the_row_are_not_packed(tokenizer, batc
     """As Llama 4's, from 8,192 tokens on: a trial on a few would not show it."""
     model = small_model(tokenizer)
     setattr(model.config, key, 8192)
-    assert not packable(model, batch[0])
+    assert not rules_of(model, batch[0])
 
 
 def test_no_row_is_wider_than_the_positions_that_were_learnt(tokenizer):
@@ -135,16 +140,16 @@ def test_no_row_is_wider_than_the_positions_that_were_learnt(tokenizer):
 def test_compiled_models_and_inputs_of_other_kinds_are_not_packed(tokenizer, batch):
     model = small_model(tokenizer)
     inputs = batch[0]
-    assert packable(model, inputs)
-    assert not packable(model, inputs | {"token_type_ids": inputs["input_ids"]})
-    assert not packable(torch.compile(model), inputs)
+    assert rules_of(model, inputs)
+    assert not rules_of(model, inputs | {"token_type_ids": inputs["input_ids"]})
+    assert not rules_of(torch.compile(model), inputs)
     model.compile()
-    assert not packable(model, inputs)
+    assert not rules_of(model, inputs)
 
 
-def plan_of(model, inputs, **options):
+def plan_of(model, inputs, *, share=False):
     ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
-    return cheapest_plan(model, inputs, ids, mask, **options)
+    return cheapest_plan(rules_of(model, inputs), ids, mask, share=share)
 
 
 def members(model, inputs):
@@ -304,7 +309,7 @@ def test_who_shares(tokenizer, pairs):
 def test_who_does_not_share(tokenizer, pairs, architecture, attention, options):
     model = small_model(tokenizer, architecture, **options)
     model.set_attn_implementation(attention)
-    assert not shareable(model, pairs[0])
+    assert not rules_of(model, pairs[0]).own_mask
     mine = logps(ResponseReader(), model, pairs)
     torch.testing.assert_close(mine, plain_logps(model, pairs), rtol=1e-5, atol=1e-5)
 

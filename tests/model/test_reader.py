@@ -15,7 +15,7 @@ from small_models import ARCHITECTURES, OddLogits, recast, small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen2ForCausalLM
 
-import bdpo_plugin.model.reader as reader_module
+import bdpo_plugin.model.head as head_module
 from bdpo_plugin.model.reader import ResponseReader
 
 CHUNK_ROWS = [1, 3, 7, 10_000]
@@ -101,7 +101,7 @@ def test_every_architecture_trained_and_frozen(tokenizer, batch, architecture, r
 
 
 def test_few_logits_are_held_and_many_computed_again(tokenizer, batch, monkeypatch):
-    monkeypatch.setattr(reader_module, "CPU_CHUNK_ELEMENTS", 3 * len(tokenizer))
+    monkeypatch.setattr(head_module, "CPU_CHUNK_ELEMENTS", 3 * len(tokenizer))
     inputs, positions, labels = batch
     model = small_model(tokenizer)
     calls = []
@@ -519,7 +519,7 @@ _REPLACED = {
 
 
 def test_nothing_of_ours_calls_what_hosts_replace():
-    package = Path(reader_module.__file__).parents[1]
+    package = Path(head_module.__file__).parents[1]
     used = {
         (path.name, name)
         for path in package.rglob("*.py")

@@ -5,9 +5,8 @@ import torch
 from small_models import small_model
 from torch import nn
 
-from bdpo_plugin.model.layer_kinds import attends_only
 from bdpo_plugin.model.reader import ResponseReader
-from bdpo_plugin.model.traits import evaluation, output_head
+from bdpo_plugin.model.traits import Traits, evaluation, output_layer, row_rules
 from bdpo_plugin.model.trial import Apart, try_gradients, try_rows
 
 BOTH = Apart(packed=True, shared=True)
@@ -65,18 +64,25 @@ def batch_of(tokenizer):
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
 
 
-def tried(model, tokenizer):
+def arguments(model, tokenizer, tokens=None):
+    """What the trials of rows take."""
     inputs = batch_of(tokenizer)
-    head = output_head(model)
+    rules = row_rules(model, Traits.of(model), inputs)
+    tokens = inputs["input_ids"].flatten() if tokens is None else tokens
+    return model, output_layer(model), rules, inputs, tokens
+
+
+def attends_only(model):
+    return Traits.of(model).attends_only
+
+
+def tried(model, tokenizer):
     with torch.no_grad(), evaluation(model):
-        return try_rows(
-            model, head, inputs, inputs["input_ids"].flatten(), lambda r: head(r).float()
-        )
+        return try_rows(*arguments(model, tokenizer), lambda r: output_layer(model)(r).float())
 
 
 def tried_with_gradient(model, tokenizer):
-    inputs = batch_of(tokenizer)
-    return try_gradients(model, output_head(model), inputs, inputs["input_ids"].flatten())
+    return try_gradients(*arguments(model, tokenizer))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -182,7 +188,7 @@ def test_memory_that_runs_out_is_not_a_mixed_up_row(tokenizer):
 
 
 def test_one_token_over_and_over_proves_nothing(tokenizer):
-    model, inputs = model_with(tokenizer), batch_of(tokenizer)
-    head, tokens = output_head(model), torch.full((40,), 7)
+    model = model_with(tokenizer)
+    same = arguments(model, tokenizer, torch.full((40,), 7))
     with torch.no_grad():
-        assert try_rows(model, head, inputs, tokens, lambda r: head(r).float()) == Apart()
+        assert try_rows(*same, lambda r: output_layer(model)(r).float()) == Apart()

@@ -6,8 +6,9 @@ import torch
 from small_models import small_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from bdpo_plugin.model.traits import Traits
 from bdpo_plugin.pairs import Pair, Side
-from bdpo_plugin.run.room import check_room, position_limit
+from bdpo_plugin.run.room import check_room
 from bdpo_plugin.settings import BDPOError
 
 TINY = {
@@ -37,6 +38,10 @@ def tiny(kind, **options):
         if hasattr(config, name):
             setattr(config, name, value)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def position_limit(model):
+    return Traits.of(model).position_limit
 
 
 @pytest.mark.parametrize("kind", TABLES)
