@@ -82,9 +82,9 @@ test: ## Everything: linters, the tests beside each host, the evidence at reduce
 	@$(MAKE) --no-print-directory -j2 lint test-axolotl test-trl test-llamafactory evidence-quick
 	@$(MAKE) --no-print-directory coverage
 
-# In the first environment that is there; real hosts in processes of their own stay out.
+# In the first environment that is there. The mark says what stays out; so does the synthetic world.
 test-fast: export PATH := $(CURDIR)/$(HERE)/bin:$(PATH)
-test-fast: $(HERE)/.installed-test ## The inner loop: what takes no process of a host
+test-fast: $(HERE)/.installed-test ## The inner loop, under three minutes: what is not marked as slow
 	@ruff check .
 	@python -m pytest -q -n 2 -m "not slow" --ignore-glob='tests/benchmarks/test_safety_world*'
 

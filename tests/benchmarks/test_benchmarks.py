@@ -32,6 +32,7 @@ def run(name, tmp_path, *options):
     return done.stdout, json.loads(file.read_text())
 
 
+@pytest.mark.slow
 def test_epoch_of_both(tmp_path):
     hosts = [host for host in ("axolotl", "llamafactory") if find_spec(host)] or ["trl"]
     collecting = ["--collecting"] if hosts[0] == "axolotl" else []
@@ -49,6 +50,7 @@ def test_epoch_of_both(tmp_path):
         assert (result["pass_s"] > 0) == (method != "DPO")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(find_spec("llamafactory")), reason="has no pass of its own")
 def test_reference_pass(tmp_path):
     shown, saved = run("reference_pass", tmp_path, "--repeats", "1", "--host", "trl")
@@ -57,6 +59,7 @@ def test_reference_pass(tmp_path):
     assert all(result["pass_s"] > 0 for (result,) in saved["results"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     bool(find_spec("llamafactory") or find_spec("axolotl")),
     reason="is the same in every environment: it runs beside TRL alone",

@@ -350,6 +350,7 @@ def test_an_exception_of_the_function_leaves_no_hook(tokenizer, batch):
     assert_no_hooks(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plain_call_first", [False, True])
 def test_compiled_model(tokenizer, batch, plain_call_first):
     """A graph that was compiled without our hooks does not call them."""
@@ -473,6 +474,7 @@ def test_another_cross_entropy_in_the_place_of_torchs(tokenizer, batch, monkeypa
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_liger_in_the_place_of_torchs_cross_entropy(tmp_path):
     """The real kernel, through Triton's interpreter, which is chosen before it is imported."""
     pytest.importorskip("liger_kernel")

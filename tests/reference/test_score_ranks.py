@@ -13,6 +13,8 @@ from small_models import small_model, stored
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.settings import BDPOSettings
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(scoring_worker.__file__)
 
 

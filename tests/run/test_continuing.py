@@ -44,6 +44,12 @@ ADAPTERS = {
 }
 
 
+def kinds(*names):
+    """Of the kinds of adapters, the most common are enough for the inner loop."""
+    common = ("full", "lora")
+    return [n if n in common else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
 def resumed(tmp_path, make):
     """What an undisturbed run logs after its checkpoint, and what one logs that resumes there."""
     whole = make(tmp_path / "whole")
@@ -56,7 +62,7 @@ def resumed(tmp_path, make):
     return whole, {n: history(whole, n) for n in names}, {n: history(again, n) for n in names}
 
 
-@pytest.mark.parametrize("kind", ADAPTERS)
+@pytest.mark.parametrize("kind", kinds(*ADAPTERS))
 def test_each_kind_of_adapter_goes_on_where_it_was(tmp_path, kind):
     def make(output_dir):
         return trainer(
@@ -75,7 +81,9 @@ def test_each_kind_of_adapter_goes_on_where_it_was(tmp_path, kind):
 
 
 @pytest.mark.parametrize("precompute", [True, False])
-@pytest.mark.parametrize("kind", ["lora", "modules_to_save", "new tokens", "ia3", "loha", "vera"])
+@pytest.mark.parametrize(
+    "kind", kinds("lora", "modules_to_save", "new tokens", "ia3", "loha", "vera")
+)
 def test_a_given_adapter_goes_on_where_it_was(tmp_path, kind, precompute):
     torch.manual_seed(1)
     given = get_peft_model(sharp_model(), ADAPTERS[kind]())

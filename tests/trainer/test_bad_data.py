@@ -299,7 +299,12 @@ def test_a_bad_row_of_a_stream_is_named(tmp_path, position):
 
     def run():
         trainer(
-            output_dir=tmp_path, dataset=stream(rows), bdpo_precompute=False, max_steps=100
+            output_dir=tmp_path,
+            dataset=stream(rows),
+            model=sharp_model(hidden_size=32, layers=1),
+            bdpo_precompute=False,
+            per_device_train_batch_size=16,
+            max_steps=100,
         ).train()
 
     with pytest.raises(BDPOError, match=rf"Row {position} of the train data, a stream.*surrogate"):

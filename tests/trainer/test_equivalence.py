@@ -1,5 +1,7 @@
 """Settings that must give the same run as DPO, and settings that must not."""
 
+from functools import cache
+
 import pytest
 import torch
 from running import ABLATIONS, history, trainer, weights
@@ -17,6 +19,20 @@ def run(cls=None, output_dir="run", **options):
     return made
 
 
+@pytest.fixture(scope="module")
+def over_20_steps(tmp_path_factory):
+    """TRL's own DPO with LoRA or full, and the options of both."""
+
+    @cache
+    def dpo(lora):
+        # Adam's usual epsilon makes steps of up to the learning rate of gradients that are rounding
+        options = {"adam_epsilon": 1e-5, "learning_rate": 1e-3 if lora else 1e-4}
+        options |= {"lora": lora, "max_steps": 20}
+        return run(DPOTrainer, tmp_path_factory.mktemp("dpo"), **options), options
+
+    return dpo
+
+
 def assert_same(ours, theirs):
     for name in ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins"):
         assert history(ours, name) == pytest.approx(history(theirs, name), abs=SAME)
@@ -31,18 +47,15 @@ def assert_same(ours, theirs):
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 @pytest.mark.parametrize("precompute", [True, False], ids=["precomputed", "stepwise"])
-def test_alpha_0_is_dpo_over_20_steps(tmp_path, lora, precompute):
-    # Adam's usual epsilon makes steps of up to the learning rate of gradients that are rounding
-    options = {"adam_epsilon": 1e-5, "learning_rate": 1e-3 if lora else 1e-4}
-    options |= {"lora": lora, "max_steps": 20}
-    theirs = run(DPOTrainer, tmp_path / "dpo", **options)
+def test_alpha_0_is_dpo_over_20_steps(tmp_path, over_20_steps, lora, precompute):
+    theirs, options = over_20_steps(lora)
     ref_model = None
     if not lora and not precompute:
         from running import sharp_model
 
         ref_model = sharp_model()
     ours = run(
-        output_dir=tmp_path / "bdpo",
+        output_dir=tmp_path,
         ref_model=ref_model,
         bdpo_alpha=0,
         bdpo_precompute=precompute,

@@ -1,8 +1,11 @@
 """Sixty cases of benchmarks/soak/fuzz.py: generated data, tokenizers, templates, settings."""
 
+import pytest
+
 from benchmarks.soak.fuzz import fuzz
 
 
+@pytest.mark.slow
 def test_each_case_trains_on_right_scores_or_is_refused():
     tally = fuzz(60)
     assert sum(tally.outcomes.values()) >= 60
