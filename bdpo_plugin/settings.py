@@ -19,6 +19,7 @@ PREFIX = "bdpo_"
 
 WEIGHTINGS = ("softmax", "power")
 MI_ESTIMATORS = ("pointwise", "expected")
+CONTROLS = ("shuffled", "swapped", "random")
 
 #: Per-pair losses that are functions of the two (weighted) log-ratios; method section 7.
 PAIR_LOSSES = ("sigmoid", "hinge", "ipo", "robust")
@@ -55,6 +56,10 @@ class BDPOSettings:
         precompute: score the whole dataset before training; False scores each batch in its step.
         score_tokens: token budget, padding included, of one batch of the reference pass.
         cache_dir: where computed scores are kept; None is ``bdpo`` under the user's cache.
+        control: weigh the pairs by mutual information that is not their own, to see what B-DPO
+            owes to it: ``shuffled`` among all pairs, ``shuffled:COLUMN`` among those with the same
+            value in a column of the data, ``swapped`` within each pair, or ``random``: shuffled,
+            and swapped in every other pair or so. None is B-DPO.
     """
 
     alpha: float = 1.5
@@ -67,6 +72,7 @@ class BDPOSettings:
     precompute: bool = True
     score_tokens: int = 4096
     cache_dir: str | None = None
+    control: str | None = None
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
@@ -96,6 +102,24 @@ class BDPOSettings:
                 "bdpo_score_tokens", self.score_tokens, f"a whole number from 1 to {_MAX_TOKENS}"
             )
         put("score_tokens", int(tokens))
+        if self.control is not None:
+            self._check_control()
+
+    def _check_control(self) -> None:
+        kind, colon, column = str(self.control).partition(":")
+        if kind not in CONTROLS or (colon and not (kind == "shuffled" and column)):
+            allowed = " or ".join(f"'{c}'" for c in (*CONTROLS, "shuffled:COLUMN"))
+            raise _refusal("bdpo_control", self.control, allowed)
+        if kind != "swapped" and not self.precompute:
+            raise BDPOError(
+                f"`bdpo_control: {self.control}` cannot be used with `bdpo_precompute: false`: it "
+                "shuffles a whole dataset. Set `bdpo_precompute: true`, or `bdpo_control: swapped`."
+            )
+
+    @property
+    def control_column(self) -> str | None:
+        """The column within whose values the control shuffles, if it names one."""
+        return (self.control or "").partition(":")[2] or None
 
     @classmethod
     def keys(cls) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ DEFAULTS = {
     "bdpo_precompute": True,
     "bdpo_score_tokens": 4096,
     "bdpo_cache_dir": None,
+    "bdpo_control": None,
 }
 NUMBER = "a finite number >= 0 (0 is exactly DPO), at most 3.4e38"
 BOOL = "true or false"
@@ -185,10 +186,12 @@ def test_none_is_left_out_and_other_keys_are_not_ours() -> None:
         mi_estimator=st.sampled_from(["pointwise", "expected"]),
         mi_normalize=st.booleans(),
         null_prompt=st.none() | st.text(min_size=1).filter(str.strip),
-        precompute=st.booleans(),
+        precompute=st.just(True),
         score_tokens=st.integers(1, 10**9),
         cache_dir=st.none() | st.from_regex(r"\A[a-z .]*[a-z]/?\Z"),
+        control=st.sampled_from([None, "shuffled", "shuffled:label", "swapped", "random"]),
     )
+    | st.builds(BDPOSettings, precompute=st.just(False), control=st.sampled_from([None, "swapped"]))
 )
 def test_keys_roundtrip(settings) -> None:
     assert BDPOSettings.from_keys(settings.to_keys()) == settings

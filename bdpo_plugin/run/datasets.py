@@ -95,8 +95,23 @@ def prepare(
     columns = {LENGTH: longest(pairs)}
     if reference is not None:
         file = score_file("" if train else name, content if later else "")
-        columns |= scorer.score_dataset(pairs, rows, name, reference(), file)
+        groups = _groups(dataset, scorer.settings.control_column, name)
+        columns |= scorer.score_dataset(pairs, rows, name, reference(), file, groups)
     return with_columns(dataset, columns)
+
+
+def _groups(dataset: Dataset, column: str | None, name: str) -> list[str] | None:
+    """The values of the column that `bdpo_control` names, if it names one."""
+    if column is None:
+        return None
+    if column not in dataset.column_names:
+        raise BDPOError(
+            f"`bdpo_control: shuffled:{column}`: the {name} data has no column `{column}` once the "
+            f"host has tokenised it, only {', '.join(dataset.column_names)}. Name one of these, or "
+            "shuffle among all pairs: `bdpo_control: shuffled`. (LLaMA-Factory keeps no column of "
+            "the user's.)"
+        )
+    return [str(value) for value in dataset[column]]
 
 
 def digest(pairs: Sequence[Pair]) -> str:

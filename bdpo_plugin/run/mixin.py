@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import Trainer
@@ -19,6 +20,7 @@ from bdpo_plugin.run.columns import LENGTH, batch_scores, unscored
 from bdpo_plugin.run.continuing import check_checkpoint, write_description
 from bdpo_plugin.run.datasets import ReadyDatasets, Tokenised, prepare
 from bdpo_plugin.run.reference_source import ReferenceSource
+from bdpo_plugin.run.report import note_in_card
 from bdpo_plugin.run.scorer import Scorer, Weigh
 from bdpo_plugin.run.step import LossTerms, Metrics, preference_step
 from bdpo_plugin.run.stream import StreamFilter
@@ -115,6 +117,7 @@ class RunMixin(_Trainer):
                 self._tokenizer,
                 self.accelerator,
                 self.args.output_dir,
+                self.args.seed,
                 self._weigh,
                 pairs=pairs,
                 reference=source.at_rest()
@@ -163,7 +166,12 @@ class RunMixin(_Trainer):
             scores = batch_scores(columns)
         else:
             scores = self.scorer.score_batch(batch.pairs(), self._source.in_step(model))
-        return preference_step(self.scorer.reader, model, batch, scores, self._terms)
+        loss, metrics, outputs = preference_step(
+            self.scorer.reader, model, batch, scores, self._terms
+        )
+        if self.settings.control is not None:
+            metrics["bdpo/control"] = (torch.ones_like(loss), torch.ones_like(loss))
+        return loss, metrics, outputs
 
     # The checkpoints ----------------------------------------------------------------------------
 
@@ -194,6 +202,11 @@ class RunMixin(_Trainer):
         # before the weights: a run that is killed between them leaves a checkpoint that says less
         write_description(output_dir or self.args.output_dir, self._description())
         super()._save(output_dir, state_dict)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        super().create_model_card(*args, **kwargs)
+        if self.settings.control is not None and self.is_world_process_zero():
+            note_in_card(self.args.output_dir, self.settings.control)
 
     def _description(self) -> dict[str, Any]:
         """What the run's losses depend on beside the host's own settings."""

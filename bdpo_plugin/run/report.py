@@ -45,12 +45,14 @@ def save_scores(
     scores: PairScores,
     weights: BalanceWeights,
     settings: BDPOSettings,
+    groups: Sequence[str] | None = None,
 ) -> None:
     """Write the scores of a dataset as Parquet, one row a pair, atomically.
 
     Columns: ``row`` in the host's tokenised dataset, token counts, log-probabilities in nats,
-    MI, weights and scale. The file's metadata has the settings as ``bdpo_*``, and the unit of the
-    MI as ``mi_unit``.
+    MI, weights and scale; and ``control_group``, where a control shuffled within groups. The
+    file's metadata has the settings as ``bdpo_*``, and the unit of the MI as ``mi_unit``. The MI is
+    the pair's own under a control too; the weights are not.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table(
@@ -67,6 +69,8 @@ def save_scores(
             "scale": weights.scale.numpy(),
         }
     )
+    if groups is not None:
+        table = table.append_column("control_group", [list(groups)])
     metadata = {"mi_unit": mi_unit(settings)}
     metadata |= {k: str(v) for k, v in settings.to_keys().items() if k != "bdpo_cache_dir"}
     table = table.replace_schema_metadata(metadata)
@@ -100,12 +104,34 @@ def print_settings(
         weighting += ", balance weights off"
     if not settings.scaling:
         weighting += ", scaling factor off"
+    if settings.control is not None:
+        table.add_row("[bold red]CONTROL", f"[bold red]{_shown(control_note(settings.control))}")
     table.add_row("weights", "given as a callable" if custom else weighting)
     unit = "nats per token" if settings.mi_normalize else "nats"
     table.add_row("mutual information", f"{settings.mi_estimator}, {unit}")
     when = "before training" if settings.precompute else "in each step"
     table.add_row("scored", f"{when}, {settings.score_tokens} tokens at a time")
     _print(table)
+
+
+def control_note(control: str) -> str:
+    """What a run with `bdpo_control` is to say of itself."""
+    kind, _, column = control.partition(":")
+    weighed = {
+        "shuffled": "another pair" + (f" of the same `{column}`" if column else ""),
+        "swapped": "its two responses the wrong way round",
+        "random": "another pair, in half of the cases the wrong way round",
+    }[kind]
+    return (
+        f"`bdpo_control: {control}`. This is not B-DPO but its control: each pair is weighed by "
+        f"the mutual information of {weighed}."
+    )
+
+
+def note_in_card(folder: str | Path, control: str) -> None:
+    """Add to the model card in a folder that the model is a control's."""
+    with Path(folder, "README.md").open("a", encoding="utf-8") as card:
+        card.write(f"\n## Control\n\n{control_note(control)}\n")
 
 
 def print_warning(warning: str) -> None:

@@ -26,6 +26,7 @@ from bdpo_plugin.reference.reference import Reference
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.run.columns import longest, score_columns
 from bdpo_plugin.run.continuing import OutputFolder
+from bdpo_plugin.run.control import controlled
 from bdpo_plugin.run.report import (
     print_scores,
     print_settings,
@@ -49,6 +50,7 @@ class Scorer:
         accelerator: of the run.
         output_dir: where ``bdpo/reference_scores*.parquet`` goes.
         null_prompt: of the run.
+        seed: of the run, for its control.
         weigh: in the place of :func:`balance_weights`; see :class:`BDPOTrainer`.
 
     Attributes:
@@ -64,6 +66,7 @@ class Scorer:
         accelerator: Accelerator,
         output_dir: str,
         null_prompt: NullPrompt,
+        seed: int,
         weigh: Weigh | None = None,
     ) -> None:
         self.settings = settings
@@ -71,6 +74,7 @@ class Scorer:
         self.accelerator = accelerator
         self.output_dir = Path(output_dir, "bdpo")
         self.null_prompt = null_prompt
+        self.seed = seed
         self.weigh = weigh
         self.reader = ResponseReader()
         self.facts: dict[str, Any] = {"null prompt": list(null_prompt.ids)}
@@ -85,6 +89,7 @@ class Scorer:
         tokenizer: Any,
         accelerator: Accelerator,
         output_dir: str,
+        seed: int,
         weigh: Weigh | None,
         *,
         pairs: Sequence[Pair],
@@ -102,7 +107,7 @@ class Scorer:
                 custom=weigh is not None,
                 warnings=_long_sequences(pairs, Traits.of(reference.model).rotary_limit),
             )
-        return cls(settings, tokenizer, accelerator, output_dir, null_prompt, weigh)
+        return cls(settings, tokenizer, accelerator, output_dir, null_prompt, seed, weigh)
 
     def description(self) -> dict[str, Any]:
         """What decides the scores and weights of this run's training pairs, for its checkpoints."""
@@ -114,7 +119,13 @@ class Scorer:
         }
 
     def score_dataset(
-        self, pairs: Sequence[Pair], rows: Sequence[int], name: str, reference: Reference, file: str
+        self,
+        pairs: Sequence[Pair],
+        rows: Sequence[int],
+        name: str,
+        reference: Reference,
+        file: str,
+        groups: Sequence[str] | None = None,
     ) -> dict[str, Tensor]:
         """:data:`SCORE_COLUMNS` of a dataset, each (B,), from the store or computed now.
 
@@ -123,15 +134,16 @@ class Scorer:
             rows: their numbers in the host's dataset.
             name: of the dataset, for the user.
             file: name of the Parquet file that they are saved to.
+            groups: of each pair, for a control that shuffles within groups.
         """
         identity = self._identify(reference)
         self.facts["reference"] = identity
         store = self._store(identity)
         scores = self._scores(pairs, reference, rows=rows, name=name, store=store)
-        weights = self._weights(scores)
+        weights = self._weights(scores, groups)
         if self.accelerator.is_main_process:
             print_scores(name, self.settings, scores, weights)
-            save_scores(self.output_dir / file, rows, scores, weights, self.settings)
+            save_scores(self.output_dir / file, rows, scores, weights, self.settings, groups)
         return score_columns(scores, weights)
 
     def _identify(self, reference: Reference) -> list[str] | None:
@@ -202,8 +214,11 @@ class Scorer:
             rows=rows,
         )
 
-    def _weights(self, scores: PairScores) -> BalanceWeights:
+    def _weights(self, scores: PairScores, groups: Sequence[str] | None = None) -> BalanceWeights:
         mi = (scores.mi_chosen, scores.mi_rejected)
+        if self.settings.control is not None:
+            kind = self.settings.control.partition(":")[0]
+            mi = controlled(kind, *mi, seed=self.seed, groups=groups)
         if self.weigh is None:
             return balance_weights(
                 *mi,

@@ -50,6 +50,10 @@ class BDPOArguments:
     bdpo_cache_dir: str | None = field(
         default=_DEFAULT.cache_dir, metadata={"help": "Where computed scores are kept."}
     )
+    bdpo_control: str | None = field(
+        default=_DEFAULT.control,
+        metadata={"help": "Not B-DPO but its control: 'shuffled', 'swapped' or 'random'."},
+    )
 
 
 @dataclass

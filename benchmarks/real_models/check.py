@@ -10,9 +10,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
+from bdpo_plugin import BalanceWeights, balance_weights
+from bdpo_plugin.run.control import controlled
 from bdpo_plugin.settings import BDPOSettings
-from benchmarks.real_models.control import kinds_file, weigh
 
 
 def check(method: str, seed: int, config: dict[str, Any]) -> dict[str, Any]:
@@ -45,27 +47,41 @@ def check(method: str, seed: int, config: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{scores} is {'there' if scores.exists() else 'missing'}: not {method}")
     if method == "dpo":
         return found
-    columns = {n: torch.tensor(v) for n, v in pq.read_table(scores).to_pydict().items()}
-    mi = columns["mi_chosen"], columns["mi_rejected"]
+    table = pq.read_table(scores)
+    columns = {name: table[name].to_numpy() for name in table.column_names}
+    mi = [torch.from_numpy(columns[name]) for name in ("mi_chosen", "mi_rejected")]
+    groups = _groups(columns, config, len(mi[0])) if method == "shuffled" else None
     settings = BDPOSettings.from_keys(config)
-    had = [columns[name] for name in ("weight_chosen", "weight_rejected", "scale")]
-    kinds = _kinds(config, len(mi[0])) if method == "shuffled" else []
-    should = weigh(method, settings, seed, kinds, *mi)
+    had = [torch.from_numpy(columns[n]) for n in ("weight_chosen", "weight_rejected", "scale")]
+    plain = _weights(settings, *mi)
+    should = plain
+    if groups is not None:
+        should = _weights(settings, *controlled("shuffled", *mi, seed=seed, groups=groups))
     if not all(map(torch.allclose, had, should)):
         raise ValueError(f"the weights of {scores} are not those of {method}, seed {seed}")
-    plain = weigh("bdpo", settings, seed, [], *mi)
-    if method == "shuffled" and all(map(torch.equal, should, plain)):
+    if groups is not None and all(map(torch.equal, should, plain)):
         raise ValueError(f"shuffling does not change the weights of {len(mi[0])} pairs")
     return found | {"pairs": len(mi[0])}
 
 
-def _kinds(config: dict[str, Any], pairs: int) -> list[str]:
+def _weights(settings: BDPOSettings, mi_chosen: Tensor, mi_rejected: Tensor) -> BalanceWeights:
+    return balance_weights(
+        mi_chosen,
+        mi_rejected,
+        alpha=settings.alpha,
+        weighting=settings.weighting,
+        balance=settings.balance,
+        scaling=settings.scaling,
+    )
+
+
+def _groups(columns: dict[str, Any], config: dict[str, Any], pairs: int) -> list[str]:
     """The kinds that the control shuffled within, against those of the data."""
-    if not (file := kinds_file(config["output_dir"])).is_file():
-        raise ValueError(f"{file} is missing: not shuffled")
-    kinds = json.loads(file.read_text())
+    if "control_group" not in columns:
+        raise ValueError("the scores are not those of shuffled: they name no kinds")
+    groups = columns["control_group"].tolist()
     data = Path(config["datasets"][0]["path"]).read_text("utf-8").splitlines()
     there = Counter(json.loads(line)["kind"] for line in data)
-    if len(kinds) != pairs or Counter(kinds) - there:
-        raise ValueError(f"the kinds of {file} are not those of the {pairs} pairs trained on")
-    return kinds
+    if Counter(groups) - there:
+        raise ValueError(f"the kinds of the scores are not those of the {pairs} pairs trained on")
+    return groups

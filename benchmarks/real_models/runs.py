@@ -39,10 +39,9 @@ OURS = (
         "output_dir",
         "save_strategy",
     ),
-    *("datasets", "dataset_prepared_path", "bdpo_cache_dir", "bdpo_precompute"),
+    *("datasets", "dataset_prepared_path", "bdpo_cache_dir", "bdpo_precompute", "bdpo_control"),
 )
-_SHUFFLE = ROOT / "benchmarks" / "safety_world" / "weighting.py"
-_HOOKS = "benchmarks.real_models.hooks"
+_HOOKS = "benchmarks.real_models.hooks.Hooks"
 #: Keys of the recipes that ask for evaluation during training, or for checkpoints.
 _NOT_NEEDED = ("val_set_size", "evals_per_epoch", "saves_per_epoch")
 
@@ -101,8 +100,7 @@ class Run:
         parts: list[Any] = [self.setting.model, self.method]
         if self.seed is not None:
             versions = [version(name) for name in ("bdpo-plugin", "axolotl")]
-            code = [HERE / "hooks.py", HERE / "control.py", _SHUFFLE]
-            sources = [_digest_of(code), *versions]
+            sources = [_digest_of([HERE / "hooks.py"]), *versions]
             parts += [self.config(Path()), sources]
         return self.setting.output / "runs" / f"{self.name.replace(' ', '-')}-{_digest(parts)}"
 
@@ -120,11 +118,10 @@ class Run:
             for key, value in config.items()
             if key not in _NOT_NEEDED and (balanced or not key.startswith(PREFIX))
         }
-        hooks = f"{_HOOKS}.{'Shuffled' if self.method == 'shuffled' else 'Hooks'}"
         data = {"ds_type": "json", "type": "chat_template.default", "split": "train"}
         config |= {
             "base_model": self.setting.model,
-            "plugins": [hooks, *(["bdpo_plugin.BDPOPlugin"] if balanced else [])],
+            "plugins": [_HOOKS, *(["bdpo_plugin.BDPOPlugin"] if balanced else [])],
             "rl": "bdpo" if balanced else "dpo",
             "datasets": [{"path": str(output / self.setting.pairs.name), **data}],
             "dataset_prepared_path": str(output / "prepared"),
@@ -135,7 +132,7 @@ class Run:
         if balanced:
             config |= {"bdpo_cache_dir": str(output / "scores")}
         if self.method == "shuffled":
-            config["trainer_cls"] = f"{_HOOKS}.ShuffledTrainer"
+            config["bdpo_control"] = "shuffled:kind"
         return config
 
     # The steps ----------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 pytest.importorskip("axolotl")
 pytest.importorskip("lm_eval")
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import warm
 import yaml
@@ -406,7 +407,7 @@ def test_each_method_trains_what_its_name_says(trained):
     triples = [
         [tuple(row.values()) for row in t.select(names).to_pylist()] for t in (ours, control)
     ]
-    kinds = json.loads((folder_of(output, "shuffled") / "model/bdpo/kinds.json").read_text())
+    kinds = control["control_group"].to_pylist()
     assert sorted(kinds) == ["safe"] * 6 + ["unsafe"] * 6
     for kind in ("safe", "unsafe"):  # the same weights, each on another pair
         before, after = ([t for t, k in zip(of, kinds, strict=True) if k == kind] for of in triples)
@@ -439,12 +440,13 @@ def test_a_control_that_is_none_is_found_out(trained, tmp_path):
         if method == "shuffled":
             with pytest.raises(ValueError, match="not those of shuffled, seed 1"):
                 check("shuffled", 1, config)
-            file = copy / "bdpo/kinds.json"
-            kinds = json.loads(file.read_text())
-            file.write_text(json.dumps(["safe"] * 12))
+            file = copy / "bdpo/reference_scores.parquet"
+            one_kind = pa.array(["safe"] * 12)
+            table = scores(output, method)
+            place = table.column_names.index("control_group")
+            pq.write_table(table.set_column(place, "control_group", one_kind), file)
             with pytest.raises(ValueError, match="not those of the 12 pairs"):
                 check("shuffled", 0, config)
-            file.write_text(json.dumps(kinds))
         pq.write_table(scores(output, other), copy / "bdpo/reference_scores.parquet")
         with pytest.raises(ValueError, match=f"not those of {method}"):
             check(method, 0, config)
@@ -456,14 +458,14 @@ def test_a_control_that_is_none_is_found_out(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_b_dpo_refuses_the_control_without_its_plugin(trained, tmp_path):
+def test_plain_dpo_refuses_the_key_of_the_control(trained, tmp_path):
     from bdpo_plugin import BDPOError
     from bdpo_plugin.hosts.axolotl.resolve import resolve
 
     _, output = trained
     config = yaml.safe_load((folder_of(output, "shuffled") / "axolotl.yml").read_text())
-    with pytest.raises(BDPOError, match="trainer_cls"):
-        resolve(config)
+    with pytest.raises(BDPOError, match=r"`bdpo_control` has no effect|remove: .*bdpo_control"):
+        resolve(config | {"rl": "dpo"})
 
 
 @pytest.mark.slow

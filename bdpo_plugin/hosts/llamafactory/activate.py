@@ -75,11 +75,19 @@ def wrap_workflow(module: ModuleType) -> None:
 
 def _run_dpo(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     finetuning_args = kwargs["finetuning_args"] if "finetuning_args" in kwargs else args[3]
-    before = _running.set(finetuning_args.pref_loss == PREF_LOSS)
+    training_args = kwargs["training_args"] if "training_args" in kwargs else args[2]
+    ours = finetuning_args.pref_loss == PREF_LOSS
+    before = _running.set(ours)
     try:
-        return wrapped(*args, **kwargs)
+        done = wrapped(*args, **kwargs)
     finally:
         _running.reset(before)
+    # LLaMA-Factory writes the card with a method of transformers' trainer, past that of ours
+    if ours and finetuning_args.bdpo_control and training_args.should_save:
+        from bdpo_plugin.run.report import note_in_card
+
+        note_in_card(training_args.output_dir, finetuning_args.bdpo_control)
+    return done
 
 
 def wrap_loader(module: ModuleType) -> None:

@@ -35,6 +35,7 @@ CHOSEN = {
     "bdpo_precompute": False,
     "bdpo_score_tokens": 64,
     "bdpo_cache_dir": "scores",
+    "bdpo_control": "swapped",
 }
 
 

@@ -158,3 +158,18 @@ def _joined(capfd) -> str:
     """The tables of the start, without the frames and breaks of their lines."""
     lines = [line.strip(" │") for line in capfd.readouterr().out.splitlines()]
     return " ".join(line.split("│")[-1].strip() for line in lines)
+
+
+def test_a_shuffled_control_says_so(tiny, tmp_path, capfd):
+    own = run(tiny, tmp_path / "bdpo", max_steps=1)
+    control = run(tiny, tmp_path / "control", max_steps=1, bdpo_control="shuffled")
+    assert "This is not B-DPO but its control" in " ".join(capfd.readouterr().out.split())
+    ours, theirs = (
+        list(zip(*(scores(of)[name] for name in ("weight_chosen", "scale")), strict=True))
+        for of in (own, control)
+    )
+    assert sorted(ours) == sorted(theirs)
+    assert all(a != b for a, b in zip(ours, theirs, strict=True))
+    assert curve(control, "bdpo/control") == [1.0]
+    assert "its control" in (control / "README.md").read_text(encoding="utf-8")
+    assert "its control" not in (own / "README.md").read_text(encoding="utf-8")
