@@ -48,7 +48,7 @@ def check(method: str, seed: int, config: dict[str, Any]) -> dict[str, Any]:
     if method == "dpo":
         return found
     table = pq.read_table(scores)
-    columns = {name: table[name].to_numpy() for name in table.column_names}
+    columns = {name: table[name].to_numpy().copy() for name in table.column_names}
     mi = [torch.from_numpy(columns[name]) for name in ("mi_chosen", "mi_rejected")]
     groups = _groups(columns, config, len(mi[0])) if method == "shuffled" else None
     settings = BDPOSettings.from_keys(config)
