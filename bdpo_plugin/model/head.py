@@ -128,16 +128,14 @@ def forward_calling(
             results[:] = [function(waiting.pop())]
 
     def leave(_: nn.Module, __: tuple[Any, ...], outputs: Any) -> None:
-        if instead and results:
+        if results:
             outputs.logits = results[0]
 
     handles = []
     if layer is not None:
-        handles = [
-            layer.register_forward_pre_hook(before),
-            layer.register_forward_hook(after),
-            unwrapped(model).register_forward_hook(leave),
-        ]
+        handles = [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
+    if instead:
+        handles.append(unwrapped(model).register_forward_hook(leave))
     try:
         outputs = model(**inputs)
     finally:

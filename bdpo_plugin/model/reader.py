@@ -57,7 +57,11 @@ class ResponseReader:
         return self._traits[key]
 
     def abilities(self, model: nn.Module) -> Abilities:
-        """What a model can do, as it was seen when the model was first read."""
+        """What a model can do, as it was seen when the model was first read.
+
+        Raises:
+            KeyError: it has not been read.
+        """
         layer = output_layer(model)
         return Abilities() if layer is None else self._abilities[layer]
 
@@ -87,12 +91,13 @@ class ResponseReader:
         ids, mask, positions = _on_cpu(positions, **inputs)
         head, order = None, None
         if layer is not None:
-            traits = self.traits(model)
             if layer not in self._abilities:
-                self._abilities[layer] = try_out(model, layer, traits, inputs, ids, mask)
+                tried = try_out(model, layer, self.traits(model), inputs, ids, mask)
+                self._abilities[layer] = tried
             if self._abilities[layer].chunked:
+                traits = self._traits[layer]
                 head = Head.of(layer, traits, self.chunk_elements, inputs["input_ids"].device)
-            plan = self._plan(model, layer, traits, inputs, ids, mask) if may_pack else None
+            plan = self._plan(model, layer, inputs, ids, mask) if may_pack else None
             if plan:
                 positions, inputs, order = pack(positions, inputs, mask, plan)
 
@@ -123,7 +128,6 @@ class ResponseReader:
         self,
         model: nn.Module,
         layer: nn.Module,
-        traits: Traits,
         inputs: dict[str, Any],
         ids: Tensor,
         mask: Tensor,
@@ -131,7 +135,7 @@ class ResponseReader:
         """How to pack a batch; with gradient, as has been tried with gradient as well. None where
         it keeps its padding."""
         rows = self._abilities[layer].rows
-        rules = row_rules(model, traits, inputs) if rows.packed else None
+        rules = row_rules(model, self._traits[layer], inputs) if rows.packed else None
         if rules is None:
             return None
         if torch.is_grad_enabled():

@@ -57,20 +57,21 @@ class Traits:
     @classmethod
     def of(cls, model: nn.Module) -> Traits:
         """Read them, of a model of transformers, however wrapped."""
-        inner, config = _bare(model), text_config(model)
+        bare = _bare(model)
+        config = bare.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         return cls(
             vocabulary=config.vocab_size,
             logit_factor=_logit_factor(config),
             logit_cap=getattr(config, "final_logit_softcapping", None),
             hidden_size=getattr(config, "hidden_size", None),
-            attends_only=attends_only(inner, config),
-            packable="position_ids" in signature(inner.forward).parameters
+            attends_only=attends_only(bare, config),
+            packable="position_ids" in signature(bare.forward).parameters
             and not any(getattr(config, name, None) for name in _PLACES),
             windowed=bool(getattr(config, "sliding_window", None)) or kinds != {"full_attention"},
             widest_row=_widest_row(config),
             rotary_limit=_rotary_limit(config),
-            position_limit=_position_limit(inner, config),
+            position_limit=_position_limit(bare, config),
         )
 
     def finished(self, logits: Tensor) -> Tensor:
@@ -153,19 +154,21 @@ def row_rules(model: nn.Module, traits: Traits, inputs: dict[str, Any]) -> RowRu
     Args:
         inputs: of the model's forward.
     """
-    outer, inner, config = unwrapped(model), _bare(model), text_config(model)
+    bare, with_adapter = _bare(model), unwrapped(model)
     tensors = {name for name, value in inputs.items() if isinstance(value, Tensor)}
-    adapter = getattr(outer, "active_peft_config", None)
+    adapter = getattr(with_adapter, "active_peft_config", None)
     if (
         traits.hidden_size is None
         or not traits.packable
         or tensors != {"input_ids", "attention_mask"}
         or getattr(adapter, "is_prompt_learning", False)
         or getattr(adapter, "alora_invocation_tokens", None)
-        or (model.training and _noisy(inner))
-        or _compiled(model, outer)
+        or (model.training and getattr(bare.get_input_embeddings(), "neftune_noise_alpha", None))
+        or _compiled(model)
+        or _compiled(with_adapter)
     ):
         return None
+    config = bare.config.get_text_config()
     attention = str(getattr(config, "_attn_implementation", ""))
     routed = getattr(config, "output_router_logits", False)
     each_once = bool(inputs.get("output_router_logits", routed))
@@ -178,16 +181,9 @@ def row_rules(model: nn.Module, traits: Traits, inputs: dict[str, Any]) -> RowRu
     )
 
 
-def _noisy(model: Any) -> bool:
-    return bool(getattr(model.get_input_embeddings(), "neftune_noise_alpha", None))
-
-
-def _compiled(*models: nn.Module) -> bool:
+def _compiled(model: nn.Module) -> bool:
     """A traced model does not look where the position ids begin again."""
-    return any(
-        hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
-        for model in models
-    )
+    return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -197,17 +193,17 @@ def is_sharded(model: nn.Module) -> bool:
     )
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: Any) -> Any:
     """The model, adapters included, in what distributed training wraps it in."""
-    while isinstance(inner := getattr(model, "module", None), nn.Module):
-        model = inner
+    while isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module
     return model
 
 
 def _bare(model: nn.Module) -> Any:
     """The model of transformers, without its wrappers and its adapters' own."""
-    outer: Any = unwrapped(model)
-    return outer.get_base_model() if hasattr(outer, "get_base_model") else outer
+    bare = unwrapped(model)
+    return bare.get_base_model() if hasattr(bare, "get_base_model") else bare
 
 
 def output_layer(model: nn.Module) -> nn.Module | None:
@@ -215,12 +211,6 @@ def output_layer(model: nn.Module) -> nn.Module | None:
     find = getattr(unwrapped(model), "get_output_embeddings", None)
     layer = find() if find else None
     return layer if isinstance(layer, nn.Module) else None
-
-
-def text_config(model: nn.Module) -> Any:
-    """The configuration of the language model in it."""
-    outer: Any = unwrapped(model)
-    return outer.config.get_text_config()
 
 
 @contextmanager

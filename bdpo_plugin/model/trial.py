@@ -205,10 +205,10 @@ def try_gradients(
 
     Args: see :func:`try_rows`.
     """
-    inner: Any = unwrapped(model)
-    embedding = inner.get_input_embeddings()
+    embedding = unwrapped(model).get_input_embeddings()
     if is_sharded(model) or not isinstance(embedding, nn.Module):
         return Apart()
+    model = unwrapped(model)
     sequences, _ = _sequences(rules, tokens)
     length = sequences.shape[1]
     common = _common(length)
@@ -225,7 +225,7 @@ def try_gradients(
         handle = embedding.register_forward_hook(catch)
         try:
             with torch.enable_grad():
-                states = _seen(inner, layer, where, lambda rows: rows, arguments, instead=True)
+                states = _seen(model, layer, where, lambda rows: rows, arguments, instead=True)
                 states = in_order(states, order)[length : 2 * length].float()
                 slopes = torch.arange(states.numel(), device=states.device).cos().view_as(states)
                 (found,) = torch.autograd.grad((states * slopes).sum(), leaves)

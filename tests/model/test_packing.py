@@ -341,3 +341,12 @@ def test_a_model_that_ignores_the_mask_does_not_share(tokenizer, pairs):
     model.__class__ = Deaf
     mine = logps(ResponseReader(), model, pairs)
     torch.testing.assert_close(mine, plain_logps(model, pairs), rtol=1e-5, atol=1e-5)
+
+
+def test_attention_that_takes_no_mask_of_ours_may_be_chosen_later(tokenizer, pairs):
+    model, reader = small_model(tokenizer), ResponseReader()
+    model.set_attn_implementation("sdpa")
+    logps(reader, model, pairs)
+    model.set_attn_implementation("eager")
+    mine = logps(reader, model, pairs)
+    torch.testing.assert_close(mine, plain_logps(model, pairs), rtol=1e-5, atol=1e-5)

@@ -70,6 +70,10 @@ def test_under_an_adapter(tokenizer):
     assert position_limit(small_model(tokenizer)) is None
 
 
+def test_in_the_wrapper_of_distributed_training():
+    assert position_limit(torch.nn.DataParallel(tiny("gpt2"))) == 24
+
+
 def pair(prompt, chosen, rejected):
     ids = [np.arange(n) for n in (prompt, chosen, rejected)]
     return Pair(Side(ids[0], ids[1]), Side(ids[0], ids[2]))
