@@ -16,11 +16,11 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from bdpo_plugin.pairs import Pair
 from bdpo_plugin.run.batch import PreferenceBatch
+from bdpo_plugin.run.card import complete_card
 from bdpo_plugin.run.columns import LENGTH, batch_scores, unscored
 from bdpo_plugin.run.continuing import check_checkpoint, write_description
 from bdpo_plugin.run.datasets import ReadyDatasets, Tokenised, prepare
 from bdpo_plugin.run.reference_source import ReferenceSource
-from bdpo_plugin.run.report import note_in_card
 from bdpo_plugin.run.scorer import Scorer, Weigh
 from bdpo_plugin.run.step import LossTerms, Metrics, preference_step
 from bdpo_plugin.run.stream import StreamFilter
@@ -48,10 +48,12 @@ class RunMixin(_Trainer):
     Attributes:
         settings: of the run.
         scorer: of the run; it is made with the first dataset, whose pairs settle the null prompt.
+        recipe: the configuration that the host was started with, for the model card.
     """
 
     settings: BDPOSettings
     scorer: Scorer
+    recipe: Path | None = None
     # of the host's trainer
     _terms: LossTerms
     _tokenizer: Any
@@ -205,8 +207,8 @@ class RunMixin(_Trainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         super().create_model_card(*args, **kwargs)
-        if self.settings.control is not None and self.is_world_process_zero():
-            note_in_card(self.args.output_dir, self.settings.control)
+        if self.is_world_process_zero():
+            complete_card(self.args.output_dir, self.settings, recipe=self.recipe)
 
     def _description(self) -> dict[str, Any]:
         """What the run's losses depend on beside the host's own settings."""

@@ -128,12 +128,6 @@ def control_note(control: str) -> str:
     )
 
 
-def note_in_card(folder: str | Path, control: str) -> None:
-    """Add to the model card in a folder that the model is a control's."""
-    with Path(folder, "README.md").open("a", encoding="utf-8") as card:
-        card.write(f"\n## Control\n\n{control_note(control)}\n")
-
-
 def print_warning(warning: str) -> None:
     """A table of one warning that comes up later than those of :func:`print_settings`."""
     table = _table("B-DPO")
@@ -167,7 +161,7 @@ def print_scores(
     table.add_row("pairs", f"{total}: {computed} scored now, {total - computed} reused")
     unit = mi_unit(settings)
     for side, mi in (("chosen", scores.mi_chosen), ("rejected", scores.mi_rejected)):
-        low, median, high = _quantiles(mi, 0.05, 0.5, 0.95)
+        low, median, high = quantiles(mi, 0.05, 0.5, 0.95)
         table.add_row(
             f"MI {side}",
             f"{low:.3f} / {median:.3f} / {high:.3f} {unit} (5/50/95 %), "
@@ -176,7 +170,7 @@ def print_scores(
     share = (scores.mi_chosen > scores.mi_rejected).float().mean()
     table.add_row("MI chosen > rejected", f"{share:.1%} of the pairs")
     for side, weight in (("chosen", weights.chosen), ("rejected", weights.rejected)):
-        low, high = _quantiles(weight, 0.05, 0.95)
+        low, high = quantiles(weight, 0.05, 0.95)
         table.add_row(f"weight {side}", f"{low:.3f} to {high:.3f} (5 to 95 %)")
     table.add_row("mean scale", f"{weights.scale.mean():.3f}")
     _print(table)
@@ -206,7 +200,8 @@ def mi_unit(settings: BDPOSettings) -> str:
     return "nats per token" if settings.mi_normalize else "nats"
 
 
-def _quantiles(values: Tensor, *at: float) -> list[float]:
+def quantiles(values: Tensor, *at: float) -> list[float]:
+    """The values at some shares of the (n,) values in their order."""
     # torch.quantile refuses more than 2**24 values
     ordered = values.float().sort().values
     return [float(ordered[round(q * (len(ordered) - 1))]) for q in at]

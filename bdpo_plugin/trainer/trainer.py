@@ -12,6 +12,7 @@ from trl import DPOTrainer
 from trl.models import prepare_deepspeed
 
 from bdpo_plugin.pairs import Pair, first_rows
+from bdpo_plugin.run.card import NAME, PAPER, TAGS
 from bdpo_plugin.run.columns import ROW, SCORE_COLUMNS, ScoreCollator
 from bdpo_plugin.run.datasets import Tokenised, drop_reserved, nothing_left, peek, stream_refusal
 from bdpo_plugin.run.mixin import RunMixin
@@ -55,6 +56,10 @@ class BDPOTrainer(RunMixin, DPOTrainer):
     Raises:
         BDPOError: a setting that cannot be honoured, or data that cannot be trained on.
     """
+
+    _tag_names = ["trl", *TAGS]  # noqa: RUF012
+    _name = NAME
+    _paper = PAPER
 
     def __init__(
         self,

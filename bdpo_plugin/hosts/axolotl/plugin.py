@@ -72,6 +72,8 @@ class BDPOPlugin(BasePlugin):
                 f"This run asked for B-DPO, but Axolotl made a {type(trainer).__name__}. "
                 f"Nothing has been trained. Is `{PLUGIN}` the only plugin with a trainer?"
             )
+        if cfg.axolotl_config_path:
+            trainer.recipe = Path(cfg.axolotl_config_path)
         # Axolotl tells the datasets only to its own DPO trainer.
         paths = [dataset["path"] for dataset in cfg.datasets or []]
         trainer.dataset_tags = [path for path in paths if not Path(path).is_dir()]

@@ -8,6 +8,7 @@ from typing import Any
 from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
 from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
 
+from bdpo_plugin.run.card import TAGS
 from bdpo_plugin.trainer import BDPOTrainer
 from bdpo_plugin.trainer.config import BDPOArguments
 
@@ -28,4 +29,5 @@ class AxolotlBDPOTrainer(BDPOTrainer, _AxolotlDPOTrainer):
     """:class:`~bdpo_plugin.trainer.BDPOTrainer` with Axolotl's samplers, schedulers, optimizers,
     tokenisation and model-card tags."""
 
+    _tag_names = ["axolotl", "trl", *TAGS]  # noqa: RUF012
     tag_names = [*AxolotlDPOTrainer.tag_names, "bdpo"]  # noqa: RUF012

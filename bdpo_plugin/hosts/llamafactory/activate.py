@@ -9,13 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from contextvars import ContextVar
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import wrapt
 
 from bdpo_plugin.hosts.llamafactory.args import KEYS, PREF_LOSS, is_tested, with_bdpo
-from bdpo_plugin.settings import PREFIX, BDPOError, unknown_key_message
+from bdpo_plugin.settings import PREFIX, BDPOError, BDPOSettings, unknown_key_message
 
 
 def put_arguments(module: Any) -> None:
@@ -82,11 +83,14 @@ def _run_dpo(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[s
         done = wrapped(*args, **kwargs)
     finally:
         _running.reset(before)
-    # LLaMA-Factory writes the card with a method of transformers' trainer, past that of ours
-    if ours and finetuning_args.bdpo_control and training_args.should_save:
-        from bdpo_plugin.run.report import note_in_card
+    if ours and training_args.do_train and training_args.should_save:
+        from bdpo_plugin.run.card import complete_card
 
-        note_in_card(training_args.output_dir, finetuning_args.bdpo_control)
+        # LLaMA-Factory writes it with a method of transformers' trainer, past that of ours
+        settings = BDPOSettings.from_keys(vars(finetuning_args))
+        files = [Path(word) for word in sys.argv[1:] if word.endswith((".yaml", ".yml"))]
+        recipe = files[0] if files else None
+        complete_card(training_args.output_dir, settings, recipe=recipe, cite=True)
     return done
 
 

@@ -10,6 +10,7 @@ pytest.importorskip("axolotl")
 
 import yaml
 from axolotl_runs import MODELS, axolotl, script, write_config
+from huggingface_hub import ModelCard
 from real_runs import make_tiny, weights
 from running import scores
 
@@ -133,6 +134,13 @@ def test_preprocess_then_torchrun(tiny, tmp_path):
     out = axolotl("train", config, "--launcher", "torchrun", "--", "--nproc_per_node", "1").stdout
     assert "32: 32 scored now" in out
     assert len(scores(tmp_path / "run")["row"]) == 32
+
+    card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    assert {"bdpo", "dpo", "axolotl", "trl"} <= set(ModelCard(card).data.tags)
+    assert "trained with B-DPO" in card
+    assert "rafailov2023direct" not in card
+    assert "<summary>run.yml</summary>" in card
+    assert "rl: bdpo" in card
 
 
 @pytest.mark.parametrize(("rl", "models"), [("bdpo", 1), ("dpo", 2)])

@@ -171,5 +171,9 @@ def test_a_shuffled_control_says_so(tiny, tmp_path, capfd):
     assert sorted(ours) == sorted(theirs)
     assert all(a != b for a, b in zip(ours, theirs, strict=True))
     assert curve(control, "bdpo/control") == [1.0]
-    assert "its control" in (control / "README.md").read_text(encoding="utf-8")
-    assert "its control" not in (own / "README.md").read_text(encoding="utf-8")
+    cards = [(of / "README.md").read_text(encoding="utf-8") for of in (own, control)]
+    assert ["its control" in card for card in cards] == [False, True]
+    for card in cards:
+        assert "\n- bdpo\n" in card
+        assert card.count("zhao2026bdpo") == 1
+        assert "| training pairs | 32 |" in card

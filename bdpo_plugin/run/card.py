@@ -1,0 +1,113 @@
+"""What B-DPO adds to the model card, the README.md that a host writes into a run's folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from huggingface_hub import ModelCard
+
+from bdpo_plugin.run.report import control_note, mi_unit, quantiles, score_file
+from bdpo_plugin.settings import BDPOSettings
+
+NAME = "B-DPO"
+#: In the form of TRL's trainers.
+PAPER = {
+    "title": "Improving Safety Alignment via Balanced Direct Preference Optimization",
+    "id": "2603.22829",
+    "citation": """\
+@article{zhao2026bdpo,
+    title   = {{Improving Safety Alignment via Balanced Direct Preference Optimization}},
+    author  = {Zhao, Shiji and Wang, Mengyang and Xiong, Shukun and Chen, Fangzhou and Zhu, Qihui and Ruan, Shouwei and Xiao, Yisong and Duan, Ranjie and Chen, Xun and Wei, Xingxing},
+    journal = {arXiv preprint arXiv:2603.22829},
+    year    = {2026},
+}""",  # noqa: E501
+}
+TAGS = ("bdpo", "dpo")
+
+_TITLE = f"## {NAME}"
+_PICTURES = {"curves.png": "Training curves", "mi_scatter.png": "Mutual information of the pairs"}
+#: What looks like a token or a key of somebody's.
+_SECRET = re.compile(r"\b(hf_|sk-|ghp_|github_pat_|glpat-)\w[\w-]{15,}|\b[0-9a-f]{40}\b")
+
+
+def complete_card(
+    folder: str | Path,
+    settings: BDPOSettings,
+    *,
+    tags: Iterable[str] = (),
+    recipe: Path | None = None,
+    cite: bool = False,
+) -> None:
+    """Put the tags, the settings and the figures of a run into the card in its folder.
+
+    Args:
+        folder: with the README.md of a host, and what the run left behind.
+        settings: of the run.
+        tags: of the host.
+        recipe: the configuration that the host was started with; what looks like a secret in it is
+            left out.
+        cite: whether the host's card does not cite the paper.
+    """
+    path = Path(folder, "README.md")
+    card = ModelCard.load(path, ignore_metadata_errors=True)
+    card.data.tags = sorted({*(card.data.tags or ()), *tags, *TAGS})
+    before = card.text.partition(f"\n{_TITLE}\n")[0].rstrip()
+    section = "\n\n".join(_section(Path(folder), settings, recipe, cite=cite))
+    card.text = f"{before}\n\n{_TITLE}\n\n{section}\n"
+    card.save(path)
+
+
+def _section(
+    folder: Path, settings: BDPOSettings, recipe: Path | None, *, cite: bool
+) -> Iterator[str]:
+    if settings.control is not None:
+        yield f"**{control_note(settings.control)}**"
+    yield (
+        "Trained with Balanced Direct Preference Optimization, "
+        f"[arXiv {PAPER['id']}](https://arxiv.org/abs/{PAPER['id']}): DPO "
+        "([arXiv 2305.18290](https://arxiv.org/abs/2305.18290)) in which the response that the "
+        "reference model understands better, by its mutual information (MI) with the query, pulls "
+        "with less weight. By `bdpo-plugin`, whose reading of the method is that of its "
+        "documentation."
+    )
+    keys = {k: v for k, v in settings.to_keys().items() if k != "bdpo_cache_dir"}
+    unset = {"bdpo_null_prompt": "derived", "bdpo_control": "none"}
+    yield _table(
+        [f"`{key}`", unset[key] if value is None else f"`{value!r}`"] for key, value in keys.items()
+    )
+    if (scores := folder / "bdpo" / score_file("")).is_file():
+        yield _figures(scores, mi_unit(settings))
+    for file, words in _PICTURES.items():
+        if (folder / file).is_file():
+            yield f"![{words}](./{file})"
+    if recipe is not None and recipe.is_file():
+        text = _SECRET.sub("(left out)", recipe.read_text(encoding="utf-8"))
+        title = f"<details><summary>{recipe.name}</summary>"
+        yield f"{title}\n\n```yaml\n{text.rstrip()}\n```\n\n</details>"
+    if cite:
+        yield f"Cite the method as\n\n```bibtex\n{PAPER['citation']}\n```"
+
+
+def _figures(scores: Path, unit: str) -> str:
+    table = pq.read_table(scores)
+    rows = [["training pairs", str(table.num_rows)]]
+    for name, words in (
+        ("mi_chosen", f"MI of chosen, {unit} (5/50/95 %)"),
+        ("mi_rejected", f"MI of rejected, {unit} (5/50/95 %)"),
+        ("weight_chosen", "weight of chosen (5/50/95 %)"),
+        ("weight_rejected", "weight of rejected (5/50/95 %)"),
+    ):
+        found = quantiles(torch.tensor(table[name].to_numpy()), 0.05, 0.5, 0.95)
+        rows.append([words, " / ".join(f"{value:.3f}" for value in found)])
+    higher = (table["mi_chosen"].to_numpy() > table["mi_rejected"].to_numpy()).mean()
+    rows.append(["pairs in which chosen has the higher MI", f"{higher:.1%}"])
+    return _table(rows)
+
+
+def _table(rows: Iterable[list[str]]) -> str:
+    cells = ([cell.replace("|", "\\|") for cell in row] for row in rows)
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {' | '.join(row)} |" for row in cells)])
