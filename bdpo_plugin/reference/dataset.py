@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,28 +16,15 @@ from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.model.traits import is_sharded
 from bdpo_plugin.objective import mutual_information
 from bdpo_plugin.pairs import Pair
+from bdpo_plugin.reference.exchange import ABSENT, NOT_FINITE, Exchange
 from bdpo_plugin.reference.null_prompt import NullPrompt
-from bdpo_plugin.reference.ranks import (
-    gathered,
-    maximum,
-    raised_by_all,
-    share,
-    this_rank,
-    world_size,
-)
+from bdpo_plugin.reference.ranks import raised_by_all, share, this_rank, world_size
 from bdpo_plugin.reference.reference import Reference
 from bdpo_plugin.reference.scoring import Score, budgeted_batches, score_jobs
 from bdpo_plugin.reference.store import ScoreStore
-from bdpo_plugin.reference.wanted import Wanted, difference, wanted_scores
+from bdpo_plugin.reference.wanted import Wanted, wanted_scores
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 from bdpo_plugin.visible import visible
-
-#: Seconds of work that a killed run may lose, and that two runs on one store may both do.
-_FLUSH_SECONDS = 2.0
-
-#: What stands in an array of scores for one that is not there, and for one that is not finite: of
-#: several ranks' arrays the maximum is what they know together.
-_ABSENT, _NOT_FINITE = -np.inf, np.inf
 
 
 class PairScores(NamedTuple):
@@ -90,13 +75,11 @@ def score_pairs(
     """
     wanted = wanted_scores(pairs, null_prompt, with_gain=settings.mi_estimator == "expected")
     rows = range(len(pairs)) if rows is None else rows
-    scores = np.full((len(wanted.jobs), wanted.columns), _ABSENT)
-    seen: set[str] = set()
+    scores = np.full((len(wanted.jobs), wanted.columns), ABSENT)
+    exchange = None
     if store:
-        seen = _read_stored(store, wanted, scores, rows, name)
-        scores = maximum(scores, device)
-        _tell(store)
-    missing = np.flatnonzero(scores[:, 0] == _ABSENT)
+        exchange = Exchange(store, wanted, scores, rows=rows, name=name, device=device)
+    missing = np.flatnonzero(scores[:, 0] == ABSENT)
     computed = np.zeros(len(scores), dtype=bool)
     if len(missing):
         scores, computed = _compute(
@@ -107,8 +90,7 @@ def score_pairs(
             settings.score_tokens,
             reader=reader,
             device=device,
-            store=store,
-            seen=seen,
+            exchange=exchange,
             name=name,
         )
     _check_coverage(scores[wanted.of_pair], rows)
@@ -123,55 +105,16 @@ def score_pairs(
         mi = of_side[:, 0, 1] / lengths if normalize else of_side[:, 0, 1]
     else:
         sides = zip(logps, of_side[:, 1, 0], lengths, strict=True)
-        mi = [mutual_information(*side, normalize=normalize) for side in sides]
-    now = torch.from_numpy(computed[wanted.of_pair].any(axis=1))
-    return PairScores(*logps, *mi, *lengths, now)
-
-
-def _read_stored(
-    store: ScoreStore, wanted: Wanted, scores: np.ndarray, rows: Sequence[int], name: str
-) -> set[str]:
-    """Fill in what this rank's part of the store holds; the names of all its files.
-
-    Raises:
-        BDPOError: the ranks want different scores.
-    """
-    store.remove_leftovers()
-    of_rows = wanted.keys[wanted.of_pair]
-    digest = hashlib.blake2b(of_rows.tobytes()).digest()
-    digests, runs, names = zip(*gathered((digest, store.run, store.names())), strict=True)
-    if len(set(digests)) > 1:
-        raise BDPOError(difference(gathered((of_rows, list(rows))), name))
-    store.run = runs[0]
-    holders: dict[str, list[int]] = {}  # the ranks that see it: a machine may have its own folder
-    for rank, of_rank in enumerate(names):
-        for file in of_rank:
-            holders.setdefault(file, []).append(rank)
-    mine = [
-        file
-        for i, (file, ranks) in enumerate(sorted(holders.items()))
-        if ranks[i % len(ranks)] == this_rank()
-    ]
-    _take(store, wanted.keys, mine, scores)
-    return set(holders)
-
-
-def _take(
-    store: ScoreStore, keys: np.ndarray, names: Iterable[str], scores: np.ndarray
-) -> np.ndarray:
-    """Fill in the absent scores that some files have; the indices of those."""
-    places, found = store.read(keys, names)
-    found = found[:, : scores.shape[1]]
-    good = np.isfinite(found).all(axis=1) & (scores[places, 0] == _ABSENT)
-    scores[places[good]] = found[good]
-    return np.unique(places[good])
-
-
-def _tell(store: ScoreStore) -> None:
-    """The main rank tells of the problems of all; each is to call it."""
-    problems = gathered(store.problems)
-    if this_rank() == 0:
-        store.tell({path: problem for of in problems for path, problem in of.items()})
+        mi = torch.stack([mutual_information(*side, normalize=normalize) for side in sides])
+    return PairScores(
+        ref_chosen_logps=logps[0],
+        ref_rejected_logps=logps[1],
+        mi_chosen=mi[0],
+        mi_rejected=mi[1],
+        chosen_tokens=lengths[0],
+        rejected_tokens=lengths[1],
+        computed=torch.from_numpy(computed[wanted.of_pair].any(axis=1)),
+    )
 
 
 def _compute(
@@ -183,11 +126,10 @@ def _compute(
     *,
     reader: ResponseReader,
     device: torch.device,
-    store: ScoreStore | None,
-    seen: set[str],
+    exchange: Exchange | None,
     name: str,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fill in the `missing` scores, in all ranks where there is a store.
+    """Fill in the `missing` scores, in all ranks where they are exchanged.
 
     Returns:
         (n, columns) scores, and (n,) bool, whether it was computed here.
@@ -201,8 +143,8 @@ def _compute(
     tokens[missing] = [jobs[i].rows * jobs[i].length for i in missing]
     in_step = world_size() > 1 and is_sharded(reference.model)
     if in_step:
-        batches = _in_step(batches, same=store is not None, device=device)
-    elif store:
+        batches = _in_step(batches, same=exchange is not None, device=device)
+    elif exchange:
         batches = share(batches, tokens)
         rest = batches[1:]  # the longest stays first: what does not fit in memory is seen early
         random.Random().shuffle(rest)  # another run on the store is to begin elsewhere
@@ -210,32 +152,18 @@ def _compute(
     mine = np.zeros(len(jobs), dtype=bool)
     mine[[i for batch in batches for i in batch]] = True
     computed = np.zeros(len(jobs), dtype=bool)
-    pending: list[int] = []
-    flushed = time.monotonic()
     progress = tqdm(
         total=sum(int(tokens[batch].sum()) for batch in batches),
         desc=f"Scoring the {visible(name)} data with the reference model",
         unit="tok",
         unit_scale=True,
-        disable=store is None or this_rank() != 0,
+        disable=exchange is None or this_rank() != 0,
     )
 
     def absent(batch: list[int]) -> list[int]:
-        return [i for i in batch if scores[i, 0] == _ABSENT]
+        return [i for i in batch if scores[i, 0] == ABSENT]
 
-    def write() -> None:
-        if store.add(wanted.keys[pending], scores[pending]):
-            pending.clear()
-        if this_rank() == 0:
-            store.tell(store.problems)
-
-    def take_from_other_runs() -> None:
-        names = {file for file in store.names() if f"-{store.run}." not in file} - seen
-        seen.update(names)
-        taken = _take(store, wanted.keys, names, scores)
-        progress.update(int(tokens[taken[mine[taken]]].sum()))
-
-    apart = store is not None and not in_step  # the ranks need not run the same
+    apart = exchange is not None and not in_step  # the ranks need not run the same
     try:
         with progress, reference.in_force() as model:
             found = score_jobs(
@@ -250,21 +178,16 @@ def _compute(
             for batch, batch_scores in raised_by_all(found) if apart else found:
                 scores[batch] = _array(batch_scores, wanted.columns)
                 computed[batch] = True
-                pending += batch
                 progress.update(int(tokens[batch].sum()))
-                if store and time.monotonic() - flushed > _FLUSH_SECONDS:
-                    write()
+                if exchange and exchange.give(batch):
+                    exchange.write()
                     if apart:
-                        take_from_other_runs()
-                    flushed = time.monotonic()
+                        taken = exchange.take()
+                        progress.update(int(tokens[taken[mine[taken]]].sum()))
     finally:
-        if store:
-            write()
-    if not store:
-        return scores, computed
-    shared = maximum(np.column_stack([scores, computed]), device)
-    _tell(store)
-    return shared[:, :-1], shared[:, -1] > 0
+        if exchange:
+            exchange.write()
+    return exchange.of_all_ranks(computed) if exchange else (scores, computed)
 
 
 def _in_step(batches: list[list[int]], *, same: bool, device: torch.device) -> list[list[int]]:
@@ -280,13 +203,13 @@ def _in_step(batches: list[list[int]], *, same: bool, device: torch.device) -> l
 def _array(scores: list[Score], columns: int) -> np.ndarray:
     """(n, columns) scores."""
     values = np.array(scores, dtype=np.float64)[:, :columns]
-    return np.where(np.isfinite(values), values, _NOT_FINITE)
+    return np.where(np.isfinite(values), values, NOT_FINITE)
 
 
 def _check_coverage(scores: np.ndarray, rows: Sequence[int]) -> None:
     """Of (B, k, columns) scores, whether each is there and finite."""
     for problem, bad in (
-        ("has no score", scores == _ABSENT),
+        ("has no score", scores == ABSENT),
         ("has a score that is not finite", ~np.isfinite(scores)),
     ):
         found = np.flatnonzero(bad.any(axis=(1, 2))).tolist()

@@ -45,7 +45,7 @@ class UnreadableWeights(BDPOError):
     """A weight whose content cannot be read, so that nothing can say which reference this is."""
 
 
-def model_fingerprint(model: nn.Module, *, adapter: str | None = None, compute: str = "") -> str:
+def model_fingerprint(model: Any, *, adapter: str | None = None, compute: str = "") -> str:
     """Hex digest of everything that a reference's log-probabilities depend on.
 
     All weights are read (a hash that is linear in them, so a 7B model takes seconds); names are
@@ -137,7 +137,8 @@ def _at_hand(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
         holder = model.get_submodule(".".join(path[:depth]))
         if has_offloaded_params(holder):
             with align_module_device(holder, torch.device("cpu")):
-                return getattr(model.get_submodule(".".join(path[:-1])), path[-1])
+                whole: Tensor = getattr(model.get_submodule(".".join(path[:-1])), path[-1])
+                return whole
     return tensor
 
 

@@ -30,7 +30,7 @@ class Reference:
     description: str
     peft: Any = None
     adapter: str | None = None
-    autocast: Callable[[], AbstractContextManager] = nullcontext
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     @contextmanager
     def in_force(self) -> Iterator[nn.Module]:

@@ -57,29 +57,30 @@ def budgeted_batches(jobs: Sequence[Job], token_budget: int) -> list[list[int]]:
     """Indices of `jobs` in batches of similar length, the longest first.
 
     A batch holds at most `token_budget` tokens, padding included, or a single job. Two jobs that
-    follow one another among those of their prompt, such as those of a preference pair, stay
-    together where they can: what they have in common may be run once.
+    follow one another among those of their prompt, such as those of a preference pair, are a unit
+    where there is room for it: they stay together, as what they have in common may be run once.
     """
-    couples: list[list[int]] = []
-    open_couple: dict[bytes, list[int]] = {}
+    units: list[list[int]] = []
+    of_one: dict[bytes, list[int]] = {}  # the unit of a single job so far, by its prompt
     for index, job in enumerate(jobs):
         prompt = job.prompt.tobytes()
-        couple = open_couple.pop(prompt, None)
-        if couple is None:
-            couple = open_couple[prompt] = []
-            couples.append(couple)
-        couple.append(index)
+        unit = of_one.pop(prompt, None)
+        if unit is None:
+            unit = of_one[prompt] = []
+            units.append(unit)
+        unit.append(index)
     lengths = [job.length for job in jobs]
     rows_of = [job.rows for job in jobs]
 
-    def size(indices: list[int]) -> tuple[int, int]:
+    def size(unit: list[int]) -> tuple[int, int]:
         """Tokens of the longest, and rows."""
-        return max(lengths[i] for i in indices), sum(rows_of[i] for i in indices)
+        return max(lengths[i] for i in unit), sum(rows_of[i] for i in unit)
 
-    units: list[list[int]] = []
-    for couple in couples:
-        width, rows = size(couple)
-        units += [couple] if rows * width <= token_budget else [[i] for i in couple]
+    def parted(unit: list[int]) -> list[list[int]]:
+        width, rows = size(unit)
+        return [unit] if rows * width <= token_budget else [[i] for i in unit]
+
+    units = [part for unit in units for part in parted(unit)]
     batches: list[list[int]] = []
     room = 0  # rows that the last batch has left
     for unit in sorted(units, key=size, reverse=True):
@@ -157,9 +158,8 @@ def _score(
     may_pack: bool = True,
 ) -> list[Score]:
     rows = [(job.prompt, job.response) for job in jobs]
-    with_gain = jobs[0].null is not None
-    if with_gain:
-        rows += [(job.null, job.response) for job in jobs]
+    rows += [(job.null, job.response) for job in jobs if job.null is not None]
+    with_gain = len(rows) > len(jobs)
     batch, width = len(rows), max(len(p) + len(r) for p, r in rows)
     input_ids = torch.zeros(batch, width, dtype=torch.long)
     attention_mask = torch.zeros(batch, width, dtype=torch.long)

@@ -102,7 +102,7 @@ class ScoreStore:
 
     def names(self) -> list[str]:
         """Of the files that are there."""
-        return [name for name in self._list() if name.endswith(".parquet")]
+        return [file.name for file in self._list() if file.name.endswith(".parquet")]
 
     def read(
         self, wanted: np.ndarray, names: Iterable[str] | None = None
@@ -119,11 +119,13 @@ class ScoreStore:
             (m,) places in `wanted` and (m, 2) what is stored for them in nats: log-probability and
             information gain, nan where there is none. What several files have is there as often.
         """
-        names = sorted(self.names() if names is None else names)
         places, scores = [np.zeros(0, np.int64)], [np.zeros((0, 2))]
-        for start in range(0, len(names), _FILES):
-            columns = [self._columns(name) for name in names[start : start + _FILES]]
-            columns = [of_file for of_file in columns if of_file is not None]
+        if self.path is None:
+            return places[0], scores[0]
+        files = [self.path / name for name in sorted(self.names() if names is None else names)]
+        for start in range(0, len(files), _FILES):
+            found_columns = map(self._columns, files[start : start + _FILES])
+            columns = [of_file for of_file in found_columns if of_file is not None]
             if not columns or not len(wanted):
                 continue
             keys, values = (np.concatenate(column) for column in zip(*columns, strict=True))
@@ -161,10 +163,9 @@ class ScoreStore:
 
     def remove_leftovers(self) -> None:
         """Remove the temporary files that killed runs left."""
-        for name in self._list():
-            if name.startswith(".") and name.endswith(".tmp"):
+        for file in self._list():
+            if file.name.startswith(".") and file.name.endswith(".tmp"):
                 with suppress(OSError):  # it is in nobody's way
-                    file = self.path / name
                     if time.time() - file.stat().st_mtime > _LEFT_OVER:
                         file.unlink()
 
@@ -178,20 +179,19 @@ class ScoreStore:
         if by_problem:
             self._show([*(_line(*item) for item in by_problem.items()), _REMEDY])
 
-    def _list(self) -> list[str]:
+    def _list(self) -> list[Path]:
         if self.path is None:
             return []
         try:
-            return os.listdir(self.path)
+            return list(self.path.iterdir())
         except FileNotFoundError:  # nothing has been written yet
             return []
         except (OSError, ValueError) as error:
             self.problems.setdefault(str(self.path), f"cannot be read ({_why(error)})")
             return []
 
-    def _columns(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+    def _columns(self, file: Path) -> tuple[np.ndarray, np.ndarray] | None:
         """(n,) keys and (n, 2) scores of a file; None where it has none to give."""
-        file = self.path / name
         try:
             regular = stat.S_ISREG(file.stat().st_mode)  # reading a pipe would wait for ever
             content = file.read_bytes() if regular else b""
@@ -202,7 +202,7 @@ class ScoreStore:
         except OSError as error:
             self.problems.setdefault(str(file), f"cannot be read ({_why(error)})")
             return None
-        if _hash(content) == name.partition(".")[0].partition("-")[0]:
+        if _hash(content) == file.name.partition(".")[0].partition("-")[0]:
             with suppress(OSError, pa.ArrowException):
                 # one thread: for columns this short, threads only wait for each other
                 table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
@@ -231,7 +231,8 @@ def _content(keys: np.ndarray, scores: np.ndarray) -> bytes:
     gain = pa.nulls(n, pa.float64()) if scores.shape[1] == 1 else pa.array(scores[:, 1])
     table = pa.Table.from_arrays([key, pa.array(scores[:, 0]), gain], schema=_SCHEMA)
     pq.write_table(table, sink := pa.BufferOutputStream(), use_dictionary=False)
-    return sink.getvalue().to_pybytes()
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 def _arrays(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from os.path import commonprefix
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ _USER = ("user", "Tell me more.")
 _ASSISTANT, _OTHER_ANSWER = ("assistant", "All right."), ("assistant", "No: that is all!")
 
 Message = tuple[str, str]
+T = TypeVar("T")
 #: (n,) token ids.
 Ids = Sequence[int] | np.ndarray
 
@@ -115,31 +116,39 @@ def _render(
     return as_string(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def _all(values: Iterable[T | None]) -> list[T] | None:
+    """The values; None where one of them is."""
+    found = list(values)
+    there = [value for value in found if value is not None]
+    return there if len(there) == len(found) else None
+
+
 def _turns(render: Callable[[Sequence[Message], bool], str | None]) -> Turns | None:
     def around(
         *messages: Message | str, texts: Sequence[str] = _PROBES, generate: bool = True
     ) -> tuple[str, str] | None:
         """What is rendered before and after the message that is given by its role alone."""
-        rendered = [
+        rendered = _all(
             render([(m, text) if isinstance(m, str) else m for m in messages], generate)
             for text in texts
-        ]
-        if None in rendered or len(set(rendered)) == 1:
+        )
+        if rendered is None or len(set(rendered)) == 1:
             return None
         before = common_start(rendered)
         return before, common_end(string[len(before) :] for string in rendered)
 
     lone = around("user")
-    after_systems = [around(("system", text), "user") for text in _SYSTEM]
-    if lone is None and None in after_systems:
+    after_systems = _all(around(("system", text), "user") for text in _SYSTEM)
+    first = lone or (after_systems and after_systems[0])
+    if not first:
         return None
     # the beginning of every conversation that the template can render
     start = [] if lone else [("system", _SYSTEM[0])]
-    front, back = lone or after_systems[0]
+    front, back = first
 
     system, after_system = None, ""
     aside = around("system", _USER, texts=_SYSTEM)
-    if aside and None not in after_systems and (lone is None or aside[0] != front):
+    if aside and after_systems and (lone is None or aside[0] != front):
         system, after_system = aside[0], common_end(before for before, _ in after_systems)
     if not after_system:
         system = None
@@ -148,10 +157,10 @@ def _turns(render: Callable[[Sequence[Message], bool], str | None]) -> Turns | N
             return None
         front = system + after_system
 
-    later = [around(*start, _USER, answer, "user") for answer in (_ASSISTANT, _OTHER_ANSWER)]
-    opener = common_end([front, *(ends[0] for ends in later)]) if None not in later else front
+    later = _all(around(*start, _USER, answer, "user") for answer in (_ASSISTANT, _OTHER_ANSWER))
+    opener = common_end([front, *(ends[0] for ends in later)]) if later else front
     # it must not be seen in a system message
-    before = after_systems[0][0] if system else opener
+    before = after_systems[0][0] if system and after_systems else opener
     if before.find(opener) + len(opener) != len(before):
         opener = ""
     answered = around(*start, "user", _ASSISTANT, generate=False)

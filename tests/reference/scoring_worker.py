@@ -15,7 +15,7 @@ import wrapped_training
 from small_models import CPU, counted_rows, random_pairs, small_model
 
 from bdpo_plugin.model.reader import ResponseReader
-from bdpo_plugin.reference import dataset
+from bdpo_plugin.reference import dataset, exchange
 from bdpo_plugin.reference.null_prompt import NullPrompt
 from bdpo_plugin.reference.reference import Reference
 from bdpo_plugin.reference.store import ScoreStore
@@ -59,7 +59,7 @@ def score(model, pairs, directory=None, settings=SETTINGS, fails_after=None):
 
 def main():
     directory, pause = Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 0
-    dataset._FLUSH_SECONDS = 0.2
+    exchange._FLUSH_SECONDS = 0.2
     model = small_model(build_tokenizer())
     model.register_forward_hook(lambda *_: time.sleep(pause))
     rank, world = 0, 1

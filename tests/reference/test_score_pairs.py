@@ -26,7 +26,7 @@ from small_models import (
 
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.pairs import Pair, Side
-from bdpo_plugin.reference import dataset
+from bdpo_plugin.reference import dataset, exchange
 from bdpo_plugin.reference.dataset import PairScores, score_pairs
 from bdpo_plugin.reference.null_prompt import NullPrompt
 from bdpo_plugin.reference.reference import Reference
@@ -286,7 +286,7 @@ def test_a_killed_pass_goes_on_where_it_was(tokenizer, tmp_path):
 
 
 def test_what_is_done_is_written_while_the_pass_runs(model, score, store, monkeypatch):
-    monkeypatch.setattr(dataset, "_FLUSH_SECONDS", 0)
+    monkeypatch.setattr(exchange, "_FLUSH_SECONDS", 0)
     files = []
     model.register_forward_hook(lambda *_: files.append(len(list(store.path.glob("*")))))
     score(random_pairs(6))
@@ -297,7 +297,7 @@ def test_what_is_done_is_written_while_the_pass_runs(model, score, store, monkey
 
 
 def test_what_another_run_writes_meanwhile_is_not_computed(model, score, store, monkeypatch):
-    monkeypatch.setattr(dataset, "_FLUSH_SECONDS", 0)
+    monkeypatch.setattr(exchange, "_FLUSH_SECONDS", 0)
     pairs = random_pairs(8)
     wanted = score(pairs, store=ScoreStore(store.path.parent, ["another place"]))
     passes = score.passes
@@ -320,7 +320,7 @@ def test_what_another_run_writes_meanwhile_is_not_computed(model, score, store, 
 
 def test_runs_at_once_share_the_work(model, score, store, monkeypatch):
     """Three processes: each has all scores, and together they compute hardly any twice."""
-    monkeypatch.setattr(dataset, "_FLUSH_SECONDS", 0.1)
+    monkeypatch.setattr(exchange, "_FLUSH_SECONDS", 0.1)
     pairs = random_pairs(60)
     wanted = score(pairs, store=None)
     every = score.rows
@@ -349,7 +349,7 @@ def test_runs_at_once_share_the_work(model, score, store, monkeypatch):
 
 
 def test_a_store_that_cannot_be_written_ends_no_pass(score, tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "_FLUSH_SECONDS", 0)
+    monkeypatch.setattr(exchange, "_FLUSH_SECONDS", 0)
     (tmp_path / "file").touch()
     shown = []
     store = ScoreStore(tmp_path / "file", ["a"], shown.append)
@@ -364,7 +364,7 @@ def test_a_store_that_cannot_be_written_ends_no_pass(score, tmp_path, monkeypatc
 
 
 def test_damaged_files_are_computed_again(score, tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "_FLUSH_SECONDS", 0)
+    monkeypatch.setattr(exchange, "_FLUSH_SECONDS", 0)
     shown = []
     store = ScoreStore(tmp_path / "scores", ["a"], shown.append)
     pairs = random_pairs(8)

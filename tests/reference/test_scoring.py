@@ -227,7 +227,7 @@ def test_the_sides_of_a_pair_stay_together():
     for pair in range(0, len(jobs), 4):  # after the prompt, then after the null prompt
         for one, other in ((pair, pair + 2), (pair + 1, pair + 3)):
             assert where[one] == where[other]
-    assert len(budgeted_batches(jobs[:4], 50)) == 4, "couples that do not fit are parted"
+    assert len(budgeted_batches(jobs[:4], 50)) == 4, "units that do not fit are parted"
     for batch in batches:
         assert len(batch) * max(jobs[i].length for i in batch) <= 300
 
