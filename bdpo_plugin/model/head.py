@@ -204,7 +204,9 @@ class _Logps(torch.autograd.Function):
         probabilities = torch.softmax(logits, dim=-1)
         best = logits.argmax(dim=-1, keepdim=True)
         highest, labels = logits.gather(-1, best), labels[:, None]
-        log_highest = probabilities.gather(-1, best).log()
+        # the CPU's softmax loses the small terms of a large vocabulary, a plain sum does not
+        total = probabilities.sum(dim=-1, keepdim=True)
+        log_highest = (probabilities.gather(-1, best) / total).log()
         # in this order no digits are lost where the label is nearly certain
         logps = (logits.gather(-1, labels) - highest) + log_highest
         ctx.save_for_backward(probabilities, labels)

@@ -53,8 +53,9 @@ def information_gain(cond_logits: Tensor, null_logits: Tensor) -> Tensor:
     Returns:
         (N,) nats, float32, never negative beyond rounding.
     """
-    cond = torch.log_softmax(cond_logits.float(), dim=-1)
-    null = torch.log_softmax(null_logits.float(), dim=-1)
+    # not log_softmax, which on the CPU loses the small terms of a large vocabulary
+    cond, null = cond_logits.float(), null_logits.float()
+    cond, null = (x - x.logsumexp(dim=-1, keepdim=True) for x in (cond, null))
     # a token that the model excludes adds nothing: p log p -> 0
     gain = (cond - null).masked_fill(cond == -torch.inf, 0)
     return (cond.exp() * gain).sum(dim=-1)

@@ -184,8 +184,8 @@ def _score(
         halves = (hidden[:half], hidden[half:], labels[:half])
         for cond, null, target in zip(*(h.split(size) for h in halves), strict=True):
             cond_logits = head.project(cond)
-            all_logps = torch.log_softmax(cond_logits, dim=-1)
-            logps.append(all_logps.gather(-1, target[:, None]).squeeze(-1))
+            wanted = cond_logits.gather(-1, target[:, None]).squeeze(-1)
+            logps.append(wanted - cond_logits.logsumexp(dim=-1))
             gains.append(information_gain(cond_logits, head.project(null)))
         return torch.cat(logps), torch.cat(gains)
 

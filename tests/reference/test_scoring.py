@@ -71,6 +71,32 @@ def test_scores_are_those_of_the_truth(tokenizer, architecture, gain):
             assert score.gain is None
 
 
+class PeakedLogits(OddLogits):
+    """One token is as likely as all others together."""
+
+    def forward(self, *args, **kwargs):
+        outputs = super().forward(*args, **kwargs)
+        others = outputs.logits[..., 1:]
+        outputs.logits = torch.cat([others.logsumexp(-1, keepdim=True), others], dim=-1)
+        return outputs
+
+
+@pytest.mark.parametrize("gain", [False, True])
+def test_a_large_vocabulary_costs_no_digits(tokenizer, gain):
+    """The CPU's softmax and log_softmax lose its small terms: 1e-5 nats of each token, all of one
+    sign, so that they add up."""
+    model = recast(small_model(tokenizer, vocab_size=150_000, scale=18.0), PeakedLogits)
+    known = truth_model(model)
+    rng = np.random.default_rng(0)
+    job = Job(*(rng.integers(5, 150_000, n) for n in (4, 40)), NULL if gain else None)
+    (score,) = scores_of(model, [job], budget=100)
+    prompt, response = job.prompt.tolist(), job.response.tolist()
+    assert score.logps == pytest.approx(truth.response_logps(known, prompt, response), abs=1e-4)
+    if gain:
+        wanted = truth.expected_mi(known, prompt, NULL.tolist(), response, normalize=False)
+        assert score.gain == pytest.approx(wanted, abs=1e-4)
+
+
 def test_expected_gain_where_the_model_projects_itself(tokenizer):
     model = recast(small_model(tokenizer), OddLogits)
     known = truth_model(model)
