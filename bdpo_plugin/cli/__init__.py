@@ -5,6 +5,7 @@ import click
 from bdpo_plugin import __version__
 from bdpo_plugin.cli.compare import compare
 from bdpo_plugin.cli.plot import plot
+from bdpo_plugin.cli.real import real
 from bdpo_plugin.cli.recipes import recipes
 from bdpo_plugin.cli.tiny import tiny
 
@@ -12,8 +13,8 @@ from bdpo_plugin.cli.tiny import tiny
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="bdpo-plugin")
 def main() -> None:
-    """Balanced Direct Preference Optimization: recipes, pictures and a demo."""
+    """Balanced Direct Preference Optimization: recipes, pictures, demos."""
 
 
-for _command in (compare, plot, recipes, tiny):
+for _command in (compare, plot, real, recipes, tiny):
     main.add_command(_command)

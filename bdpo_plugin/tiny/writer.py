@@ -58,10 +58,19 @@ def write(
     pretrain(model, tokenizer, steps=steps, seed=seed, progress=progress)
     model.save_pretrained(directory / "model")
     tokenizer.save_pretrained(directory / "model")
-    for split, count in (("train", train_pairs), ("eval", eval_pairs)):
-        lines = [json.dumps(pair) for pair in preference_pairs(count, seed=seed, split=split)]
-        (directory / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    (directory / "prompts.txt").write_text("".join(f"{p}\n" for p in demo_prompts()))
-    datasets = {split: {"file_name": f"{split}.jsonl", **_RANKING} for split in ("train", "eval")}
-    (directory / "dataset_info.json").write_text(json.dumps(datasets, indent=2) + "\n")
+    counts = {"train": train_pairs, "eval": eval_pairs}
+    splits = {name: preference_pairs(n, seed=seed, split=name) for name, n in counts.items()}
+    write_data(directory, splits, demo_prompts())
     return directory
+
+
+def write_data(
+    directory: Path, splits: dict[str, list[dict[str, Any]]], prompts: list[str]
+) -> None:
+    """``NAME.jsonl`` of each split, ``prompts.txt`` and ``dataset_info.json`` in `directory`."""
+    for split, pairs in splits.items():
+        lines = [json.dumps(pair) for pair in pairs]
+        (directory / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    (directory / "prompts.txt").write_text("".join(f"{p}\n" for p in prompts), encoding="utf-8")
+    datasets = {split: {"file_name": f"{split}.jsonl", **_RANKING} for split in splits}
+    (directory / "dataset_info.json").write_text(json.dumps(datasets, indent=2) + "\n")
