@@ -30,7 +30,7 @@ def read_pairs(text: str, name: str) -> list[Pair]:
     """The pairs of a JSON array or of JSON lines, in one of the :data:`FORMS`.
 
     A row whose responses are empty or equal, or whose transcripts differ before the last answer, is
-    left out: there is nothing in it to prefer.
+    left out: there is nothing in it to prefer. Other columns beside `messages` stay.
 
     Raises:
         BDPOError: a row is of another form; `name` is the file's.
@@ -62,7 +62,8 @@ def _pair(row: Mapping[str, Any]) -> Pair | None:
     roles = [message["role"] for message in (*messages[-1:], chosen, rejected)]
     if roles != ["user", "assistant", "assistant"] or not all(texts) or texts[0] == texts[1]:
         return None
-    return {"messages": messages, "chosen": chosen, "rejected": rejected}
+    more = row if "messages" in row else {}
+    return {**more, "messages": messages, "chosen": chosen, "rejected": rejected}
 
 
 def _message(turn: Mapping[str, str]) -> dict[str, str]:

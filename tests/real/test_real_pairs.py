@@ -42,7 +42,8 @@ def test_forms(form, lines) -> None:
     talk = [USER, {"role": "assistant", "content": "Why?\n\nLine."}, USER]
     rows = [form(messages, YES, NO) for messages in ([USER], talk)]
     text = "\n".join(map(json.dumps, rows)) + "\n\n" if lines else json.dumps(rows, indent=1)
-    assert read_pairs(text, "f") == [PAIR, {**PAIR, "messages": talk}]
+    more = {"kind": "unsafe"} if form is FORMS["ours"] else {}
+    assert read_pairs(text, "f") == [PAIR | more, PAIR | {"messages": talk} | more]
 
 
 def test_line_separators_in_a_text_end_no_line() -> None:
