@@ -1,5 +1,5 @@
-"""The output layer of a causal language model: a forward that calls a function
-at it, and its projection in chunks.
+"""The output layer of a causal language model: a forward that calls a function at it, and its
+projection in chunks.
 
 Shapes: B rows, T positions, N positions read, H hidden size, V vocabulary entries.
 """

@@ -164,6 +164,15 @@ def pack(
     return read.view_as(real), packed_inputs, read.cumsum(dim=0)[wanted] - 1
 
 
+def in_order(states: Tensor, order: Tensor | None) -> Tensor:
+    """(n, ...) what was read in packed rows -> (N, ...) as in the padded batch.
+
+    Args:
+        order: (N,) the places that :func:`pack` told of; None where nothing was packed.
+    """
+    return states if order is None else states.index_select(0, order.to(states.device))
+
+
 def _tree_mask(units: Tensor, branches: Tensor) -> Tensor:
     """(R, 1, W, W) bool: a token sees those before it that its unit shares or its branch has."""
     rows, columns = units[:, :, None], units[:, None, :]

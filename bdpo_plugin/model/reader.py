@@ -25,9 +25,9 @@ from bdpo_plugin.model.head import (
     select,
     statistics,
 )
-from bdpo_plugin.model.packing import Plan, cheapest_plan, pack
+from bdpo_plugin.model.packing import Plan, cheapest_plan, in_order, pack
 from bdpo_plugin.model.traits import Traits, evaluation, output_layer, row_rules, unwrapped
-from bdpo_plugin.model.trial import Abilities, Apart, in_order, try_gradients, try_out
+from bdpo_plugin.model.trial import Abilities, Apart, try_gradients, try_out
 
 T = TypeVar("T")
 

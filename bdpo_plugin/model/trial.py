@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bdpo_plugin.model.head import forward_calling, projection, select
-from bdpo_plugin.model.packing import Plan, pack, trial_plans
+from bdpo_plugin.model.packing import Plan, in_order, pack, trial_plans
 from bdpo_plugin.model.traits import (
     RowRules,
     Traits,
@@ -268,6 +268,11 @@ def _seen(
     *,
     instead: bool,
 ) -> T:
+    """What `function` returned in :func:`forward_calling`.
+
+    Raises:
+        _NotCalled: it was not called.
+    """
     found, _ = forward_calling(model, layer, positions, function, inputs, instead=instead)
     if found is None:
         raise _NotCalled
@@ -280,10 +285,6 @@ def _largest(one: Tensor, other: Tensor) -> float:
 
 def _common(length: int) -> int:
     return _COMMON * length // _LENGTH
-
-
-def in_order(states: Tensor, order: Tensor | None) -> Tensor:
-    return states if order is None else states.index_select(0, order.to(states.device))
 
 
 def _sequences(rules: RowRules, tokens: Tensor) -> tuple[Tensor, Tensor]:
