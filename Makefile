@@ -83,7 +83,7 @@ test-axolotl test-trl test-llamafactory: export PYTHONPATH := $(CURDIR)/tests/li
 demo: .venv/.installed $(DEMO)/tiny/prompts.txt ## Train a tiny model with B-DPO on the CPU and look at it
 	@$(call demonstrate,$(DEMO)/tiny,run,prepared,tiny-cpu,axolotl,96)
 
-demo-real: .venv/.installed $(REAL)/prompts.txt ## The same with a real model, SmolLM2-135M, and real pairs: 15 minutes
+demo-real: .venv/.installed $(REAL)/prompts.txt ## The same with a real model, SmolLM2-135M, and real pairs: 12 minutes
 	@$(call demonstrate,$(REAL),run-real,prepared-real,smollm2-135m,axolotl-real,64)
 
 # Two at a time, once all the environments are there: some tests compare one host with another.
