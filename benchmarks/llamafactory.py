@@ -36,24 +36,10 @@ def run(
         return model
 
     theirs, workflow.load_model = workflow.load_model, load_model
-    if method == "bdpo":
-        _time_pass(clock)
     run_exp(_arguments(setting, folder, method) | options, callbacks=[clock])
+    if method == "bdpo":  # its pass is at the end of the trainer's making
+        clock.in_pass = clock.began - clock.initialised
     return tuple(loaded)
-
-
-def _time_pass(clock: Clock) -> None:
-    from bdpo_plugin.run.scorer import Scorer
-
-    score = Scorer.score_dataset
-
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        start = clock.now()
-        scored = score(*args, **kwargs)
-        clock.in_pass += clock.now() - start
-        return scored
-
-    Scorer.score_dataset = timed
 
 
 def _arguments(setting: Setting, folder: Path, method: str) -> dict[str, Any]:

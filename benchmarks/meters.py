@@ -14,11 +14,15 @@ from transformers import TrainerCallback, TrainerState
 
 
 class Clock(TrainerCallback):
-    """Times, with the device waited for, of the pass and of the training's begin and end."""
+    """Times, with the device waited for, of the pass and of the training's begin and end.
+
+    `initialised` is when the host's own trainer was, where the clock is given to it.
+    """
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.in_pass = self.began = self.ended = self.cpu_started = self.cpu_ended = 0.0
+        self.in_pass = self.initialised = self.began = self.ended = 0.0
+        self.cpu_started = self.cpu_ended = 0.0
         self.steps = 0
 
     def now(self) -> float:
@@ -30,6 +34,9 @@ class Clock(TrainerCallback):
         """The begin of the run, once the model is loaded."""
         self.cpu_started = time.process_time()
         return self.now()
+
+    def on_init_end(self, *_: Any, **__: Any) -> None:
+        self.initialised = self.now()
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.began = self.now()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
+from bdpo_plugin.objective import bdpo_loss
 from bdpo_plugin.pairs import Pair
 from bdpo_plugin.run.batch import PreferenceBatch
 from bdpo_plugin.run.card import complete_card
@@ -50,6 +51,9 @@ class RunMixin(_Trainer):
         scorer: of the run; it is made with the first dataset, whose pairs settle the null prompt.
         recipe: the configuration that the host was started with, for the model card.
     """
+
+    #: The loss of each pair; a subclass that studies another may have it here.
+    pair_loss = staticmethod(bdpo_loss)
 
     settings: BDPOSettings
     scorer: Scorer
@@ -169,7 +173,7 @@ class RunMixin(_Trainer):
         else:
             scores = self.scorer.score_batch(batch.pairs(), self._source.in_step(model))
         loss, metrics, outputs = preference_step(
-            self.scorer.reader, model, batch, scores, self._terms
+            self.scorer.reader, model, batch, scores, self._terms, self.pair_loss
         )
         if self.settings.control is not None:
             metrics["bdpo/control"] = (torch.ones_like(loss), torch.ones_like(loss))

@@ -41,6 +41,7 @@ def preference_step(
     batch: PreferenceBatch,
     scores: Mapping[str, Tensor],
     terms: LossTerms,
+    pair_loss: Callable[..., Tensor] = bdpo_loss,
 ) -> tuple[Tensor, Metrics, Any]:
     """One forward of the policy on a batch of B pairs.
 
@@ -50,6 +51,7 @@ def preference_step(
         batch: B pairs.
         scores: the columns of :data:`~bdpo_plugin.run.columns.SCORE_COLUMNS`, each (B,).
         terms: of the loss.
+        pair_loss: what has the arguments of :func:`bdpo_loss` and gives each pair's loss, (B,).
 
     Returns:
         the loss, a scalar; the metrics; the model's outputs.
@@ -74,7 +76,7 @@ def preference_step(
         elif loss_type == "sft_by_pair":
             term = -(chosen / chosen_lengths).mean()
         else:
-            term = bdpo_loss(
+            term = pair_loss(
                 chosen,
                 rejected,
                 ref_chosen,

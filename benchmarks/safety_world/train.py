@@ -51,6 +51,12 @@ class Spec:
     queries: int = 48
 
 
+class OutsideTrainer(BDPOTrainer):
+    """B-DPO with :func:`weighting.outside` as the loss of each pair."""
+
+    pair_loss = staticmethod(weighting.outside)
+
+
 @lru_cache(maxsize=2)
 def _base(seed: int, steps: int, hidden: int, work: Path) -> tuple[Any, ...]:
     """World, pretrained model, tokenizer, and the pairs of the evaluation with their logps."""
@@ -77,7 +83,7 @@ def run(spec: Spec, work: Path) -> dict[str, Any]:
     scores = work / "scores" / package_digest()
     information = Information(base, tokenizer, scores)
     measure = _Looks(spec, tokenizer, world, reference)
-    with TemporaryDirectory() as folder, _silence(), weighting.loss_of(spec.method):
+    with TemporaryDirectory() as folder, _silence():
         pairs = training_pairs(world, spec.data, spec.pairs, information.scores)
         trainer = _trainer(spec, pairs, information, scores, folder, measure)
         facts = _facts(spec, pairs, information.scores(pairs), trainer)
@@ -140,7 +146,8 @@ def _trainer(
     if spec.method.startswith("marginal:"):
         world = World(spec.seed)
         marginal = information.marginal(pairs, other_queries(world, MARGINAL_QUERIES, pairs))
-    return BDPOTrainer(
+    trainer = OutsideTrainer if spec.method.startswith("outside:") else BDPOTrainer
+    return trainer(
         args=BDPOConfig(**options, **keys, bdpo_cache_dir=str(scores)),
         weigh=weighting.balance(
             spec.method, spec.alpha, [pair.types for pair in pairs], spec.seed, marginal

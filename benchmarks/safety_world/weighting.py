@@ -6,16 +6,13 @@ A method is ``dpo``, or ``READING:VARIANT``.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from bdpo_plugin import BalanceWeights, balance_weights
-from bdpo_plugin.run import step
+from bdpo_plugin import BalanceWeights, balance_weights, bdpo_loss
 
 #: The package's defaults of 2026-11-24, under which "ours" stays what it was.
 _OURS = {
@@ -148,21 +145,12 @@ def _weights(
     return BalanceWeights(*sides, alpha * one if on["scaling"] else one)
 
 
-@contextmanager
-def loss_of(method: str) -> Iterator[None]:
-    """Under the reading ``outside`` the scale weighs the pair's loss, not what is in it.
+def outside(*logps_and_weights: Any, **options: Any) -> Tensor:
+    """The loss of each pair in the reading ``outside``, which no `weigh` can express.
 
-    The one reading that the `weigh` argument cannot express: the step's loss is replaced.
+    The scale weighs the pair's loss, not what is in it. Arguments and result are those of
+    :func:`bdpo_plugin.bdpo_loss`.
     """
-    if not method.startswith("outside:"):
-        yield
-        return
-    inside = step.bdpo_loss
-
-    def outside(*logps_and_weights: Any, **options: Any) -> Tensor:
-        *logps, weights = logps_and_weights
-        bare = weights._replace(scale=torch.ones_like(weights.scale))
-        return weights.scale * inside(*logps, bare, **options)
-
-    with patch.object(step, "bdpo_loss", outside):
-        yield
+    *logps, weights = logps_and_weights
+    bare = weights._replace(scale=torch.ones_like(weights.scale))
+    return weights.scale * bdpo_loss(*logps, bare, **options)

@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -39,6 +39,9 @@ _OFTEN = (
     "transformers.models.qwen2.modeling_qwen2",
     "trl.chat_template_utils",
 )
+
+#: What a file of the store takes longer: time for a kill to hit it.
+_DISK_SECONDS = 0.003
 
 #: The life of a run, in order. "start": models, data, fingerprint, and what follows the pass.
 PHASES = ("start", "pass", "store", "training", "saving")
@@ -207,27 +210,20 @@ def _axolotl(run: Run) -> None:
 
 
 def _tell(told: Told, run: Run) -> None:
-    """Have the parts of a run say when they are at work, and the trainer what it logs."""
-    from bdpo_plugin import BDPOTrainer
-    from bdpo_plugin.reference import dataset, store
+    """Have a run say when it is at work, and its trainer what it logs.
 
-    def during(owner: Any, method: str, phase: str) -> None:
-        original = getattr(owner, method)
+    It is told by what the package uses, as nothing of the package itself is replaced: the bar of
+    its pass, the files of its store, the class that the trainers of its hosts are made of.
+    """
+    from transformers import Trainer
 
-        @wraps(original)
-        def told_of(*args: Any, **kwargs: Any) -> Any:
-            with told.phase(phase):
-                return original(*args, **kwargs)
-
-        setattr(owner, method, told_of)
-
-    during(dataset, "_compute", "pass")
-    during(store.ScoreStore, "add", "store")
-    during(BDPOTrainer, "_inner_training_loop", "training")
-    during(BDPOTrainer, "_save_checkpoint", "saving")
+    _tell_pass(told)
     if run.pause:
-        dataset.score_jobs = _slowed(dataset.score_jobs, run.pause)
-    original = BDPOTrainer.log
+        _slow_pass(told, run.pause)
+    _tell_store(told, str(run.folder / "cache"))
+    for method, phase in (("_inner_training_loop", "training"), ("_save_checkpoint", "saving")):
+        setattr(Trainer, method, _during(getattr(Trainer, method), told, phase))
+    original = Trainer.log
 
     @wraps(original)
     def log(self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -237,14 +233,61 @@ def _tell(told: Told, run: Run) -> None:
             with run.steps_file.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
 
-    BDPOTrainer.log = log
+    Trainer.log = log
 
 
-def _slowed(score_jobs: Callable[..., Any], pause: float) -> Callable[..., Any]:
-    @wraps(score_jobs)
-    def slowed(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        for found in score_jobs(*args, **kwargs):
-            time.sleep(pause)
-            yield found
+def _during(function: Callable[..., Any], told: Told, phase: str) -> Callable[..., Any]:
+    @wraps(function)
+    def told_of(*args: Any, **kwargs: Any) -> Any:
+        with told.phase(phase):
+            return function(*args, **kwargs)
 
-    return slowed
+    return told_of
+
+
+def _tell_pass(told: Told) -> None:
+    """From the making of the pass's bar, which ranks that do not show it make as well, to its
+    end."""
+    from tqdm.std import tqdm
+
+    begin, end, phase = tqdm.__init__, tqdm.__exit__, ExitStack()
+
+    @wraps(begin)
+    def begun(self: Any, *args: Any, **options: Any) -> None:
+        if str(options.get("desc")).startswith("Scoring the"):
+            phase.enter_context(told.phase("pass"))
+        begin(self, *args, **options)
+
+    @wraps(end)
+    def ended(self: Any, *error: Any) -> None:
+        phase.close()
+        end(self, *error)
+
+    tqdm.__init__, tqdm.__exit__ = begun, ended
+
+
+def _tell_store(told: Told, folder: str) -> None:
+    """From the opening of a temporary file in the store to its renaming, as on a slow disk."""
+    phase = ExitStack()
+
+    def heard(event: str, of: tuple[Any, ...]) -> None:
+        if event in ("open", "os.rename") and str(of[0]).startswith(folder):
+            if event == "os.rename":
+                time.sleep(_DISK_SECONDS)
+            phase.close()
+            if event == "open" and str(of[0]).endswith(".tmp"):
+                phase.enter_context(told.phase("store"))
+
+    sys.addaudithook(heard)
+
+
+def _slow_pass(told: Told, seconds: float) -> None:
+    """Have each forward of a language model take that much longer in the pass."""
+    from torch.nn.modules.module import register_module_forward_pre_hook
+    from transformers.generation import GenerationMixin
+
+    def wait(module: Any, _: Any) -> None:
+        if isinstance(module, GenerationMixin) and told.name() == "pass":
+            time.sleep(seconds)
+
+    register_module_forward_pre_hook(wait)

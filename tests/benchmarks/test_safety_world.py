@@ -5,8 +5,7 @@ import json
 import pytest
 import torch
 
-from bdpo_plugin import balance_weights
-from bdpo_plugin.run import step
+from bdpo_plugin import balance_weights, bdpo_loss
 from benchmarks.safety_world import runner, words
 from benchmarks.safety_world.data import matched, training_pairs
 from benchmarks.safety_world.evaluate import (
@@ -20,7 +19,7 @@ from benchmarks.safety_world.information import Information
 from benchmarks.safety_world.pretrain import build_model, build_tokenizer, render, vocabulary
 from benchmarks.safety_world.runner import Job, keep, result, train_job
 from benchmarks.safety_world.train import Spec
-from benchmarks.safety_world.weighting import CONTROLS, balance, control, loss_of, shuffle
+from benchmarks.safety_world.weighting import CONTROLS, balance, control, outside, shuffle
 from benchmarks.safety_world.world import Scope, World
 
 SEED = 900
@@ -313,18 +312,13 @@ def test_the_reading_ratio_halves_the_pull_and_its_scale_brings_it_back():
     assert [w.tolist() for w in alone] == [[1, 1], [1, 1], [1.5, 1.5]]
 
 
-def test_the_reading_outside_weighs_the_loss_and_leaves_nothing_behind():
+def test_the_reading_outside_weighs_the_loss():
     logps = [torch.tensor([x, -x]) for x in (-3.0, -2.0, -2.5, -2.5)]
     weights = balance_weights(torch.tensor([1.0, 0.2]), torch.tensor([0.1, 0.2]))
-    inside = step.bdpo_loss
-    with loss_of("ours:both"):
-        assert step.bdpo_loss is inside
-    with loss_of("outside:both"):
-        found = step.bdpo_loss(*logps, weights, beta=0.5)
+    found = outside(*logps, weights, beta=0.5)
     ones = weights._replace(scale=torch.ones(2))
-    torch.testing.assert_close(found, weights.scale * inside(*logps, ones, beta=0.5))
-    assert not torch.allclose(found, inside(*logps, weights, beta=0.5))
-    assert step.bdpo_loss is inside
+    torch.testing.assert_close(found, weights.scale * bdpo_loss(*logps, ones, beta=0.5))
+    assert not torch.allclose(found, bdpo_loss(*logps, weights, beta=0.5))
 
 
 # Runs -----------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from running import history, pairs, scores, sharp_model, trainer, weights
 
-from bdpo_plugin import BalanceWeights, BDPOError
+from bdpo_plugin import BalanceWeights, BDPOError, BDPOTrainer, bdpo_loss
 from bdpo_plugin.reference import scoring
 from bdpo_plugin.run.columns import batch_scores
 
@@ -263,6 +263,20 @@ def test_a_callable_may_weigh_the_pairs(tmp_path, capsys):
             output_dir=tmp_path,
             weigh=lambda w, l: BalanceWeights(w[:1], l, l),  # noqa: E741
         )
+
+
+def test_a_subclass_may_have_another_loss_of_the_pairs(tmp_path):
+    class Twice(BDPOTrainer):
+        @staticmethod
+        def pair_loss(*logps_and_weights, **options):
+            return 2 * bdpo_loss(*logps_and_weights, **options)
+
+    losses = []
+    for cls in (BDPOTrainer, Twice):
+        made = trainer(cls, output_dir=tmp_path / cls.__name__, max_steps=1)
+        made.train()
+        losses += history(made, "loss")
+    assert losses[1] == pytest.approx(2 * losses[0])
 
 
 @pytest.mark.parametrize(
