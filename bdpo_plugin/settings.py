@@ -117,6 +117,11 @@ class BDPOSettings:
             )
 
     @property
+    def control_kind(self) -> str | None:
+        """Which of :data:`CONTROLS` the run is, if it is one."""
+        return (self.control or "").partition(":")[0] or None
+
+    @property
     def control_column(self) -> str | None:
         """The column within whose values the control shuffles, if it names one."""
         return (self.control or "").partition(":")[2] or None

@@ -38,7 +38,6 @@ def complete_card(
     folder: str | Path,
     settings: BDPOSettings,
     *,
-    tags: Iterable[str] = (),
     recipe: Path | None = None,
     cite: bool = False,
 ) -> None:
@@ -47,14 +46,13 @@ def complete_card(
     Args:
         folder: with the README.md of a host, and what the run left behind.
         settings: of the run.
-        tags: of the host.
         recipe: the configuration that the host was started with; what looks like a secret in it is
             left out.
         cite: whether the host's card does not cite the paper.
     """
     path = Path(folder, "README.md")
     card = ModelCard.load(path, ignore_metadata_errors=True)
-    card.data.tags = sorted({*(card.data.tags or ()), *tags, *TAGS})
+    card.data.tags = sorted({*(card.data.tags or ()), *TAGS})
     before = card.text.partition(f"\n{_TITLE}\n")[0].rstrip()
     section = "\n\n".join(_section(Path(folder), settings, recipe, cite=cite))
     card.text = f"{before}\n\n{_TITLE}\n\n{section}\n"
@@ -65,7 +63,7 @@ def _section(
     folder: Path, settings: BDPOSettings, recipe: Path | None, *, cite: bool
 ) -> Iterator[str]:
     if settings.control is not None:
-        yield f"**{control_note(settings.control)}**"
+        yield f"**{control_note(settings)}**"
     yield (
         "Trained with Balanced Direct Preference Optimization, "
         f"[arXiv {PAPER['id']}](https://arxiv.org/abs/{PAPER['id']}): DPO "

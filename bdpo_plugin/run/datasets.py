@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -76,7 +77,7 @@ def prepare(
         lengths=tokenised.lengths,
         bos=tokenizer.bos_token_id,
         misplaced=tokenised.misplaced,
-        is_blank=lambda response: is_blank(tokenizer, response),
+        is_blank=partial(is_blank, tokenizer),
         numbers=tokenised.rows,
     )
     if main:

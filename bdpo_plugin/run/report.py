@@ -105,7 +105,7 @@ def print_settings(
     if not settings.scaling:
         weighting += ", scaling factor off"
     if settings.control is not None:
-        table.add_row("[bold red]CONTROL", f"[bold red]{_shown(control_note(settings.control))}")
+        table.add_row("[bold red]CONTROL", f"[bold red]{_shown(control_note(settings))}")
     table.add_row("weights", "given as a callable" if custom else weighting)
     unit = "nats per token" if settings.mi_normalize else "nats"
     table.add_row("mutual information", f"{settings.mi_estimator}, {unit}")
@@ -114,17 +114,17 @@ def print_settings(
     _print(table)
 
 
-def control_note(control: str) -> str:
+def control_note(settings: BDPOSettings) -> str:
     """What a run with `bdpo_control` is to say of itself."""
-    kind, _, column = control.partition(":")
-    weighed = {
+    column = settings.control_column
+    weighed: dict[str | None, str] = {
         "shuffled": "another pair" + (f" of the same `{column}`" if column else ""),
         "swapped": "its two responses the wrong way round",
         "random": "another pair, in half of the cases the wrong way round",
-    }[kind]
+    }
     return (
-        f"`bdpo_control: {control}`. This is not B-DPO but its control: each pair is weighed by "
-        f"the mutual information of {weighed}."
+        f"`bdpo_control: {settings.control}`. This is not B-DPO but its control: each pair is "
+        f"weighed by the mutual information of {weighed[settings.control_kind]}."
     )
 
 

@@ -12,7 +12,6 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from bdpo_plugin.model.reader import ResponseReader
-from bdpo_plugin.model.traits import Traits
 from bdpo_plugin.objective import BalanceWeights, balance_weights
 from bdpo_plugin.pairs import Pair
 from bdpo_plugin.reference.dataset import PairScores, score_pairs
@@ -99,15 +98,17 @@ class Scorer:
         printed."""
         prompts = [pair.chosen.prompt for pair in pairs]
         null_prompt = find_null_prompt(tokenizer, prompts, settings.null_prompt)
+        scorer = cls(settings, tokenizer, accelerator, output_dir, null_prompt, seed, weigh)
         if accelerator.is_main_process:
+            limit = scorer.reader.traits(reference.model).rotary_limit
             print_settings(
                 settings,
                 reference.description,
                 null_prompt,
                 custom=weigh is not None,
-                warnings=_long_sequences(pairs, Traits.of(reference.model).rotary_limit),
+                warnings=_long_sequences(pairs, limit),
             )
-        return cls(settings, tokenizer, accelerator, output_dir, null_prompt, seed, weigh)
+        return scorer
 
     def description(self) -> dict[str, Any]:
         """What decides the scores and weights of this run's training pairs, for its checkpoints."""
@@ -136,6 +137,7 @@ class Scorer:
             file: name of the Parquet file that they are saved to.
             groups: of each pair, for a control that shuffles within groups.
         """
+        self._check_room(pairs, rows, reference)  # which takes less time than to read the weights
         identity = self._identify(reference)
         self.facts["reference"] = identity
         store = self._store(identity)
@@ -187,9 +189,16 @@ class Scorer:
                 "A pair of this batch has no response token left after truncation. Streaming data "
                 "cannot be checked in advance: filter such pairs out."
             )
+        self._check_room(pairs, None, reference)
         scores = self._scores(pairs, reference)
         columns = score_columns(scores, self._weights(scores))
         return {name: column.to(self.accelerator.device) for name, column in columns.items()}
+
+    def _check_room(
+        self, pairs: Sequence[Pair], rows: Sequence[int] | None, reference: Reference
+    ) -> None:
+        limit = self.reader.traits(reference.model).position_limit
+        check_room(pairs, rows, len(self.null_prompt.ids), limit)
 
     def _scores(
         self,
@@ -200,8 +209,6 @@ class Scorer:
         name: str = "",
         store: ScoreStore | None = None,
     ) -> PairScores:
-        limit = self.reader.traits(reference.model).position_limit
-        check_room(pairs, rows, len(self.null_prompt.ids), limit)
         return score_pairs(
             pairs,
             reference,
@@ -216,9 +223,8 @@ class Scorer:
 
     def _weights(self, scores: PairScores, groups: Sequence[str] | None = None) -> BalanceWeights:
         mi = (scores.mi_chosen, scores.mi_rejected)
-        if self.settings.control is not None:
-            kind = self.settings.control.partition(":")[0]
-            mi = controlled(kind, *mi, seed=self.seed, groups=groups)
+        if self.settings.control_kind is not None:
+            mi = controlled(self.settings.control_kind, *mi, seed=self.seed, groups=groups)
         if self.weigh is None:
             return balance_weights(
                 *mi,

@@ -138,7 +138,7 @@ class BDPOTrainer(RunMixin, DPOTrainer):
             name,
             pair,
             bos=self._tokenizer.bos_token_id,
-            is_blank=lambda response: is_blank(self._tokenizer, response),
+            is_blank=partial(is_blank, self._tokenizer),
             workers=args.dataloader_num_workers,
             position=ROW,
         )

@@ -10,7 +10,7 @@ from running import scores, trainer
 from bdpo_plugin import BDPOSettings
 from bdpo_plugin.run.card import complete_card
 
-OTHERS = "---\ntags:\n- theirs\n---\n\n# Theirs\n\nTheir text.\n"
+OTHERS = "---\ntags:\n- theirs\n- host\n---\n\n# Theirs\n\nTheir text.\n"
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_a_trainers_card_has_our_name_paper_tags_and_figures(tmp_path) -> None:
 
 def test_what_the_host_wrote_stays_and_twice_is_once(folder) -> None:
     for _ in range(2):
-        complete_card(folder, BDPOSettings(null_prompt="a|b\nc"), tags=["host"], cite=True)
+        complete_card(folder, BDPOSettings(null_prompt="a|b\nc"), cite=True)
     assert text(folder).count("## B-DPO\n") == 1
     assert "Their text." in text(folder)
     assert ModelCard.load(folder / "README.md").data.tags == ["bdpo", "dpo", "host", "theirs"]
