@@ -1,83 +1,15 @@
-"""Preference pairs of several forms, as the pairs that the recipes read."""
+"""The choice among preference pairs: short ones, and no prompt twice."""
 
 from __future__ import annotations
 
 import json
 import random
-import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from bdpo_plugin.settings import BDPOError
-
-#: ``{"messages": [message], "chosen": message, "rejected": message}``, a message being
-#: ``{"role", "content"}``.
-Pair = dict[str, Any]
-
-FORMS = (
-    "the columns `messages`, `chosen` and `rejected`, messages as {role, content} (as "
-    "train.jsonl), `conversations`, `chosen` and `rejected`, messages as {from, value} "
-    '(LLaMA-Factory), or `chosen` and `rejected`, whole transcripts with "\\n\\nHuman: " and '
-    '"\\n\\nAssistant: " (hh-rlhf)'
-)
-_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
-_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
-
-
-def read_pairs(text: str, name: str) -> list[Pair]:
-    """The pairs of a JSON array or of JSON lines, in one of the :data:`FORMS`.
-
-    A row whose responses are empty or equal, or whose transcripts differ before the last answer, is
-    left out: there is nothing in it to prefer. Other columns beside `messages` stay.
-
-    Raises:
-        BDPOError: a row is of another form; `name` is the file's.
-    """
-    try:
-        lines = [line for line in text.split("\n") if line.strip()]
-        rows = json.loads(text) if text.lstrip().startswith("[") else map(json.loads, lines)
-        pairs = [_pair(row) for row in rows]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BDPOError(
-            f"{name} cannot be read ({type(error).__name__}: {error}). A JSON array or JSON lines "
-            f"are wanted, with {FORMS}."
-        ) from error
-    return [pair for pair in pairs if pair is not None]
-
-
-def _pair(row: Mapping[str, Any]) -> Pair | None:
-    if "conversations" in row:
-        messages = [_message(turn) for turn in row["conversations"]]
-        chosen, rejected = _message(row["chosen"]), _message(row["rejected"])
-    elif "messages" in row:
-        messages, chosen, rejected = row["messages"], row["chosen"], row["rejected"]
-    else:
-        *messages, chosen = _turns(row["chosen"])
-        *others, rejected = _turns(row["rejected"])
-        if others != messages:
-            return None
-    texts = [chosen["content"].strip(), rejected["content"].strip()]
-    roles = [message["role"] for message in (*messages[-1:], chosen, rejected)]
-    if roles != ["user", "assistant", "assistant"] or not all(texts) or texts[0] == texts[1]:
-        return None
-    more = row if "messages" in row else {}
-    return {**more, "messages": messages, "chosen": chosen, "rejected": rejected}
-
-
-def _message(turn: Mapping[str, str]) -> dict[str, str]:
-    return {"role": _ROLES[turn["from"]], "content": turn["value"]}
-
-
-def _turns(transcript: str) -> list[dict[str, str]]:
-    before, *parts = re.split(r"(?:\A|\n\n)(Human|Assistant):", transcript)
-    if before or not parts:
-        raise ValueError("a transcript does not begin with 'Human:'")
-    return [
-        {"role": _SPEAKERS[who], "content": said.strip()}
-        for who, said in zip(parts[::2], parts[1::2], strict=True)
-    ]
+from bdpo_plugin.sources.forms import Pair
 
 
 def select(

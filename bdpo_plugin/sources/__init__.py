@@ -1,0 +1,1 @@
+"""Public preference data, as the pairs that both hosts read."""
