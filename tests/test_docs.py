@@ -172,7 +172,7 @@ def test_links_resolve(page) -> None:
 
 #: What a run, a checkpoint, a data set or another project has, and no file of this repository.
 _ELSEWHERE = re.compile(
-    r"(\./)?(\.packages|bdpo-demo|bdpo|OUTPUT_DIR|DIR|runs|checkpoint-\S+|examples)/|[/~$]|\w+\.(jsonl|png)$"
+    r"(\./)?(\.packages|bdpo-demo|bdpo-mi|bdpo|OUTPUT_DIR|DIR|runs|checkpoint-\S+|examples)/|[/~$]|\w+\.(jsonl|png)$"
 )
 
 

@@ -84,6 +84,7 @@ def test_holds_the_package_and_nothing_else(content) -> None:
     assert {name.split("/")[0] for name in content} == {"bdpo_plugin", INFO}
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "bdpo_plugin").rglob("*.py")}
     assert {name for name in content if name.endswith(".py")} == modules
+    assert {"bdpo_plugin/cli/page.css", "bdpo_plugin/cli/page.js"} <= content.keys()
 
 
 def test_says_that_it_is_typed(content) -> None:

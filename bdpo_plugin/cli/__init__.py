@@ -5,6 +5,7 @@ import click
 from bdpo_plugin import __version__
 from bdpo_plugin.cli.compare import compare
 from bdpo_plugin.cli.data import data
+from bdpo_plugin.cli.mi import mi
 from bdpo_plugin.cli.plot import plot
 from bdpo_plugin.cli.real import real
 from bdpo_plugin.cli.recipes import recipes
@@ -17,5 +18,5 @@ def main() -> None:
     """Balanced Direct Preference Optimization: recipes, pictures, demos."""
 
 
-for _command in (compare, data, plot, real, recipes, tiny):
+for _command in (compare, data, mi, plot, real, recipes, tiny):
     main.add_command(_command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import CenteredNorm, LinearSegmentedColormap
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from bdpo_plugin.visible import visible
 
 if TYPE_CHECKING:
     import pyarrow
@@ -47,6 +50,7 @@ _PANELS = (
     ("Reward margin", "rewards/margins", "chosen − rejected"),
     ("Accuracy", "rewards/accuracies", "share of pairs with a positive margin"),
 )
+_OTHERS = "(others)"
 # Blue: pulled less than in DPO. Orange: pulled more. Grey, not white, in the middle.
 _WEIGHTS = LinearSegmentedColormap.from_list("weights", ["#2166ac", "#d0d0d0", "#c8500a"])
 
@@ -134,6 +138,81 @@ def mi_scatter(scored: Sequence[tuple[str, pyarrow.Table]], path: Path) -> Path:
         figure.savefig(path)
         plt.close(figure)
     return path
+
+
+def imbalance(
+    chosen: np.ndarray,
+    rejected: np.ndarray,
+    labels: Sequence[str] | None,
+    unit: str,
+    path: Path,
+) -> Path:
+    """MI of chosen against rejected with the diagonal, the share on each side and both marginal
+    histograms: the paper's Figure 2.
+
+    Args:
+        chosen, rejected: (B,) MI.
+        labels: (B,) what colours the pairs; None for one colour.
+        unit: of the MI.
+    """
+    groups = Counter(labels or [""] * len(chosen))
+    shown = [name for name, _ in groups.most_common(len(_COLOURS) - 1)]
+    if len(groups) > len(shown):
+        shown.append(_OTHERS)
+    group_of = [name if name in shown else _OTHERS for name in labels or [""] * len(chosen)]
+    parts = [np.array([name == group for name in group_of]) for group in shown]
+    both = np.concatenate([chosen, rejected])
+    margin = 0.13 * max(np.ptp(both), 1e-3)
+    limits = (both.min() - margin, both.max() + margin)
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplot_mosaic(
+            [["top", "."], ["main", "right"]],
+            figsize=(7.4, 7.4),
+            layout="constrained",
+            width_ratios=(5, 1),
+            height_ratios=(1, 5),
+        )
+        main = axes["main"]
+        main.plot(limits, limits, color="#333333", lw=1, ls=(0, (4, 3)), zorder=1)
+        for part, colour in zip(parts, _COLOURS, strict=False):
+            size = float(np.clip(12000 / len(chosen), 5, 34))
+            main.scatter(
+                chosen[part], rejected[part], s=size, color=colour, alpha=0.65, lw=0, zorder=2
+            )
+        _share(main, 0.03, 0.97, float(np.mean(rejected > chosen)), "rejected", "left")
+        _share(main, 0.97, 0.03, float(np.mean(chosen > rejected)), "chosen", "right")
+        main.set(xlim=limits, ylim=limits)
+        main.set_xlabel(f"MI of chosen with its query, {unit}")
+        main.set_ylabel(f"MI of rejected with its query, {unit}")
+        drawn: dict[str, Any] = {
+            "bins": np.linspace(*limits, 49),
+            "stacked": True,
+            "color": _COLOURS[: len(parts)],
+        }
+        for name, values in (("top", chosen), ("right", rejected)):
+            drawn["orientation"] = "vertical" if name == "top" else "horizontal"
+            axes[name].hist([values[part] for part in parts], **drawn)
+            axes[name].tick_params(labelbottom=False, labelleft=False, length=0)
+            axes[name].grid(visible=False)
+            axes[name].spines[:].set_visible(False)
+        axes["top"].set_xlim(limits)
+        axes["right"].set_ylim(limits)
+        axes["top"].set_title(f"{len(chosen):,} training pairs")
+        if labels:
+            handles = [
+                Line2D([], [], ls="", marker="o", color=colour, label=_legend(name, part.sum()))
+                for name, part, colour in zip(shown, parts, _COLOURS, strict=False)
+            ]
+            figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
+        figure.savefig(path)
+        plt.close(figure)
+    return path
+
+
+def _legend(name: str, count: int) -> str:
+    # matplotlib would read a formula between dollars
+    short = visible(name).replace("$", r"\$").replace("\n", " ")[:40]
+    return f"{short} ({count:,})"
 
 
 def _series(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bdpo_plugin.cli.runs import SCORES, named, read_run
+from bdpo_plugin.cli.runs import SCORES, load_figures, named, read_run
 
 
 @click.command()
@@ -27,15 +27,7 @@ def plot(output_dirs: tuple[Path, ...], out: Path | None) -> None:
     curves.png has the loss, the reward margin and the accuracy, all runs in each panel;
     mi_scatter.png the mutual information of the training pairs, a panel for each B-DPO run.
     """
-    try:
-        from bdpo_plugin.cli import figures
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        raise click.ClickException(
-            "matplotlib is not installed: pip install 'bdpo-plugin[plot]'"
-        ) from error
-
+    figures = load_figures()
     runs = [read_run(directory, name) for directory, name in named(output_dirs)]
     out = out or output_dirs[0]
     out.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from datasets import DatasetDict
 
 from bdpo_plugin.hosts.axolotl.resolve import MARK
 from bdpo_plugin.rows import FILL, MessageForm, Problem, check_rows, kind_of, missing_columns
+from bdpo_plugin.run.scored import saw
 
 #: Columns that the strategies read as prompt and responses, where a dataset has them.
 _READ = (
@@ -66,6 +67,7 @@ def _map_dataset(
         raise
     if strategy.renders:
         check_rows(zip(dataset, mapped, strict=True), name, strategy.misread)
+    saw(dataset, mapped)
     return mapped
 
 

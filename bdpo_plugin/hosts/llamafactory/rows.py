@@ -19,6 +19,7 @@ from bdpo_plugin.rows import (
     raise_row,
 )
 from bdpo_plugin.run.report import print_problems
+from bdpo_plugin.run.scored import saw
 from bdpo_plugin.settings import BDPOError
 
 _NAME = "Name it in `columns` of dataset_info.json."
@@ -38,6 +39,7 @@ def align(align_dataset: Callable[..., Any], dataset: Any, attributes: Any, *res
     check_rows(dataset, name, problems)
     aligned = align_dataset(dataset, attributes, *rest)
     print_problems(_dropped(aligned, name))
+    saw(dataset, aligned)
     return aligned
 
 

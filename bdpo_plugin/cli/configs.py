@@ -1,0 +1,64 @@
+"""Which host a configuration is for."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+
+class Config(NamedTuple):
+    """A host's YAML: the host, ``axolotl`` or ``llamafactory``, and its keys."""
+
+    host: str
+    keys: dict[str, Any]
+
+
+#: The key by which each host's configuration names its model.
+MODEL_KEYS = {"axolotl": "base_model", "llamafactory": "model_name_or_path"}
+_NAMES = {"axolotl": "Axolotl", "llamafactory": "LLaMA-Factory"}
+
+
+def read_config(path: Path) -> Config:
+    """A configuration, as far as it can be told without its host.
+
+    Raises:
+        click.ClickException: it is no YAML, or no preference training of a host.
+    """
+    import yaml
+
+    try:
+        keys = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise click.ClickException(f"{path} is no YAML: {error}") from error
+    hosts = [host for host, key in MODEL_KEYS.items() if isinstance(keys, dict) and key in keys]
+    if len(hosts) != 1:
+        names = " nor ".join(f"`{key}` ({_NAMES[host]})" for host, key in MODEL_KEYS.items())
+        raise click.ClickException(
+            f"{path} is no configuration of Axolotl or LLaMA-Factory: it has neither {names}"
+            if not hosts
+            else f"{path} has keys of both hosts: {', '.join(MODEL_KEYS.values())}"
+        )
+    return Config(hosts[0], keys)
+
+
+def check_preference(path: Path, config: Config) -> None:
+    """Raise click.ClickException where a configuration trains on no preference pairs."""
+    wanted = {"axolotl": ("rl", ("bdpo", "dpo")), "llamafactory": ("stage", ("dpo",))}
+    key, values = wanted[config.host]
+    if config.keys.get(key) not in values:
+        raise click.ClickException(
+            f"{path} has `{key}: {config.keys.get(key)}`: the mutual information is that of "
+            f"preference pairs. Write `{key}: {values[0]}`"
+        )
+
+
+def check_installed(host: str) -> None:
+    """Raise click.ClickException where a host is not installed."""
+    if find_spec(host) is None:
+        raise click.ClickException(
+            f"this is a configuration of {_NAMES[host]}, which is not installed in this "
+            "environment: call `bdpo` in the one where you train"
+        )

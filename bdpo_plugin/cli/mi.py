@@ -1,0 +1,253 @@
+"""`bdpo mi`: the mutual information of a training set, before the training."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bdpo_plugin.cli.configs import check_installed, check_preference, read_config
+from bdpo_plugin.cli.runs import load_figures
+from bdpo_plugin.visible import visible
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bdpo_plugin.run.scored import Scored
+
+#: More values than this are no labels that a picture can tell apart.
+_MOST_LABELS = 7
+
+
+@click.command()
+@click.argument(
+    "config", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@click.option("--model", help="Name or folder, where there is no CONFIG.")
+@click.option("--dataset", help="A JSON, JSONL or Parquet file, or a name on the hub.")
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=2),
+    default=1024,
+    show_default=True,
+    help="Tokens of a pair's longer sequence, with --model.",
+)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of what is written; bdpo-mi/ beside CONFIG unless told.",
+)
+@click.option(
+    "--label",
+    help="Column that colours the pairs: `label` unless told, or else the one column of the data "
+    "with a few different texts.",
+)
+@click.option(
+    "--top", type=click.IntRange(min=0), default=5, show_default=True, help="Pairs shown."
+)
+@click.option(
+    "--split",
+    type=click.Choice(["balanced", "imbalanced"]),
+    help="Also write the pairs with the least, or the greatest, imbalance, in the data's own "
+    "format.",
+)
+@click.option(
+    "--fraction",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of the pairs that --split writes.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and no table.")
+def mi(
+    config: Path | None,
+    model: str | None,
+    dataset: str | None,
+    max_length: int,
+    output: Path | None,
+    label: str | None,
+    top: int,
+    split: str | None,
+    fraction: float | None,
+    as_json: bool,
+) -> None:
+    """Measure the mutual information of the training pairs of CONFIG, and train nothing.
+
+    CONFIG is a YAML of Axolotl or LLaMA-Factory, with or without B-DPO; without one, --model and
+    --dataset. The scores go to where the training will look for them, which then computes none
+    again. Writes mi.png, the paper's Figure 2, and mi.html, in which each pair can be read; what
+    the host says goes to the standard error.
+    """
+    if (config is None) == (model is None or dataset is None):
+        raise click.UsageError("Give a CONFIG, or --model and --dataset.")
+    if (split is None) != (fraction is None):
+        raise click.UsageError("--split and --fraction go together.")
+    figures = load_figures()
+    output = output or (config.parent if config else Path()) / "bdpo-mi"
+    output.mkdir(parents=True, exist_ok=True)
+    scored = _score(config, model, dataset, output, max_length)
+
+    from bdpo_plugin.cli.page import write_page
+
+    name, labels = _labels(scored, label)
+    side = {c: scored.table[c].to_numpy() for c in ("mi_chosen", "mi_rejected")}
+    imbalance = abs(side["mi_chosen"] - side["mi_rejected"])
+    unit = scored.table.schema.metadata[b"mi_unit"].decode()
+    title = config.name if config else f"{model}, {dataset}"
+    written = {
+        "picture": figures.imbalance(*side.values(), labels, unit, output / "mi.png"),
+        "page": write_page(scored, labels, name, unit, title, output / "mi.html"),
+        "scores": output / "bdpo" / "reference_scores.parquet",
+    }
+    result = {
+        "pairs": len(imbalance),
+        "unit": unit,
+        "chosen higher": float((side["mi_chosen"] > side["mi_rejected"]).mean()),
+        "rejected higher": float((side["mi_chosen"] < side["mi_rejected"]).mean()),
+        "mean imbalance": float(imbalance.mean()),
+        **{k: str(v) for k, v in written.items()},
+    }
+    if split and fraction:
+        result |= _write_split(scored, imbalance, split, fraction, output)
+    if as_json:
+        click.echo(json.dumps(result, indent=1))
+    else:
+        _show(scored, result, imbalance, labels, name, top)
+
+
+def _score(
+    config: Path | None, model: str | None, dataset: str | None, output: Path, max_length: int
+) -> Scored:
+    from bdpo_plugin.settings import BDPOError
+
+    if config is not None:
+        found = read_config(config)
+        check_preference(config, found)
+        check_installed(found.host)
+    try:
+        with _stdout_to_stderr():
+            if config is None:
+                from bdpo_plugin.trainer import scoring
+
+                return scoring.score(str(model), str(dataset), output, max_length)
+            if found.host == "axolotl":
+                from bdpo_plugin.hosts.axolotl import scoring as of_axolotl
+
+                return of_axolotl.score(config, output)
+            from bdpo_plugin.hosts.llamafactory import scoring as of_llamafactory
+
+            return of_llamafactory.score(config, output)
+    except BDPOError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """What hosts and their libraries print, by whatever means, is not our output."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _labels(scored: Scored, wanted: str | None) -> tuple[str | None, list[str] | None]:
+    """The column that colours the pairs, and its values as text."""
+    if wanted is not None:
+        if (values := scored.column(wanted)) is None:
+            columns = sorted({c for source in scored.sources for c in source.rows.column_names})
+            raise click.ClickException(
+                f"--label {wanted}: the data has no such column, only {', '.join(columns)}"
+            )
+        return wanted, [str(value) for value in values]
+    found = {}
+    for source in scored.sources:
+        for column, feature in source.rows.features.items():
+            if getattr(feature, "dtype", None) == "string" and (values := scored.column(column)):
+                few = {v for v in values if v is not None}
+                if 1 < len(few) <= min(_MOST_LABELS, len(values) // 2):
+                    found[column] = [str(value) for value in values]
+    if "label" not in found and len(found) != 1:
+        return None, None
+    name = "label" if "label" in found else next(iter(found))
+    return name, found[name]
+
+
+def _write_split(
+    scored: Scored, imbalance: np.ndarray, split: str, fraction: float, output: Path
+) -> dict[str, Any]:
+    from bdpo_plugin.cli.subset import write_subset
+
+    order = imbalance.argsort(kind="stable")
+    count = max(1, round(fraction * len(order)))
+    chosen = order[:count] if split == "balanced" else order[::-1][:count]
+    places = [scored.places[i] for i in chosen]
+    if lost := sum(place is None for place in places):
+        raise click.ClickException(
+            f"--split: the row of the data that {lost} of {count} pairs were made of is not known. "
+            "That is so for data that was prepared beforehand (Axolotl without a `type`, "
+            "LLaMA-Factory's `tokenized_path`)"
+        )
+    files = []
+    for number, source in enumerate(scored.sources):
+        rows = [place.row for place in places if place and place.source == number]
+        name = source.file.stem if source.file else f"data-{number}"
+        if rows:
+            files.append(str(write_subset(source, rows, output, f"{name}-{split}")))
+    return {split: files, f"{split} pairs": count}
+
+
+def _show(
+    scored: Scored,
+    result: dict[str, Any],
+    imbalance: np.ndarray,
+    labels: Sequence[str] | None,
+    label: str | None,
+    top: int,
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    def short(text: str) -> Text:
+        line = " ".join(visible(text).split())
+        return Text(line if len(line) <= 160 else line[:159] + "…")
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    if top:
+        table = Table(title="The most imbalanced pairs", title_justify="left", show_lines=True)
+        for heading in ("MI chosen", "MI rejected"):
+            table.add_column(heading, justify="right", width=8)
+        if label:
+            table.add_column(visible(label))
+        for heading in ("Query", "Chosen", "Rejected"):
+            table.add_column(heading, ratio=1, overflow="fold")
+        for i in imbalance.argsort(kind="stable")[::-1][:top]:
+            texts = scored.texts[i]
+            cells = [
+                Text(f"{scored.table[c][i].as_py():.3f}") for c in ("mi_chosen", "mi_rejected")
+            ]
+            cells += [short(labels[i])] if labels else []
+            table.add_row(*cells, *map(short, (texts.query, texts.chosen, texts.rejected)))
+        console.print(table)
+    table = Table(show_header=False)
+    table.add_row("pairs", f"{result['pairs']:,}")
+    table.add_row("chosen understood better", f"{result['chosen higher']:.1%}")
+    table.add_row("rejected understood better", f"{result['rejected higher']:.1%}")
+    table.add_row("mean imbalance", f"{result['mean imbalance']:.3f} {result['unit']}")
+    for name in ("picture", "page", "scores"):
+        table.add_row(name, Text(result[name]))
+    for split in ("balanced", "imbalanced"):
+        for file in result.get(split, ()):
+            table.add_row(f"{split}, {result[f'{split} pairs']:,} pairs", Text(file))
+    console.print(table)

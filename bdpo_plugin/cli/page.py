@@ -1,0 +1,88 @@
+"""The page of `bdpo mi`: one file, which loads nothing, in which each pair can be read."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bdpo_plugin.visible import visible
+
+if TYPE_CHECKING:
+    from bdpo_plugin.run.scored import Scored
+
+#: Characters of a text that the page has; a data set of 20,000 pairs is to stay readable.
+_MOST = 6000
+
+
+def write_page(
+    scored: Scored,
+    labels: Sequence[str] | None,
+    label: str | None,
+    unit: str,
+    title: str,
+    path: Path,
+) -> Path:
+    """Write the pairs, their texts and scores as a page.
+
+    The texts are others': they are data of the page, never markup, and its policy lets no other
+    script run than its own.
+
+    Args:
+        scored: the pairs.
+        labels: (B,) what colours the pairs; None for one colour.
+        label: the column that they are from.
+        unit: of the mutual information.
+        title: of the page.
+        path: of the file.
+    """
+    columns = ("mi_chosen", "mi_rejected", "weight_chosen", "weight_rejected")
+    numbers = zip(*(scored.table[column].to_pylist() for column in columns), strict=True)
+    pairs = [
+        {
+            "row": place.row if place else None,
+            "label": visible(labels[i]) if labels else None,
+            "numbers": [round(number, 6) for number in of_pair],
+            **{name: _short(text) for name, text in texts._asdict().items()},
+        }
+        for i, (texts, place, of_pair) in enumerate(
+            zip(scored.texts, scored.places, numbers, strict=True)
+        )
+    ]
+    data = {"unit": unit, "label": label, "pairs": pairs}
+    own = Path(__file__).parent
+    style, script = ((own / f"page.{end}").read_text(encoding="utf-8") for end in ("css", "js"))
+    policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}"
+    path.write_text(
+        "<!DOCTYPE html>\n"
+        '<html lang="en"><head><meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width">\n'
+        f"<title>{html.escape(visible(title))}</title>\n"
+        f"<style>{style}</style></head>\n"
+        f"<body><h1>Mutual information: {html.escape(visible(title))}</h1>\n"
+        f'<script type="application/json" id="data">{_as_json(data)}</script>\n'
+        f"<script>{script}</script></body></html>\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def _short(text: str) -> str:
+    text = visible(text)
+    return text if len(text) <= _MOST else f"{text[:_MOST]} … ({len(text) - _MOST} more characters)"
+
+
+def _as_json(data: Any) -> str:
+    """JSON in which nothing can end a script or begin a comment."""
+    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _hash(source: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+    return f"'sha256-{digest}'"

@@ -1,0 +1,72 @@
+"""The scoring pass of a model and a dataset, without a host's configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, load_dataset
+from peft import LoraConfig
+
+from bdpo_plugin.run.scored import Place, Scored, Source, read_scores, texts
+from bdpo_plugin.trainer.config import BDPOConfig
+from bdpo_plugin.trainer.data import dataset_pairs
+from bdpo_plugin.trainer.trainer import BDPOTrainer
+
+#: How a file is loaded, by the end of its name.
+_LOADERS = {".json": "json", ".jsonl": "json", ".gz": "json", ".parquet": "parquet"}
+
+
+def score(model: str, dataset: str, output_dir: Path, max_length: int) -> Scored:
+    """Score preference pairs with the default settings, by TRL's rows and the model's own template.
+
+    Args:
+        model: name or folder.
+        dataset: a JSON, JSONL or Parquet file, or the name of a dataset of the hub, whose split
+            ``train`` is read. Its columns are TRL's, or ``messages`` (``conversations``),
+            ``chosen`` and ``rejected`` as in this package's recipes.
+        output_dir: where the scores go.
+        max_length: tokens of a pair's longer sequence; longer ones are cut.
+
+    Raises:
+        BDPOError: what a run would raise.
+    """
+    path = Path(dataset)
+    source = {"path": dataset}
+    if path.is_file():
+        source = {"path": _LOADERS.get(path.suffix, "json"), "data_files": dataset}
+    rows = load_dataset(**source, split="train")
+    cpu = not torch.cuda.is_available()
+    trainer = BDPOTrainer(
+        model,
+        args=BDPOConfig(
+            output_dir=str(output_dir),
+            max_length=max_length,
+            report_to=[],
+            use_cpu=cpu,
+            bf16=not cpu,
+        ),
+        train_dataset=as_trl(rows),
+        peft_config=LoraConfig(target_modules="all-linear"),  # so that there is one model only
+    )
+    table = read_scores(output_dir)
+    pairs = dataset_pairs(trainer.train_dataset, trainer.data_collator.collator)
+    return Scored(
+        table,
+        texts(pairs, trainer.processing_class),
+        [Place(0, row) for row in table["row"].to_pylist()],
+        [Source(rows, None)],
+    )
+
+
+def as_trl(rows: Dataset) -> Dataset:
+    """Rows of messages before two single ones -> TRL's; others as they are."""
+    before = next((c for c in ("messages", "conversations") if c in rows.column_names), None)
+    if before is None or "prompt" in rows.column_names:
+        return rows
+
+    def convert(row: dict[str, Any]) -> dict[str, Any]:
+        return {"prompt": row[before], "chosen": [row["chosen"]], "rejected": [row["rejected"]]}
+
+    return rows.map(convert, remove_columns=rows.column_names)
