@@ -1,0 +1,125 @@
+"""``python -m benchmarks.real_models.study``: the runs of a preset, then its tables."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks.real_models.study.design import PRESETS, Job, Preset, grid
+
+RESULTS = Path(__file__).parent / "results"
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.command(context_settings={"max_content_width": 100})
+@click.option("--preset", type=click.Choice([*PRESETS]), required=True)
+@click.option("--model", type=_FOLDER, required=True, help="The folder model/ of `bdpo real DIR`.")
+@click.option(
+    "--data",
+    type=_FOLDER,
+    required=True,
+    help="With xstest/, hh-rlhf/, strongreject/ and llamafactory/: see material.py.",
+)
+@click.option(
+    "--results",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=RESULTS,
+    show_default="results/ beside this module",
+    help="Records of the runs, one file each; those that are there are not run again.",
+)
+@click.option(
+    "--work",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("real-study"),
+    show_default=True,
+    help="Where the reference's scores are kept.",
+)
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1))
+@click.option("--tune", is_flag=True, help="Plain DPO in the settings of the grid, other seeds.")
+@click.option("--most", type=click.IntRange(min=1), help="Stop after so many runs.")
+def main(
+    preset: str,
+    model: Path,
+    data: Path,
+    results: Path,
+    work: Path,
+    workers: int,
+    tune: bool,
+    most: int | None,
+) -> None:
+    """Train DPO, B-DPO and its controls on SmolLM2-135M and ask each what it prefers and says.
+
+    By the plan in PLAN.md. What is finished stays; a run that failed is tried by the next start.
+    """
+    folder = results / ("tuning" if tune else preset)
+    folder.mkdir(parents=True, exist_ok=True)
+    presets = [*grid(PRESETS[preset])] if tune else [PRESETS[preset]]
+    jobs = [job for setting in presets for job in setting.jobs() if not (tune and not job.seed)]
+    there = [job for job in jobs if (folder / f"{job.name}.json").exists()]
+    todo = [job for job in jobs if job not in there][:most]
+    screen = Console(stderr=True)
+    screen.print(f"{preset}: {len(jobs)} runs, {len(there)} of them finished; {len(todo)} now")
+    where = (model.absolute(), data.absolute(), work.absolute())
+    failed = _run(screen, todo, where, folder, workers)
+    if failed:
+        raise click.ClickException(f"{len(failed)} failed: {', '.join(failed)}")
+
+
+def _run(
+    screen: Console, jobs: Sequence[Job], where: tuple[Path, Path, Path], folder: Path, workers: int
+) -> list[str]:
+    failed = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    with pool, Progress(*columns, TimeElapsedColumn(), console=screen) as bar:
+        task = bar.add_task("runs", total=len(jobs))
+        waiting = {pool.submit(_perform, job, where): job for job in jobs}
+        for future in as_completed(waiting):
+            job = waiting[future]
+            record, error = future.result()
+            if error:
+                failed.append(job.name)
+                screen.print(f"[red]FAILED[/] {job.name}\n{escape(error)}")
+            else:
+                file = folder / f"{job.name}.json"
+                file.with_suffix(".tmp").write_text(json.dumps(record, ensure_ascii=False) + "\n")
+                file.with_suffix(".tmp").replace(file)
+            bar.advance(task)
+    return failed
+
+
+def _perform(job: Job, where: tuple[Path, Path, Path]) -> tuple[dict[str, Any], str]:
+    """The record of a job, or an error, in a worker."""
+    import torch
+
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    try:
+        found = _bench(job.preset, *where).run(job)
+    except Exception:  # whatever it is, the other runs go on
+        return {}, traceback.format_exc()
+    about = {"arm": job.arm, "seed": job.seed, "settings": job.settings}
+    training = vars(job.preset.training)
+    return about | {"training": training, "dtype": job.preset.dtype, **found}, ""
+
+
+@lru_cache(maxsize=1)
+def _bench(preset: Preset, *where: Path) -> Any:
+    from benchmarks.real_models.study.train import Bench
+
+    return Bench(preset, *where)
+
+
+if __name__ == "__main__":
+    main()
