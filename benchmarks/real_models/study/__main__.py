@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import traceback
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.real_models.study.design import PRESETS, Job, Preset, grid
+from benchmarks.real_models.study.design import PRESETS, Job, grid
+from benchmarks.real_models.study.worker import perform
 
 RESULTS = Path(__file__).parent / "results"
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -85,7 +82,7 @@ def _run(
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     with pool, Progress(*columns, TimeElapsedColumn(), console=screen) as bar:
         task = bar.add_task("runs", total=len(jobs))
-        waiting = {pool.submit(_perform, job, where): job for job in jobs}
+        waiting = {pool.submit(perform, job, where): job for job in jobs}
         for future in as_completed(waiting):
             job = waiting[future]
             record, error = future.result()
@@ -98,27 +95,6 @@ def _run(
                 file.with_suffix(".tmp").replace(file)
             bar.advance(task)
     return failed
-
-
-def _perform(job: Job, where: tuple[Path, Path, Path]) -> tuple[dict[str, Any], str]:
-    """The record of a job, or an error, in a worker."""
-    import torch
-
-    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    try:
-        found = _bench(job.preset, *where).run(job)
-    except Exception:  # whatever it is, the other runs go on
-        return {}, traceback.format_exc()
-    about = {"arm": job.arm, "seed": job.seed, "settings": job.settings}
-    training = vars(job.preset.training)
-    return about | {"training": training, "dtype": job.preset.dtype, **found}, ""
-
-
-@lru_cache(maxsize=1)
-def _bench(preset: Preset, *where: Path) -> Any:
-    from benchmarks.real_models.study.train import Bench
-
-    return Bench(preset, *where)
 
 
 if __name__ == "__main__":
