@@ -1,0 +1,134 @@
+"""Measures of the records, and differences of arms with both uncertainties."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.safety_world.analysis import student
+
+RESAMPLES = 10_000
+#: A record of a run, as the worker wrote it.
+Record = Mapping[str, Any]
+#: Values of the prompts, in groups that count alike.
+Values = list[list[float]]
+
+
+class Measure(NamedTuple):
+    """What is read from a record.
+
+    Attributes:
+        values: of the prompts of each group; the level is the mean of the groups' means.
+        better: 1 where more is better, -1 where less is.
+    """
+
+    name: str
+    values: Callable[[Record], Values]
+    decimals: int = 1
+    better: int = 1
+
+
+def _by_safety(key: str, factor: float = 1) -> Callable[[Record], Values]:
+    def values(record: Record) -> Values:
+        pairs = list(zip(record[key], record["unsafe"], strict=True))
+        return [[factor * v for v, unsafe in pairs if unsafe is side] for side in (True, False)]
+
+    return values
+
+
+def _plain(key: str, factor: float = 1) -> Callable[[Record], Values]:
+    return lambda record: [[factor * value for value in record[key]]]
+
+
+def _verdicts(name: str, wanted: str) -> Callable[[Record], Values]:
+    return lambda record: [[100.0 * (v == wanted) for v in record["verdicts"][name]]]
+
+
+CHOICE = Measure("choice [%]", _by_safety("choice", 100))
+MEASURES = (
+    CHOICE,
+    Measure("choice margin [nats/token]", _by_safety("choice_margin"), 3),
+    Measure("reward [%]", _by_safety("reward", 100)),
+    Measure("hh accuracy [%]", _plain("hh_accuracy", 100)),
+    Measure("hh margin [nats]", _plain("hh_margin"), 2),
+    Measure("NLL [nats/token]", _plain("nll"), 3, -1),
+    Measure("refused, harmful [%]", _verdicts("harmful", "refused")),
+    Measure("refused, unsafe [%]", _verdicts("unsafe", "refused")),
+    Measure("answered, safe [%]", _verdicts("safe", "answered")),
+    Measure("answered, ordinary [%]", _verdicts("ordinary", "answered")),
+)
+
+
+class Difference(NamedTuple):
+    """Of two arms: the mean, 95 % over prompts, 95 % over seeds, and the number of seeds."""
+
+    mean: float
+    prompts: tuple[float, float]
+    seeds: tuple[float, float]
+    count: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether both intervals are above 0."""
+        return self.prompts[0] > 0 and self.seeds[0] > 0
+
+    def text(self, decimals: int) -> str:
+        low, high = (f"{value:+.{decimals}f}" for value in self.prompts)
+        first, last = (f"{value:+.{decimals}f}" for value in self.seeds)
+        return f"{self.mean:+.{decimals}f} (prompts {low} to {high}; seeds {first} to {last})"
+
+
+def read_records(folder: Path) -> dict[str, dict[int, Record]]:
+    """Arm -> seed -> record; the arms of the grid are named by alpha and beta."""
+    found: dict[str, dict[int, Record]] = {}
+    for file in sorted(folder.glob("*.json")):
+        record = json.loads(file.read_text("utf-8"))
+        arm = record["arm"]
+        if arm == "grid":
+            settings = record["settings"]
+            arm = f"alpha {settings['bdpo_alpha']:g}, beta {settings['beta']:.3g}"
+        found.setdefault(arm, {})[record["seed"]] = record
+    return found
+
+
+def level(record: Record, measure: Measure) -> float:
+    """The value of a measure in one run."""
+    return float(np.mean([np.mean(group) for group in measure.values(record)]))
+
+
+def difference(
+    ours: Mapping[int, Record], others: Mapping[int, Record], measure: Measure
+) -> Difference | None:
+    """Ours less the others, over the seeds that both have; None where there is none."""
+    seeds = sorted(ours.keys() & others.keys())
+    if not seeds:
+        return None
+    of_seeds = [level(ours[seed], measure) - level(others[seed], measure) for seed in seeds]
+    groups = zip(*(_groups(ours[seed], others[seed], measure) for seed in seeds), strict=True)
+    draw = np.random.default_rng(0)
+    means = np.mean([_resampled(np.mean(group, axis=0), draw) for group in groups], axis=0)
+    low, high = np.quantile(means, [0.025, 0.975])
+    mean = float(np.mean(of_seeds))
+    return Difference(mean, (float(low), float(high)), student(of_seeds), len(seeds))
+
+
+def _groups(ours: Record, others: Record, measure: Measure) -> list[Any]:
+    both = zip(measure.values(ours), measure.values(others), strict=True)
+    return [np.array(a) - np.array(b) for a, b in both]
+
+
+def _resampled(values: Any, draw: np.random.Generator) -> Any:
+    """(RESAMPLES,) means of as many values drawn with replacement."""
+    return values[draw.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1)
+
+
+def tuning_score(record: Record) -> float:
+    """The mean of six rates by which a setting of plain DPO was chosen (PLAN.md)."""
+    unsafe, safe = CHOICE.values(record)
+    rates: Sequence[float] = [float(np.mean(unsafe)), float(np.mean(safe))]
+    answers = [level(record, measure) for measure in MEASURES[-4:]]
+    return float(np.mean([*rates, *answers]))
