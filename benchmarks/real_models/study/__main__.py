@@ -69,7 +69,17 @@ def main(
     screen = Console(stderr=True)
     screen.print(f"{preset}: {len(jobs)} runs, {len(there)} of them finished; {len(todo)} now")
     where = (model.absolute(), data.absolute(), work.absolute())
+    from benchmarks.real_models.study import report
+    from benchmarks.real_models.study.analysis import read_all
+
     failed = _run(screen, todo, where, folder, workers)
+    if tune:
+        untrained = [
+            record for record in read_all(results / preset) if record["arm"] == "untrained"
+        ]
+        click.echo(report.write_tuning(folder, *(untrained or [None])))
+    else:
+        click.echo(report.write(folder, PRESETS[preset], preset))
     if failed:
         raise click.ClickException(f"{len(failed)} failed: {', '.join(failed)}")
 

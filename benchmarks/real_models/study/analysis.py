@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.real_models.refusal import outcome
 from benchmarks.safety_world.analysis import student
 
 RESAMPLES = 10_000
@@ -82,11 +83,21 @@ class Difference(NamedTuple):
         return f"{self.mean:+.{decimals}f} (prompts {low} to {high}; seeds {first} to {last})"
 
 
+def read_all(folder: Path) -> list[Record]:
+    """The records in a folder, with ``verdicts`` of their answers."""
+    found = []
+    for file in sorted(folder.glob("*.json")):
+        record = json.loads(file.read_text("utf-8"))
+        said = record["answers"].items()
+        record["verdicts"] = {name: [outcome(answer) for answer in made] for name, made in said}
+        found.append(record)
+    return found
+
+
 def read_records(folder: Path) -> dict[str, dict[int, Record]]:
     """Arm -> seed -> record; the arms of the grid are named by alpha and beta."""
     found: dict[str, dict[int, Record]] = {}
-    for file in sorted(folder.glob("*.json")):
-        record = json.loads(file.read_text("utf-8"))
+    for record in read_all(folder):
         arm = record["arm"]
         if arm == "grid":
             settings = record["settings"]

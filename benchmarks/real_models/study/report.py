@@ -1,0 +1,186 @@
+"""The tables and the figure of a preset, from the records that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import fmean, stdev
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from benchmarks.real_models.study.analysis import (
+    CHOICE,
+    MEASURES,
+    Record,
+    difference,
+    level,
+    read_all,
+    read_records,
+    tuning_score,
+)
+from benchmarks.real_models.study.design import NAMES, Preset
+
+#: The first two are confirmatory.
+COMPARISONS = (
+    ("bdpo", "dpo"),
+    ("bdpo", "shuffled-label"),
+    ("bdpo", "shuffled"),
+    ("bdpo", "random"),
+    ("shuffled-label", "dpo"),
+    ("random", "dpo"),
+    ("bw", "dpo"),
+    ("sf", "dpo"),
+    ("bdpo", "dpo-low"),
+    ("bdpo", "dpo-high"),
+    ("safedpo", "dpo"),
+    ("dpo", "untrained"),
+)
+_TRAINING = {
+    "loss": ("train_loss", 1),
+    "margin [nats]": ("train_margin", 1),
+    "accuracy [%]": ("train_accuracy", 100),
+    "chosen, log-ratio [nats]": ("train_chosen", 1),
+}
+Records = Mapping[str, Mapping[int, Record]]
+
+
+def write(folder: Path, preset: Preset, name: str) -> Path:
+    """``tables.md`` and ``choice.png`` in the folder of the records.
+
+    Returns:
+        the path of the tables.
+    """
+    records = read_records(folder)
+    lines = [*_head(records, preset, name), *_levels(records), *_differences(records)]
+    lines += _training(records)
+    file = folder / "tables.md"
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _draw(records, folder / "choice.png")
+    return file
+
+
+def write_tuning(folder: Path, untrained: Record | None) -> Path:
+    """``tables.md`` of the settings of plain DPO, the best one first."""
+    found = read_all(folder)
+    lines = ["# Tuning of plain DPO", ""]
+    lines += [f"| SFT | rate | beta | epochs | score | {' | '.join(m.name for m in MEASURES)} |"]
+    lines += [f"| --- | --- | --- | --- | --- |{' --- |' * len(MEASURES)}"]
+    if untrained:
+        lines.append(_row(["before training", "", "", ""], untrained))
+    for record in sorted(found, key=tuning_score, reverse=True):
+        training = record["training"]
+        lines.append(_row([f"{training[k]:g}" for k in ("sft", "rate", "beta", "epochs")], record))
+    file = folder / "tables.md"
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+def _row(cells: list[str], record: Record) -> str:
+    cells = [*cells, f"{tuning_score(record):.1f}"]
+    cells += [f"{level(record, m):.{m.decimals}f}" for m in MEASURES]
+    return f"| {' | '.join(cells)} |"
+
+
+def _arms(records: Records) -> list[str]:
+    return [arm for arm in NAMES if arm in records] + [arm for arm in records if arm not in NAMES]
+
+
+def _head(records: Records, preset: Preset, name: str) -> Iterator[str]:
+    wanted, there = sum(1 for _ in preset.jobs()), sum(map(len, records.values()))
+    training = preset.training
+    yield f"# {name}"
+    yield ""
+    yield (
+        f"{there} of {wanted} runs{'' if there == wanted else ': **not complete**'}. "
+        f"SmolLM2-135M-Instruct, {preset.dtype}, LoRA of rank {training.rank}; {training.xstest} "
+        f"pairs of XSTest and {training.hh} of hh-rlhf, {training.epochs} epochs, rate {training.rate:g}, beta "
+        f"{training.beta:g}, SFT term {training.sft:g}. What is measured and how: "
+        "[PLAN.md](../../../PLAN.md)."
+    )
+    yield ""
+
+
+def _levels(records: Records) -> Iterator[str]:
+    yield "## Each arm"
+    yield ""
+    yield "The mean over the seeds, and in brackets the standard deviation over them."
+    yield ""
+    yield f"| | {' | '.join(m.name for m in MEASURES)} | seeds |"
+    yield f"| --- |{' --- |' * (len(MEASURES) + 1)}"
+    for arm in _arms(records):
+        cells = []
+        for measure in MEASURES:
+            values = [level(record, measure) for record in records[arm].values()]
+            spread = f" ({stdev(values):.{measure.decimals}f})" if len(values) > 1 else ""
+            cells.append(f"{fmean(values):.{measure.decimals}f}{spread}")
+        yield f"| {NAMES.get(arm, arm)} | {' | '.join(cells)} | {len(records[arm])} |"
+    yield ""
+
+
+def _differences(records: Records) -> Iterator[str]:
+    there = [pair for pair in COMPARISONS if all(arm in records for arm in pair)]
+    yield "## Differences"
+    yield ""
+    yield (
+        "The mean over the seeds that both arms have, with 95 % over prompts (bootstrap) and 95 % "
+        "over seeds (Student's t). The first two comparisons of choice are those of the plan; the "
+        f"other {len(there) * len(MEASURES) - 2} of this table are exploratory and not corrected "
+        "for their number."
+    )
+    for ours, others in there:
+        yield ""
+        yield f"**{NAMES[ours]} − {NAMES[others]}**"
+        yield ""
+        # the model before training has one record, which stands beside every seed
+        second = records[others]
+        if others == "untrained":
+            second = dict.fromkeys(records[ours], *second.values())
+        for measure in MEASURES:
+            if found := difference(records[ours], second, measure):
+                mark = ""
+                if measure is CHOICE and ours == "bdpo" and others in ("dpo", "shuffled-label"):
+                    claim = "P1" if others == "dpo" else "P2"
+                    mark = f" — **{claim} {'holds' if found.holds else 'does not hold'}**"
+                yield f"- {measure.name}: {found.text(measure.decimals)}{mark}"
+    yield ""
+
+
+def _training(records: Records) -> Iterator[str]:
+    yield "## What was trained"
+    yield ""
+    yield (
+        "Means of the last epoch over the seeds, margins and log-ratios without beta; the weights "
+        "of the chosen answers, lowest and highest; minutes of a training and its evaluation."
+    )
+    yield ""
+    yield f"| | {' | '.join(_TRAINING)} | weight of chosen | minutes |"
+    yield f"| --- |{' --- |' * (len(_TRAINING) + 2)}"
+    for arm in _arms(records):
+        if arm == "untrained":
+            continue
+        of_arm = list(records[arm].values())
+        cells = [f"{f * fmean(r[key] for r in of_arm):.3g}" for key, f in _TRAINING.values()]
+        weights = [weight for record in of_arm for weight in record["weight_chosen"]]
+        cells.append(f"{min(weights):.2f} to {max(weights):.2f}")
+        cells.append(f"{fmean(r['seconds'] for r in of_arm) / 60:.1f}")
+        yield f"| {NAMES.get(arm, arm)} | {' | '.join(cells)} |"
+    yield ""
+
+
+def _draw(records: Records, file: Path) -> None:
+    """Choice of each arm: a dot for a seed, a line at their mean."""
+    arms = [arm for arm in NAMES if arm in records]
+    figure, axes = plt.subplots(figsize=(8, 0.5 * len(arms) + 1.2), layout="constrained")
+    for place, arm in enumerate(reversed(arms)):
+        values = [level(record, CHOICE) for record in records[arm].values()]
+        colour = {"bdpo": "tab:blue", "dpo": "tab:orange"}.get(arm, "tab:gray")
+        axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.6)
+        axes.plot([fmean(values)] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=2)
+    axes.set_yticks(range(len(arms)), [NAMES[arm] for arm in reversed(arms)])
+    axes.set_xlabel("choice: the wanted answer is the likelier one [% of held-out prompts]")
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
