@@ -96,9 +96,9 @@ def _head(records: Records, preset: Preset, name: str) -> Iterator[str]:
     yield (
         f"{there} of {wanted} runs{'' if there == wanted else ': **not complete**'}. "
         f"SmolLM2-135M-Instruct, {preset.dtype}, LoRA of rank {training.rank}; {training.xstest} "
-        f"pairs of XSTest and {training.hh} of hh-rlhf, {training.epochs} epochs, rate {training.rate:g}, beta "
-        f"{training.beta:g}, SFT term {training.sft:g}. What is measured and how: "
-        "[PLAN.md](../../../PLAN.md)."
+        f"pairs of XSTest and {training.hh} of hh-rlhf, {training.epochs} epochs, rate "
+        f"{training.rate:g}, beta {training.beta:g}, SFT term {training.sft:g}. What is measured "
+        "and how: [PLAN.md](../../../PLAN.md)."
     )
     yield ""
 
