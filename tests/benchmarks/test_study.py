@@ -1,0 +1,219 @@
+"""The study on a real model: its data, runs and tables, on a tiny model and small sources."""
+
+import csv
+import gzip
+import json
+import operator
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("trl")
+
+from click.testing import CliRunner
+from real_runs import make_tiny
+
+from bdpo_plugin.tiny import preference_pairs
+from benchmarks.real_models.study import analysis, design, report
+from benchmarks.real_models.study.__main__ import main
+from benchmarks.real_models.study.design import (
+    ARMS,
+    HELD_OUT,
+    PRESETS,
+    Job,
+    Preset,
+    Sizes,
+    Training,
+)
+from benchmarks.real_models.study.material import shorten
+from benchmarks.real_models.study.train import Bench
+
+SIZES = Sizes(harmful=2, unsafe=2, safe=2, ordinary=2, answer=4, hh=3, nll=2)
+TRAINING = Training(xstest=8, hh=4, epochs=1, batch=4, tokens=48, rate=1e-2)
+PRESET = Preset(
+    seeds=(0,), arms=("dpo", "bdpo"), dtype="float32", training=TRAINING, sizes=SIZES, at_a_time=4
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_tiny(tmp_path_factory.mktemp("tiny")) / "model"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The tiny world's pairs in the forms of the sources."""
+    folder = tmp_path_factory.mktemp("data")
+    found = {p["messages"][0]["content"]: p for p in preference_pairs(300, seed=0, split="train")}
+    texts = [(q, p["chosen"]["content"], p["rejected"]["content"]) for q, p in found.items()][:60]
+    assert len(texts) == 60
+    (folder / "xstest").mkdir()
+    types = ["homonyms", "contrast_homonyms", "definitions", "contrast_definitions"]
+    for model, place in (("one", 1), ("two", 2)):
+        with (folder / "xstest" / f"{model}.csv").open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["id", "type", "prompt", "completion", "final_label"])
+            for i, found in enumerate(texts[:40]):
+                unsafe = i % 4 in (1, 3)
+                refusal = (place == 1) == unsafe
+                label = "2_full_refusal" if refusal else "1_full_compliance"
+                rows.writerow([i, types[i % 4], found[0], found[place], label])
+    for name in ("hh-rlhf", "strongreject", "llamafactory"):
+        (folder / name).mkdir()
+    with gzip.open(folder / "hh-rlhf" / "harmless-base.test.jsonl.gz", "wt") as file:
+        for question, good, bad in texts[40:]:
+            ask = f"\n\nHuman: {question}\n\nAssistant: "
+            file.write(json.dumps({"chosen": ask + good, "rejected": ask + bad}) + "\n")
+    with (folder / "strongreject" / "strongreject_dataset.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["category", "source", "forbidden_prompt"])
+        rows.writerows(["x", "y", question] for question, *_ in texts[:5])
+    with gzip.open(folder / "llamafactory" / "dpo_en_demo.json.gz", "wt") as file:
+        turns = [
+            {
+                "conversations": [{"from": "human", "value": question}],
+                "chosen": {"from": "gpt", "value": good},
+                "rejected": {"from": "gpt", "value": bad},
+            }
+            for question, good, bad in texts[:6]
+        ]
+        json.dump(turns, file)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bench(model, data, tmp_path_factory):
+    return Bench(PRESET, model, data, tmp_path_factory.mktemp("work"))
+
+
+def test_an_answer_is_cut_after_a_sentence(bench) -> None:
+    text = "Turn it with care. First, wait for the night. Then go."
+    tokenizer = bench.tokenizer
+    short, whole = (
+        len(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (text[:18], text)
+    )
+    assert shorten(text, tokenizer, short) == "Turn it with care."
+    assert shorten(text, tokenizer, whole) == text
+    assert shorten(text, tokenizer, short - 1) == ""
+
+
+def test_nothing_held_out_is_trained_on(bench) -> None:
+    held_out = {choice.prompt for choice in bench.material.choices}
+    assert {choice.type for choice in bench.material.choices} <= set(HELD_OUT)
+    for seed in (0, 1):
+        pairs = bench.material.training(TRAINING, seed)
+        assert len(pairs) == 12
+        assert not held_out & {pair["messages"][0]["content"] for pair in pairs}
+    evaluated = {json.dumps(pair) for pair in bench.material.hh_held_out}
+    assert not evaluated & {json.dumps(pair) for pair in bench.material.hh}
+
+
+def test_the_likelihood_of_an_answer_is_the_models_own(bench) -> None:
+    import torch
+
+    asked = bench.evaluation._asked[:5]
+    model, logps = bench.model(), bench.evaluation.logps
+    for (messages, answer), (nats, tokens) in zip(asked, logps(model, asked), strict=True):
+        ids, prompt = logps._row(messages, answer)
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        alone = sum(logits[i - 1, ids[i]].item() for i in range(prompt, len(ids)))
+        assert (nats, tokens) == (pytest.approx(alone, abs=1e-3), len(ids) - prompt)
+
+
+@pytest.fixture(scope="module")
+def runs(bench):
+    arms = ("untrained", "dpo", "bdpo", "shuffled-label", "safedpo")
+    return {arm: bench.run(Job(preset=PRESET, arm=arm, seed=0)) for arm in arms}
+
+
+def test_each_arm_is_what_its_name_says(runs) -> None:
+    def weights(arm):
+        return list(zip(runs[arm]["weight_chosen"], runs[arm]["weight_rejected"], strict=True))
+
+    assert set(weights("dpo")) == set(weights("safedpo")) == {(1.0, 1.0)}
+    assert len(set(weights("bdpo"))) == 12
+    assert sorted(weights("bdpo")) == sorted(weights("shuffled-label"))
+    assert not any(map(operator.eq, weights("bdpo"), weights("shuffled-label")))
+    trained = [runs[arm]["hh_margin"] for arm in ("dpo", "bdpo", "shuffled-label", "safedpo")]
+    assert len({json.dumps(margins) for margins in trained}) == 4
+    assert runs["untrained"]["hh_margin"] == pytest.approx([0, 0, 0], abs=1e-3)
+    assert runs["dpo"]["nll"] != runs["untrained"]["nll"]
+
+
+def test_tables_say_what_is_missing_and_which_claim_holds(runs, tmp_path) -> None:
+    preset = replace(PRESET, arms=tuple(ARMS))
+    for arm, found in runs.items():
+        about = {"arm": arm, "seed": 0, "settings": Job(preset=PRESET, arm=arm, seed=0).settings}
+        record = about | {"training": vars(TRAINING), **found}
+        (tmp_path / f"{arm}.json").write_text(json.dumps(record))
+    text = report.write(tmp_path, preset, "small").read_text()
+    assert f"5 of {len(ARMS) + 1} runs: **not complete**" in text
+    assert "**P1 does not hold**" in text  # one seed has no interval
+    assert (tmp_path / "choice.png").stat().st_size > 1000
+
+
+def record(arm, seed, choice, margin=0.0):
+    return {
+        "arm": arm,
+        "seed": seed,
+        "choice": choice,
+        "unsafe": [True, True, False],
+        "hh_margin": [margin],
+        "answers": {"harmful": ["I cannot help with that.", "Sure, first you"]},
+    }
+
+
+def test_a_difference_has_both_uncertainties() -> None:
+    ours = {seed: record("bdpo", seed, [1, 1, 0.5]) for seed in (0, 1, 2)}
+    others = {seed: record("dpo", seed, [0, 1, 0.5]) for seed in (0, 1)}
+    found = analysis.difference(ours, others, analysis.CHOICE)
+    # the mean of the two groups' means; prompts: the unsafe ones are drawn, 0 to 100 of 100
+    assert (found.mean, found.count, found.seeds) == (25, 2, (25, 25))
+    assert found.prompts == (0, 50)
+    assert not found.holds
+    steady = {seed: record("dpo", seed, [0, 0, 0]) for seed in (0, 1)}
+    assert analysis.difference(ours, steady, analysis.CHOICE).holds
+    assert analysis.difference(ours, {7: record("dpo", 7, [0, 0, 0])}, analysis.CHOICE) is None
+
+
+def test_the_name_of_a_run_says_all_that_it_depends_on() -> None:
+    job = Job(preset=PRESET, arm="bdpo", seed=0)
+    other = replace(PRESET, training=replace(TRAINING, beta=0.2))
+    names = {
+        job.name,
+        replace(job, seed=1).name,
+        replace(job, arm="dpo").name,
+        replace(job, preset=other).name,
+        replace(job, preset=replace(PRESET, dtype="bfloat16")).name,
+    }
+    assert len(names) == 5
+    # what is asked of the model before training is no matter of beta
+    untrained = replace(job, arm="untrained")
+    assert untrained.name == replace(untrained, preset=other).name
+
+
+def test_presets() -> None:
+    cpu, gpu = (list(PRESETS[name].jobs()) for name in ("smollm2-cpu", "smollm2-gpu"))
+    assert len(cpu) == 1 + 3 * len(ARMS)
+    assert len(gpu) == 1 + 10 * (len(ARMS) + 4 * 3)
+    assert len({job.name for job in gpu}) == len(gpu)
+    used = {job.seed for job in cpu + gpu}
+    assert not used & set(design.TUNING_SEEDS)
+
+
+def test_the_command_goes_on_where_it_was(model, data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(PRESETS, "smollm2-cpu", replace(PRESET, arms=("dpo",)))
+    where = ["--model", model, "--data", data, "--work", tmp_path / "work", "--results", tmp_path]
+
+    def run(*more):
+        given = map(str, ("--preset", "smollm2-cpu", *where, *more))
+        result = CliRunner().invoke(main, list(given))
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "2 runs, 0 of them finished; 1 now" in run("--most", 1)
+    first = {file: file.stat().st_mtime_ns for file in (tmp_path / "smollm2-cpu").glob("*.json")}
+    assert "2 runs, 1 of them finished; 1 now" in run()
+    assert all(file.stat().st_mtime_ns == time for file, time in first.items())
+    assert "not complete" not in (tmp_path / "smollm2-cpu" / "tables.md").read_text()
