@@ -24,13 +24,16 @@ CHUNK_ELEMENTS = 2**25
 #: 32 MiB go back to the system once freed.
 CPU_CHUNK_ELEMENTS = 9 * 2**20
 
+#: Logits that a CPU reads at once: 2 MiB in float32.
+CPU_BLOCK_ELEMENTS = 2**19
+
 
 class Head(NamedTuple):
     """The model's projection of hidden states to logits, post-processing included.
 
     Attributes:
-        project: (n, H) -> (n, V) float32.
-        rows: how many rows to project at a time.
+        project: (n, H) -> (n, V) float32, which may be overwritten.
+        rows: how many rows to project at a time where the logits are not held.
         held: how many rows' logits may be held for the backward pass.
         trained: whether a parameter of the projection wants a gradient.
     """
@@ -61,7 +64,7 @@ class Head(NamedTuple):
     def none(cls, logits: Tensor) -> Head:
         """Where the (n, V) logits themselves stand in the place of the hidden states."""
         rows = max(1, len(logits))
-        return cls(Tensor.float, rows, rows, trained=False)
+        return cls(lambda part: part.to(torch.float32, copy=True), rows, rows, trained=False)
 
 
 def projection(layer: nn.Module, traits: Traits) -> Callable[[Tensor], Tensor]:
@@ -159,17 +162,18 @@ def statistics(
 
     Without `extras` only `logps` is computed, the rest is NaN.
 
-    With gradient, logits that are too many to be held do not outlive their chunk's turn: where
-    the head is frozen, the gradient with respect to the hidden states is computed along with the
-    forward (each row's log-probability depends on its own row alone), else the chunk is computed
-    again in the backward.
+    With gradient, where the head is frozen, no logits outlive their chunk's turn: the gradient with
+    respect to the hidden states is computed along with the forward (each row's log-probability
+    depends on its own row alone). Where it is trained, a chunk is as large as may be held for the
+    backward, as each chunk's gradient is as large as the head; if there are more of them, they are
+    computed again in the backward.
     """
     backward = torch.is_grad_enabled() and hidden.requires_grad
-    few = len(hidden) <= (head.held if head.trained else head.rows)
+    size = head.held if backward and head.trained else head.rows
     parts = []
-    for rows, targets in zip(hidden.split(head.rows), labels.split(head.rows), strict=True):
+    for rows, targets in zip(hidden.split(size), labels.split(size), strict=True):
         arguments = (rows, targets, head.project, extras)
-        if few or not backward:
+        if not backward or len(hidden) <= size:
             parts.append(_statistics(*arguments))
         elif head.trained:
             parts.append(checkpoint(_statistics, *arguments, use_reentrant=False))
@@ -181,47 +185,55 @@ def statistics(
 def _statistics(
     rows: Tensor, labels: Tensor, project: Callable[[Tensor], Tensor], extras: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    logits = project(rows)
-    logps, log_sum, probabilities, best = _logps(logits, labels)
-    if not extras:
-        missing = torch.full_like(logps, torch.nan, requires_grad=False)
-        return logps, missing, missing, missing
-    with torch.no_grad():  # last, where a checkpoint's recomputation no longer comes
-        entropy = log_sum - torch.linalg.vecdot(probabilities, logits)
-        return logps, entropy, logits.mean(dim=-1), (best == labels).float()
+    return _logit_statistics(project(rows), labels, extras)
 
 
-class _Logps(torch.autograd.Function):
-    """(n, V) logits, (n,) labels -> (n,) log pi(label), and what the statistics are made of.
+class _LogitStatistics(torch.autograd.Function):
+    """(n, V) float32 logits, (n,) labels -> :class:`TokenStatistics`.
 
-    In plain operations: hosts put kernels in the place of `torch.nn.functional.cross_entropy` that
-    overwrite the logits with their gradient. One tensor as large as the logits is made and kept
-    for the backward, and one more in it.
+    The logits are read once, a block at a time that stays in the processor's cache, and with
+    gradient are overwritten by that of the log-probabilities with respect to them: nothing else of
+    their size is made or kept. In plain operations: hosts put kernels of their own in the place of
+    `torch.nn.functional.cross_entropy`.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        probabilities = torch.softmax(logits, dim=-1)
-        best = logits.argmax(dim=-1, keepdim=True)
-        highest, labels = logits.gather(-1, best), labels[:, None]
-        # the CPU's softmax loses the small terms of a large vocabulary, a plain sum does not
-        total = probabilities.sum(dim=-1, keepdim=True)
-        log_highest = (probabilities.gather(-1, best) / total).log()
-        # in this order no digits are lost where the label is nearly certain
-        logps = (logits.gather(-1, labels) - highest) + log_highest
-        ctx.save_for_backward(probabilities, labels)
-        rest = (highest - log_highest).squeeze(-1), probabilities, best.squeeze(-1)
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, extras: bool) -> tuple[Tensor, ...]:
+        with_gradient = ctx.needs_input_grad[0]
+        size = max(1, CPU_BLOCK_ELEMENTS // logits.shape[-1])
+        size = min(size, len(logits)) if logits.device.type == "cpu" else len(logits)
+        buffer = logits.new_empty(size, logits.shape[-1])
+        columns = []
+        for part, label in zip(logits.split(size), labels[:, None].split(size), strict=True):
+            highest, own = part.amax(dim=-1, keepdim=True), part.gather(-1, label)
+            terms = torch.sub(part, highest, out=buffer[: len(part)]).exp_()
+            # not torch.softmax, which on the CPU loses the small terms of a large vocabulary
+            total = terms.sum(dim=-1, keepdim=True)
+            # in this order no digits are lost where the label is nearly certain
+            found = [(own - highest) - total.log()]
+            if extras:
+                mean, correct = part.mean(dim=-1, keepdim=True), (own == highest).float()
+                expected = torch.linalg.vecdot(terms, part)[:, None] / total
+                found += [(highest - expected) + total.log(), mean, correct]
+            else:
+                found += [torch.full_like(own, torch.nan)] * 3
+            if with_gradient:
+                torch.mul(terms, -1 / total, out=part)
+                part.scatter_add_(-1, label, torch.ones_like(own))
+            columns.append(torch.cat(found, dim=1))
+        logps, *rest = torch.cat(columns).unbind(dim=1)
+        if with_gradient:
+            ctx.save_for_backward(logits)
         ctx.mark_non_differentiable(*rest)
-        return (logps.squeeze(-1), *rest)
+        return (logps, *rest)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor, None]:
-        probabilities, labels = ctx.saved_tensors
-        upstream = upstream[:, None]
-        return (probabilities * -upstream).scatter_add_(-1, labels, upstream), None
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient.mul_(upstream[:, None]), None, None
 
 
-_logps: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = _Logps.apply
+_logit_statistics: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = _LogitStatistics.apply
 
 
 class _FrozenHead(torch.autograd.Function):
