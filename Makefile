@@ -45,7 +45,7 @@ axolotl train example_configs/axolotl/$(4).yml 2>&1 | tee -i $(DEMO)/$(5).log \
 	| python tools/demo_screen.py || $(call failed,$(DEMO)/$(5).log)
 echo "==> The answers before and after"
 bdpo plot $(DEMO)/$(2) >> $(DEMO)/$(5).log 2>&1 || $(call failed,$(DEMO)/$(5).log)
-bdpo compare $(1)/model $(DEMO)/$(2) --prompts $(1)/prompts.txt --max-new-tokens $(6) \
+bdpo answers $(1)/model $(DEMO)/$(2) --prompts $(1)/prompts.txt --max-new-tokens $(6) \
 	2>> $(DEMO)/$(5).log || $(call failed,$(DEMO)/$(5).log)
 echo
 echo "The curves:               $(CURDIR)/$(DEMO)/$(2)/curves.png"

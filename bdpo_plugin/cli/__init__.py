@@ -3,6 +3,7 @@
 import click
 
 from bdpo_plugin import __version__
+from bdpo_plugin.cli.answers import answers
 from bdpo_plugin.cli.compare import compare
 from bdpo_plugin.cli.data import data
 from bdpo_plugin.cli.mi import mi
@@ -18,5 +19,5 @@ def main() -> None:
     """Balanced Direct Preference Optimization: recipes, pictures, demos."""
 
 
-for _command in (compare, data, mi, plot, real, recipes, tiny):
+for _command in (answers, compare, data, mi, plot, real, recipes, tiny):
     main.add_command(_command)

@@ -1,119 +1,122 @@
-"""`bdpo compare`: what a model says before and after training."""
+"""`bdpo compare`: in what several runs differ, and what came of it."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
+from bdpo_plugin.cli.runs import Run, named, read_run, read_settings
 from bdpo_plugin.visible import visible
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+#: The last log of an evaluation, and of the training the mean over its last tenth.
+_FIGURES = {
+    "loss": "loss",
+    "reward margin": "rewards/margins",
+    "accuracy": "rewards/accuracies",
+    "reward of chosen": "rewards/chosen",
+    "reward of rejected": "rewards/rejected",
+    "log-probability of chosen": "logps/chosen",
+    "log-probability of rejected": "logps/rejected",
+    "weight of chosen": "bdpo/weight_chosen",
+    "weight of rejected": "bdpo/weight_rejected",
+    "imbalance": "bdpo/imbalance",
+}
+_ONCE = {
+    "seconds": "train_runtime",
+    "peak memory, GiB": "train_peak_memory_gib",
+}
 
 
 @click.command()
-@click.argument("base")
-@click.argument("trained", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "--prompts",
+@click.argument(
+    "run_dirs",
+    nargs=-1,
     required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A text file, one user message per line.",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
 )
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=96, show_default=True)
-def compare(base: str, trained: Path, prompts: Path, max_new_tokens: int) -> None:
-    """Show greedy generations of BASE and of TRAINED, side by side.
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and no table.")
+def compare(run_dirs: tuple[Path, ...], as_json: bool) -> None:
+    """Show in which settings the runs in RUN_DIRS differ, and their final figures.
 
-    BASE is a model's name or folder; TRAINED the output folder of a run on it: a LoRA adapter,
-    or a full fine-tune.
+    B-DPO's runs and others; `bdpo plot` draws the same. A figure of the training is the mean over
+    the last tenth of its steps, one of the evaluation that of the last one.
     """
+    places = named(run_dirs)
+    settings = {name: read_settings(directory) for directory, name in places}
+    figures = {name: final_figures(read_run(directory, name)) for directory, name in places}
+    different = differing(settings)
+    if as_json:
+        click.echo(json.dumps({"settings": different, "figures": figures}, indent=1))
+        return
+
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-    from transformers.utils import logging
 
-    questions = [line for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not questions:
-        raise click.ClickException(f"{prompts} has no prompt: put one user message on each line")
-    logging.disable_progress_bar()
-    tokenizer = load_tokenizer(base)
-    columns = [
-        generate(load_model(base, adapter=None), tokenizer, questions, max_new_tokens),
-        generate(load_trained(base, trained), tokenizer, questions, max_new_tokens),
-    ]
-    table = Table(show_lines=True)
-    for heading in ("Prompt", "Before", "After"):
-        table.add_column(heading, ratio=1, overflow="fold")
-    for row in zip(questions, *columns, strict=True):
-        table.add_row(*(Text(visible(cell)) for cell in row))
-    # Without a terminal, rich assumes 80 columns: too few for three columns of prose.
     console = Console()
     if not console.is_terminal:
-        console = Console(width=120)
-    console.print(table)
+        console = Console(width=max(100, 32 + 24 * len(places)))
 
+    def show(title: str, rows: Mapping[str, Sequence[str]]) -> None:
+        table = Table("", title=title, title_justify="left")
+        for _, name in places:
+            table.add_column(Text(visible(name)), overflow="fold")
+        for name, cells in rows.items():
+            table.add_row(Text(visible(name)), *(Text(visible(cell)) for cell in cells))
+        console.print(table)
 
-def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of `base`; a :class:`click.ClickException` if it cannot render a chat."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    if tokenizer.chat_template is None:
-        raise click.ClickException(f"the tokenizer of {base} has no chat template")
-    return tokenizer
-
-
-def load_trained(base: str, trained: Path) -> PreTrainedModel:
-    """The model of an output folder: its adapter on `base`, or its own full weights."""
-    # The adapter first: Axolotl leaves a model.safetensors beside the adapter too.
-    if (trained / "adapter_config.json").is_file():
-        return load_model(base, adapter=trained)
-    if (trained / "config.json").is_file():
-        return load_model(str(trained), adapter=None)
-    raise click.ClickException(
-        f"{trained} has neither adapter_config.json nor config.json: "
-        "give the output folder of a finished run, or one of its checkpoint-* folders"
+    if different:
+        show("Settings that differ", {k: [_cell(v) for v in of] for k, of in different.items()})
+    elif len(places) > 1:
+        click.echo("No setting that a run leaves in its folder differs.")
+    show(
+        "Final figures",
+        {
+            name: [_cell(of.get(name)) for of in figures.values()]
+            for name in dict.fromkeys(name for of in figures.values() for name in of)
+        },
     )
 
 
-def load_model(name: str, adapter: Path | None) -> PreTrainedModel:
-    """A causal language model in the dtype it was saved in, on the GPU if there is one."""
-    import torch
-    from transformers import AutoModelForCausalLM
+def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The settings in which some runs differ, in the order of the runs; None where one has none.
 
-    model = AutoModelForCausalLM.from_pretrained(name)
-    if adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(adapter))
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    Args:
+        settings: of each run.
+    """
+    names = sorted({name for of in settings.values() for name in of})
+    rows = {name: [of.get(name) for of in settings.values()] for name in names}
+    return {n: values for n, values in rows.items() if any(v != values[0] for v in values)}
 
 
-def generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: list[str],
-    max_new_tokens: int,
-) -> list[str]:
-    """The greedy answer to each question, decoded without special tokens."""
-    answers = []
-    for question in questions:
-        prompt = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}],
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-        ).to(model.device)
-        output = model.generate(
-            **prompt,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id
-            if tokenizer.pad_token_id is not None
-            else tokenizer.eos_token_id,
-        )
-        answer = output[0, prompt["input_ids"].shape[1] :]
-        answers.append(tokenizer.decode(answer, skip_special_tokens=True).strip())
-    return answers
+def final_figures(run: Run) -> dict[str, Any]:
+    """What a run ended with, by name."""
+    found: dict[str, Any] = {"steps": max(entry["step"] for entry in run.log)}
+    if rates := [entry["learning_rate"] for entry in run.log if "learning_rate" in entry]:
+        found["highest learning rate"] = max(rates)
+    for prefix, words in (("", "training"), ("eval_", "evaluation")):
+        for name, key in _FIGURES.items():
+            if values := [entry[prefix + key] for entry in run.log if prefix + key in entry]:
+                last = values[-max(1, len(values) // 10) :] if not prefix else values[-1:]
+                found[f"{words}: {name}"] = sum(last) / len(last)
+        if (chosen := found.get(f"{words}: reward of chosen")) is not None:
+            fell = max(chosen, found[f"{words}: reward of rejected"]) < 0
+            found[f"{words}: both rewards fell"] = fell
+    if run.scores is not None:
+        found["training pairs"] = run.scores.num_rows
+    for name, key in _ONCE.items():
+        if values := [entry[key] for entry in run.log if key in entry]:
+            found[name] = values[-1]
+    return found
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,10 +45,22 @@ _STYLE: dict[Any, Any] = {
 }
 # Okabe and Ito's colours: told apart by all readers.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+#: Title, what is logged of it (of chosen first, then of rejected), unit.
 _PANELS = (
-    ("Loss", "loss", "per pair, nats"),
-    ("Reward margin", "rewards/margins", "chosen − rejected"),
-    ("Accuracy", "rewards/accuracies", "share of pairs with a positive margin"),
+    ("Loss", ("loss",), "per pair, nats"),
+    ("Reward margin", ("rewards/margins",), "chosen − rejected"),
+    ("Accuracy", ("rewards/accuracies",), "share of pairs with a positive margin"),
+    ("Rewards", ("rewards/chosen", "rewards/rejected"), "beta × log-ratio to the reference"),
+    ("Log-probabilities", ("logps/chosen", "logps/rejected"), "of the response, nats"),
+)
+#: Title, unit, and the (B,) values of the training pairs.
+_OF_PAIRS: tuple[tuple[str, str, Callable[[pyarrow.Table], np.ndarray]], ...] = (
+    ("Weights", "weight of chosen (1 is DPO)", lambda s: s["weight_chosen"].to_numpy()),
+    (
+        "Imbalance",
+        "MI of chosen and of rejected apart",
+        lambda s: np.abs(s["mi_chosen"].to_numpy() - s["mi_rejected"].to_numpy()),
+    ),
 )
 _OTHERS = "(others)"
 # Blue: pulled less than in DPO. Orange: pulled more. Grey, not white, in the middle.
@@ -56,36 +68,72 @@ _WEIGHTS = LinearSegmentedColormap.from_list("weights", ["#2166ac", "#d0d0d0", "
 
 
 def curves(runs: Sequence[Run], path: Path) -> Path:
-    """Loss, reward margin and accuracy over the steps: training as lines, evaluation as dots."""
+    """Loss, reward margin, accuracy, rewards and log-probabilities over the steps, training as
+    lines and evaluation as dots; and of B-DPO runs how far weights and MI are apart in the pairs.
+    """
+    scored = [(i, run.scores) for i, run in enumerate(runs) if run.scores is not None]
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(13.5, 4), layout="constrained")
-        for axis, (title, key, unit) in zip(axes, _PANELS, strict=True):
+        figure, axes = plt.subplots(2, 4 if scored else 3, figsize=(18, 8), layout="constrained")
+        panels = list(axes.flat)
+        for axis, (title, keys, unit) in zip(panels, _PANELS, strict=False):
             for index, run in enumerate(runs):
                 colour = _COLOURS[index % len(_COLOURS)]
-                steps, values = _series(run, key)
-                axis.plot(steps, values, color=colour, alpha=0.25, lw=1)
-                axis.plot(steps, _smoothed(values), color=colour, lw=2, label=run.name)
-                steps, values = _series(run, f"eval_{key}")
-                axis.plot(steps, values, "o", color=colour, ms=6, mec="white", mew=1, zorder=3)
+                for key, style in zip(keys, ("-", "--"), strict=False):
+                    steps, values = _series(run, key)
+                    axis.plot(steps, values, color=colour, alpha=0.2, lw=1)
+                    axis.plot(steps, _smoothed(values), style, color=colour, lw=2)
+                    steps, values = _series(run, f"eval_{key}")
+                    full = {"color": colour, "ms": 6, "mec": "white", "mew": 1, "zorder": 3}
+                    axis.plot(steps, values, "o" if style == "-" else "v", **full)
             axis.set_title(title)
             axis.set_ylabel(unit, color="#444444")
             axis.set_xlabel("step", color="#444444")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        axes[0].set_ylim(bottom=0)
-        axes[1].axhline(0, color="#999999", lw=0.8)
-        axes[2].axhline(0.5, color="#999999", lw=0.8)
-        axes[2].set_ylim(top=1.02)
-        axes[2].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        handles, _ = axes[0].get_legend_handles_labels()
-        grey = "#777777"
-        handles.append(Line2D([], [], color=grey, alpha=0.4, lw=1, label="each step"))
-        if any("eval_loss" in entry for run in runs for entry in run.log):
-            dot = Line2D([], [], ls="", marker="o", color=grey, mec="white", label="evaluation")
-            handles.append(dot)
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        loss, margin, accuracy, rewards, _ = panels[: len(_PANELS)]
+        loss.set_ylim(bottom=0)
+        for axis in (margin, rewards):
+            axis.axhline(0, color="#999999", lw=0.8)
+        accuracy.axhline(0.5, color="#999999", lw=0.8)
+        accuracy.set_ylim(top=1.02)
+        accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        for axis, (title, unit, values_of) in zip(panels[len(_PANELS) :], _OF_PAIRS, strict=False):
+            if not scored:
+                break
+            for index, scores in scored:  # the same lines of several runs are all seen
+                ordered = np.sort(values_of(scores))
+                shares = np.arange(1, len(ordered) + 1) / len(ordered)
+                width = 2 + 2 * (len(runs) - 1 - index)
+                axis.plot(ordered, shares, color=_COLOURS[index % len(_COLOURS)], lw=width)
+            axis.set_title(title)
+            axis.set_xlabel(unit, color="#444444")
+            axis.set_ylabel("share of the training pairs up to here", color="#444444")
+            axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        _curves_legend(panels[-1], runs)
         figure.savefig(path)
         plt.close(figure)
     return path
+
+
+def _curves_legend(axis: Axes, runs: Sequence[Run]) -> None:
+    """In the place of the last panel."""
+    axis.axis("off")
+    grey = "#777777"
+    handles = [
+        Line2D([], [], color=_COLOURS[i % len(_COLOURS)], lw=2, label=_plain(run.name))
+        for i, run in enumerate(runs)
+    ]
+    handles += [
+        Line2D([], [], color=grey, lw=2, label="chosen"),
+        Line2D([], [], color=grey, lw=2, ls="--", label="rejected"),
+        Line2D([], [], color=grey, alpha=0.4, lw=1, label="each step"),
+    ]
+    if any("eval_loss" in entry for run in runs for entry in run.log):
+        for marker, side in (("o", "chosen"), ("v", "rejected")):
+            words = f"evaluation: {side}"
+            handles.append(
+                Line2D([], [], ls="", marker=marker, color=grey, mec="white", label=words)
+            )
+    axis.legend(handles=handles, loc="center left", fontsize=11)
 
 
 def mi_scatter(scored: Sequence[tuple[str, pyarrow.Table]], path: Path) -> Path:
@@ -131,7 +179,7 @@ def mi_scatter(scored: Sequence[tuple[str, pyarrow.Table]], path: Path) -> Path:
             unit = scores.schema.metadata[b"mi_unit"].decode()
             axis.set_xlabel(f"MI of chosen with its query, {unit}")
             axis.set_ylabel(f"MI of rejected with its query, {unit}")
-            axis.set_title(f"{name}: {len(chosen):,} training pairs")
+            axis.set_title(f"{_plain(name)}: {len(chosen):,} training pairs")
         bar = figure.colorbar(dots, ax=axes, shrink=0.75, aspect=28)
         bar.set_label("weight of chosen (1 is DPO)")
         bar.outline.set_visible(False)
@@ -200,7 +248,14 @@ def imbalance(
         axes["top"].set_title(f"{len(chosen):,} training pairs")
         if labels:
             handles = [
-                Line2D([], [], ls="", marker="o", color=colour, label=_legend(name, part.sum()))
+                Line2D(
+                    [],
+                    [],
+                    ls="",
+                    marker="o",
+                    color=colour,
+                    label=f"{_plain(name)} ({part.sum():,})",
+                )
                 for name, part, colour in zip(shown, parts, _COLOURS, strict=False)
             ]
             figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
@@ -209,10 +264,9 @@ def imbalance(
     return path
 
 
-def _legend(name: str, count: int) -> str:
-    # matplotlib would read a formula between dollars
-    short = visible(name).replace("$", r"\$").replace("\n", " ")[:40]
-    return f"{short} ({count:,})"
+def _plain(text: str) -> str:
+    """A name as text: matplotlib would read a formula between dollars."""
+    return visible(text).replace("\n", " ").replace("$", r"\$")[:60]
 
 
 def _series(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:

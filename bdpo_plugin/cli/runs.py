@@ -1,8 +1,10 @@
-"""A run as it lies on disk: its log, and the scores of its pairs."""
+"""A run as it lies on disk: its log, the scores of its pairs, its settings."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -55,6 +57,54 @@ def find_trainer_state(directory: Path) -> Path:
             "the run save at least one (saves_per_epoch: 1)"
         )
     return max(found, key=step)
+
+
+#: Entries of the files of a run that say where it ran or who ran it, and not what it computed.
+_OTHER = re.compile(
+    r"(^_|_dir$|(?<!or)_path$|run_name|hub_|push_to|local_rank|report_to|token$|key$|secret$|password$"
+    r"|^wandb|^mlflow|logging|^parent_library$|^megatron|inference_mode|_version$)"
+)
+#: The files of a run that have its settings, in the order in which the later one decides.
+_FILES = ("adapter_config.json", "bdpo_run.json", "bdpo/run.json", "bdpo/recipe.yml")
+
+
+def read_settings(directory: Path) -> dict[str, Any]:
+    """What a run was set to, as far as its folder says so, by name. Without folders, names of
+    accounts and tokens.
+
+    Raises:
+        click.ClickException: the run left no log, or a file of it cannot be read.
+    """
+    import yaml
+
+    state = find_trainer_state(directory)
+    found: dict[str, Any] = {}
+    ours = json.loads(state.read_text(encoding="utf-8"))
+    for name in ("num_train_epochs", "max_steps", "train_batch_size"):
+        found[name] = ours.get(name)
+    for file in _FILES:
+        for folder in (state.parent, directory):
+            path = folder / file
+            if not path.is_file():
+                continue
+            try:
+                content = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
+            except (UnicodeDecodeError, yaml.YAMLError) as error:
+                raise click.ClickException(f"{path} cannot be read: {error}") from error
+            if isinstance(content, dict):
+                found |= dict(_flat(content))
+    return {k: v for k, v in found.items() if v is not None and not _OTHER.search(k)}
+
+
+def _flat(content: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in a mapping of mappings, by their names. Those of our own settings have names
+    that say so."""
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from _flat(value, "" if name == "settings" else f"{before}{name}.")
+        else:
+            # a set, which PEFT writes in any order
+            yield before + name, sorted(value) if name == "target_modules" else value
 
 
 def named(directories: tuple[Path, ...]) -> list[tuple[Path, str]]:

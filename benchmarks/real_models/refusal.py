@@ -62,7 +62,7 @@ def answers(
     """
     import torch
 
-    from bdpo_plugin.cli.compare import load_model, load_tokenizer, load_trained
+    from bdpo_plugin.cli.answers import load_model, load_tokenizer, load_trained
 
     tokenizer = load_tokenizer(base)
     tokenizer.padding_side = "left"

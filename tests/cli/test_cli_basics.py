@@ -16,7 +16,7 @@ def test_version_and_help() -> None:
     assert __version__ in bdpo("--version")[1]
     code, shown = bdpo("--help")
     assert code == 0
-    for command in ("compare", "mi", "plot", "real", "recipes", "tiny"):
+    for command in ("answers", "compare", "mi", "plot", "real", "recipes", "tiny"):
         assert command in shown
 
 

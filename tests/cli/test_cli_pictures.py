@@ -1,5 +1,6 @@
-"""`bdpo plot` and `bdpo compare` on what real runs leave behind."""
+"""`bdpo plot`, `bdpo compare` and `bdpo answers` on what real runs leave behind."""
 
+import json
 import shutil
 
 import matplotlib.image
@@ -10,8 +11,8 @@ from running import history, pairs, scores, trainer
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
 
-from bdpo_plugin.cli.compare import load_trained
-from bdpo_plugin.cli.runs import read_run
+from bdpo_plugin.cli.answers import load_trained
+from bdpo_plugin.cli.runs import read_run, read_settings
 from bdpo_plugin.tiny import write
 
 
@@ -116,18 +117,94 @@ def test_plot_of_a_run_without_a_log(runs, tmp_path) -> None:
     assert "saves_per_epoch: 1" in shown
 
 
+def test_compare(runs) -> None:
+    finished, root = runs
+    code, shown = bdpo("compare", str(root / "bdpo"), str(root / "dpo"), "--json")
+    assert code == 0, shown
+    said = json.loads(shown)
+    assert said["settings"]["bdpo_balance"] == [True, None]
+    assert said["settings"]["bdpo_alpha"] == [1.5, None]
+    assert said["settings"]["r"] == [4, None]
+    assert "max_steps" not in said["settings"]
+    for name, run in finished.items():
+        figures = said["figures"][name]
+        assert figures["steps"] == 4
+        assert figures["highest learning rate"] == max(history(run, "learning_rate"))
+        assert figures["training: loss"] == history(run, "loss")[-1]
+        fell = max(history(run, f"rewards/{side}")[-1] for side in ("chosen", "rejected")) < 0
+        assert figures["training: both rewards fell"] is fell
+    assert said["figures"]["bdpo"]["evaluation: loss"] == history(finished["bdpo"], "eval_loss")[-1]
+    assert said["figures"]["bdpo"]["training pairs"] == 24
+    assert "training pairs" not in said["figures"]["dpo"]
+
+    code, shown = bdpo("compare", str(root / "bdpo"), str(root / "dpo"))
+    assert code == 0
+    for words in ("Settings that differ", "bdpo_alpha", "Final figures", "both rewards fell"):
+        assert words in shown
+
+
+def test_compare_a_run_with_itself(runs) -> None:
+    _, root = runs
+    code, shown = bdpo("compare", *[str(root / "bdpo")] * 2)
+    assert code == 0
+    assert "No setting that a run leaves in its folder differs" in shown
+
+
+def test_settings_are_those_of_the_run_and_name_no_account(runs, tmp_path) -> None:
+    _, root = runs
+    shutil.copytree(root / "bdpo", tmp_path / "run")
+    recipe = tmp_path / "run" / "bdpo" / "recipe.yml"
+    recipe.write_text("learning_rate: 0.5\nhub_token: hf_x\noutput_dir: /x\ntrl: {beta: 3}\n")
+    found = read_settings(tmp_path / "run")
+    assert found["max_steps"] == 4
+    assert found["r"] == 4
+    assert found["bdpo_weighting"] == "softmax"
+    assert found["target_modules"] == sorted(found["target_modules"])
+    assert (found["learning_rate"], found["trl.beta"]) == (0.5, 3)
+    assert "base_model_name_or_path" in found
+    assert not {"hub_token", "output_dir"} & set(found)
+
+    recipe.write_text("a: b: c")
+    code, shown = bdpo("compare", str(tmp_path / "run"))
+    assert code == 1
+    assert f"{recipe} cannot be read" in shown
+
+
 @pytest.mark.parametrize("name", ["bdpo", "dpo"])
-def test_compare(name, base, runs, tmp_path) -> None:
+def test_answers(name, base, runs, tmp_path) -> None:
     _, root = runs
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("How do I [bold]bake[/bold] bread?\n\nHow do I pick a lock?\n")
     code, shown = bdpo(
-        *("compare", str(base / "model"), str(root / name)),
+        *("answers", str(base / "model"), str(root / name)),
         *("--prompts", str(prompts), "--max-new-tokens", "8"),
     )
     assert code == 0, shown
     for expected in ("Prompt", "Before", "After", "[bold]bake[/bold]", "pick a lock?"):
         assert expected in shown
+
+
+def test_answers_of_an_adapter_and_of_the_model_it_is_merged_into(base, runs, tmp_path) -> None:
+    _, root = runs
+    load_trained(str(base / "model"), root / "bdpo").merge_and_unload().save_pretrained(
+        tmp_path / "merged"
+    )
+    (tmp_path / "prompts.txt").write_text("How do I bake bread?\nHow do I pick a lock?\n")
+    code, shown = bdpo(
+        *("answers", str(base / "model"), str(root / "bdpo"), str(tmp_path / "merged"), "--json"),
+        *("--prompts", str(tmp_path / "prompts.txt"), "--max-new-tokens", "8"),
+    )
+    assert code == 0, shown
+    said = json.loads(shown[shown.index("{") :])
+    assert list(said) == ["Prompt", "Before", "bdpo", "merged"]
+    assert said["Prompt"] == ["How do I bake bread?", "How do I pick a lock?"]
+    assert said["bdpo"] == said["merged"]
+    ids = torch.tensor([[5, 6, 7, 8]])
+    adapted, merged = (
+        load_trained(str(base / "model"), folder)(ids).logits
+        for folder in (root / "bdpo", tmp_path / "merged")
+    )
+    torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["bdpo", "dpo"])
@@ -154,20 +231,20 @@ def test_an_adapter_goes_before_full_weights_beside_it(base, runs, tmp_path) -> 
     torch.testing.assert_close(after, trained, rtol=1e-5, atol=1e-5)
 
 
-def test_compare_with_a_folder_that_is_no_run(base, tmp_path) -> None:
+def test_answers_of_a_folder_that_is_no_run(base, tmp_path) -> None:
     code, shown = bdpo(
-        *("compare", str(base / "model"), str(tmp_path)),
+        *("answers", str(base / "model"), str(tmp_path)),
         *("--prompts", str(base / "prompts.txt"), "--max-new-tokens", "1"),
     )
     assert code == 1
     assert "has neither adapter_config.json nor config.json" in shown
 
 
-def test_compare_without_a_prompt(base, runs, tmp_path) -> None:
+def test_answers_to_no_prompt(base, runs, tmp_path) -> None:
     _, root = runs
     (tmp_path / "prompts.txt").write_text("\n \n")
     code, shown = bdpo(
-        *("compare", str(base / "model"), str(root / "bdpo")),
+        *("answers", str(base / "model"), str(root / "bdpo")),
         *("--prompts", str(tmp_path / "prompts.txt")),
     )
     assert code == 1

@@ -1,0 +1,133 @@
+"""`bdpo answers`: what a model says before and after training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bdpo_plugin.cli.runs import named
+from bdpo_plugin.visible import visible
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@click.command()
+@click.argument("base")
+@click.argument(
+    "trained",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+)
+@click.option(
+    "--prompts",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A text file, one user message per line.",
+)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=96, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and no table.")
+def answers(
+    base: str, trained: tuple[Path, ...], prompts: Path, max_new_tokens: int, as_json: bool
+) -> None:
+    """Show greedy generations of BASE and of each TRAINED, side by side.
+
+    BASE is a model's name or folder; TRAINED the output folder of a run on it (a LoRA adapter, or
+    a full fine-tune), or the model that an adapter was merged into.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+    from transformers.utils import logging
+
+    questions = [line for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not questions:
+        raise click.ClickException(f"{prompts} has no prompt: put one user message on each line")
+    logging.disable_progress_bar()
+    tokenizer = load_tokenizer(base)
+    said = {"Before": generate(load_model(base, None), tokenizer, questions, max_new_tokens)}
+    for folder, name in named(trained):
+        heading = "After" if len(trained) == 1 else name
+        model = load_trained(base, folder)
+        said[heading] = generate(model, tokenizer, questions, max_new_tokens)
+    if as_json:
+        click.echo(json.dumps({"Prompt": questions, **said}, indent=1, ensure_ascii=False))
+        return
+    table = Table(show_lines=True)
+    for heading in ("Prompt", *said):
+        table.add_column(Text(visible(heading)), ratio=1, overflow="fold")
+    for row in zip(questions, *said.values(), strict=True):
+        table.add_row(*(Text(visible(cell)) for cell in row))
+    # Without a terminal, rich assumes 80 columns: too few for three columns of prose.
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(120, 40 * (1 + len(said))))
+    console.print(table)
+
+
+def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of `base`; a :class:`click.ClickException` if it cannot render a chat."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    if tokenizer.chat_template is None:
+        raise click.ClickException(f"the tokenizer of {base} has no chat template")
+    return tokenizer
+
+
+def load_trained(base: str, trained: Path) -> PreTrainedModel:
+    """The model of an output folder: its adapter on `base`, or its own full weights."""
+    # The adapter first: Axolotl leaves a model.safetensors beside the adapter too.
+    if (trained / "adapter_config.json").is_file():
+        return load_model(base, adapter=trained)
+    if (trained / "config.json").is_file():
+        return load_model(str(trained), adapter=None)
+    raise click.ClickException(
+        f"{trained} has neither adapter_config.json nor config.json: "
+        "give the output folder of a finished run, or one of its checkpoint-* folders"
+    )
+
+
+def load_model(name: str, adapter: Path | None) -> PreTrainedModel:
+    """A causal language model in the dtype it was saved in, on the GPU if there is one."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(name)
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(adapter))
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: list[str],
+    max_new_tokens: int,
+) -> list[str]:
+    """The greedy answer to each question, decoded without special tokens."""
+    answers = []
+    for question in questions:
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        ).to(model.device)
+        output = model.generate(
+            **prompt,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id
+            if tokenizer.pad_token_id is not None
+            else tokenizer.eos_token_id,
+        )
+        answer = output[0, prompt["input_ids"].shape[1] :]
+        answers.append(tokenizer.decode(answer, skip_special_tokens=True).strip())
+    return answers
