@@ -409,13 +409,18 @@ def show(agreement: dict[str, Any]) -> str:
             row["types_too"]["refused_or_not"],
         )
         lines.append(f"| {row['model']} | " + " | ".join(f"{100 * x:.1f} %" for x in cells) + " |")
-    lines += ["", "| labelled by people as | " + " | ".join(f"judge: {x}" for x in LABELS) + " |"]
-    lines.append("| --- | --- | --- | --- |")
-    total = np.sum([row["judge"]["confusion"] for row in agreement["xstest"]], axis=0)
     lines += [
-        f"| {label} | " + " | ".join(map(str, counts)) + " |"
-        for label, counts in zip(LABELS, total, strict=True)
+        "",
+        "| held-out model | labelled by people as | phrase rule: answered, refused | judge: "
+        f"{', '.join(LABELS)} |",
+        "| --- | --- | --- | --- |",
     ]
+    for row in agreement["xstest"]:
+        for label, phrases, judged in zip(
+            LABELS, row["phrases"]["confusion"], row["judge"]["confusion"], strict=True
+        ):
+            counts = (", ".join(map(str, phrases[:2])), ", ".join(map(str, judged)))
+            lines.append(f"| {row['model']} | {label} | " + " | ".join(counts) + " |")
     lines += [
         "",
         "| SmolLM2-135M-Instruct: refusals found (at least partial ones) | phrase rule | judge of "
