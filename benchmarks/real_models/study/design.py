@@ -21,10 +21,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "shuffled-label": {"bdpo_control": "shuffled:label"},
     "shuffled": {"bdpo_control": "shuffled"},
     "random": {"bdpo_control": "random"},
-    "bw": {"bdpo_scaling": False},
-    "sf": {"bdpo_balance": False},
     "dpo-low": {"bdpo_alpha": 0, "beta": 1 / 3},
     "dpo-high": {"bdpo_alpha": 0, "beta": 3},
+    "bw": {"bdpo_scaling": False},
+    "sf": {"bdpo_balance": False},
     "safedpo": {"bdpo_alpha": 0, "margin": 2.0},
 }
 NAMES = {
@@ -34,10 +34,10 @@ NAMES = {
     "shuffled-label": "control: MI shuffled within labels",
     "shuffled": "control: MI shuffled",
     "random": "control: random weights of the same spread",
-    "bw": "balance weights only (BW)",
-    "sf": "scaling factor only (SF)",
     "dpo-low": "DPO, a third of beta",
     "dpo-high": "DPO, three times beta",
+    "bw": "balance weights only (BW)",
+    "sf": "scaling factor only (SF)",
     "safedpo": "SafeDPO, margin 2",
 }
 
@@ -58,10 +58,10 @@ class Training:
     hh: int = 32
     tokens: int = 48
     beta: float = 0.1
-    rate: float = 2e-4
+    rate: float = 1e-3
     epochs: int = 2
     rank: int = 16
-    sft: float = 0.0
+    sft: float = 1.0
     batch: int = 8
 
 
@@ -105,11 +105,12 @@ class Preset:
     at_a_time: int = 40
 
     def jobs(self) -> Iterator[Job]:
-        """The model before training, then seed by seed all arms."""
+        """The model before training, then arm by arm all seeds: what is there can be compared."""
         yield Job(preset=self, arm="untrained", seed=0)
-        for seed in self.seeds:
-            for arm in self.arms:
+        for arm in self.arms:
+            for seed in self.seeds:
                 yield Job(preset=self, arm=arm, seed=seed)
+        for seed in self.seeds:
             for alpha in self.alphas:
                 for factor in (1 / 3, 1, 3):
                     keys = {"bdpo_alpha": alpha, "beta": factor}

@@ -23,7 +23,14 @@ def perform(job: Job, where: tuple[Path, Path, Path]) -> tuple[dict[str, Any], s
         found = _bench(job.preset, *where).run(job)
     except Exception:  # whatever it is, the other runs go on
         return {}, traceback.format_exc()
-    about = {"arm": job.arm, "seed": job.seed, "settings": job.settings}
+    from benchmarks.safety_world.versions import package_digest
+
+    about = {
+        "package": package_digest(),
+        "arm": job.arm,
+        "seed": job.seed,
+        "settings": job.settings,
+    }
     training = vars(job.preset.training)
     return about | {"training": training, "dtype": job.preset.dtype, **found}, ""
 
