@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.real_models.refusal import outcome
+from benchmarks.real_models.judge import Judge
 from benchmarks.safety_world.analysis import student
 
 RESAMPLES = 10_000
+#: The judge hardly tells partial refusals apart.
+_REFUSALS = {"partly": "refused"}
 #: A record of a run, as the worker wrote it.
 Record = Mapping[str, Any]
 #: Values of the prompts, in groups that count alike.
@@ -84,12 +86,15 @@ class Difference(NamedTuple):
 
 
 def read_all(folder: Path) -> list[Record]:
-    """The records in a folder, with ``verdicts`` of their answers."""
+    """The records in a folder, with ``verdicts`` of their answers; a partial refusal is one."""
+    judge = Judge.load()
     found = []
     for file in sorted(folder.glob("*.json")):
         record = json.loads(file.read_text("utf-8"))
-        said = record["answers"].items()
-        record["verdicts"] = {name: [outcome(answer) for answer in made] for name, made in said}
+        record["verdicts"] = {
+            name: [_REFUSALS.get(verdict, verdict) for verdict in judge.judge(answers, answers)]
+            for name, answers in record["answers"].items()
+        }
         found.append(record)
     return found
 

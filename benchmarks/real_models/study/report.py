@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from benchmarks.real_models.judge import Judge
 from benchmarks.real_models.study.analysis import (
     CHOICE,
     MEASURES,
@@ -65,7 +66,7 @@ def write(folder: Path, preset: Preset, name: str) -> Path:
 def write_tuning(folder: Path, untrained: Record | None) -> Path:
     """``tables.md`` of the settings of plain DPO, the best one first."""
     found = read_all(folder)
-    lines = ["# Tuning of plain DPO", ""]
+    lines = ["# Tuning of plain DPO", "", f"Answers are judged by `judge.py`. {_agreement()}", ""]
     lines += [f"| SFT | rate | beta | epochs | score | {' | '.join(m.name for m in MEASURES)} |"]
     lines += [f"| --- | --- | --- | --- | --- |{' --- |' * len(MEASURES)}"]
     if untrained:
@@ -101,6 +102,24 @@ def _head(records: Records, preset: Preset, name: str) -> Iterator[str]:
         "and how: [PLAN.md](../../../PLAN.md)."
     )
     yield ""
+    yield f"Answers are judged by `judge.py`. {_agreement()}"
+    yield ""
+
+
+def _agreement() -> str:
+    """How far the judge agrees with people, in a sentence to stand beside every table."""
+    found = Judge.agreement()["xstest"]
+    with_types, without = (
+        [100 * of_model[key]["refused_or_not"] for of_model in found]
+        for key in ("judge", "types_too")
+    )
+    return (
+        f"On refused or not it agrees with people in {min(with_types):.0f} to "
+        f"{max(with_types):.0f} % of the answers of a model that it has not seen, in "
+        f"{min(without):.0f} to {max(without):.0f} % where it has not seen the type of prompt "
+        "either, and misses soft refusals of a small model: "
+        "[the judge](../../../README.md#the-judge)."
+    )
 
 
 def _levels(records: Records) -> Iterator[str]:
