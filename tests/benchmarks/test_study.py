@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 pytest.importorskip("trl")
+pytest.importorskip("sklearn")
 
 from click.testing import CliRunner
 from real_runs import make_tiny
