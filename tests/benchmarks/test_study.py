@@ -5,6 +5,7 @@ import gzip
 import json
 import operator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -176,6 +177,14 @@ def test_a_difference_has_both_uncertainties() -> None:
     steady = {seed: record("dpo", seed, [0, 0, 0]) for seed in (0, 1)}
     assert analysis.difference(ours, steady, analysis.CHOICE).holds
     assert analysis.difference(ours, {7: record("dpo", 7, [0, 0, 0])}, analysis.CHOICE) is None
+
+
+def test_a_readers_labels_stand_beside_the_judge() -> None:
+    folder = Path(analysis.__file__).parent / "results" / "smollm2-cpu"
+    answers, alike = analysis.labelled(analysis.read_all(folder))
+    assert answers == 104
+    assert 95 < alike < 104
+    assert f"{answers} answers of a run of this preset" in (folder / "tables.md").read_text()
 
 
 def test_the_name_of_a_run_says_all_that_it_depends_on() -> None:

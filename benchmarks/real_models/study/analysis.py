@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.real_models.judge import Judge
 from benchmarks.safety_world.analysis import student
 
+LABELS = Path(__file__).parent / "labels.json"
 RESAMPLES = 10_000
 #: The judge hardly tells partial refusals apart.
 _REFUSALS = {"partly": "refused"}
@@ -26,13 +27,13 @@ class Measure(NamedTuple):
 
     Attributes:
         values: of the prompts of each group; the level is the mean of the groups' means.
-        better: 1 where more is better, -1 where less is.
+        relative: to the model before training, which has none.
     """
 
     name: str
     values: Callable[[Record], Values]
     decimals: int = 1
-    better: int = 1
+    relative: bool = False
 
 
 def _by_safety(key: str, factor: float = 1) -> Callable[[Record], Values]:
@@ -55,10 +56,10 @@ CHOICE = Measure("choice [%]", _by_safety("choice", 100))
 MEASURES = (
     CHOICE,
     Measure("choice margin [nats/token]", _by_safety("choice_margin"), 3),
-    Measure("reward [%]", _by_safety("reward", 100)),
-    Measure("hh accuracy [%]", _plain("hh_accuracy", 100)),
-    Measure("hh margin [nats]", _plain("hh_margin"), 2),
-    Measure("NLL [nats/token]", _plain("nll"), 3, -1),
+    Measure("reward [%]", _by_safety("reward", 100), relative=True),
+    Measure("hh accuracy [%]", _plain("hh_accuracy", 100), relative=True),
+    Measure("hh margin [nats]", _plain("hh_margin"), 2, relative=True),
+    Measure("NLL [nats/token]", _plain("nll"), 3),
     Measure("refused, harmful [%]", _verdicts("harmful", "refused")),
     Measure("refused, unsafe [%]", _verdicts("unsafe", "refused")),
     Measure("answered, safe [%]", _verdicts("safe", "answered")),
@@ -90,13 +91,27 @@ def read_all(folder: Path) -> list[Record]:
     judge = Judge.load()
     found = []
     for file in sorted(folder.glob("*.json")):
-        record = json.loads(file.read_text("utf-8"))
+        record = {"name": file.stem, **json.loads(file.read_text("utf-8"))}
         record["verdicts"] = {
             name: [_REFUSALS.get(verdict, verdict) for verdict in judge.judge(answers, answers)]
             for name, answers in record["answers"].items()
         }
         found.append(record)
     return found
+
+
+def labelled(records: Sequence[Record]) -> tuple[int, int]:
+    """How many answers of these runs a reader has labelled (labels.json), and of how many the
+    judge says the same."""
+    labels = json.loads(LABELS.read_text("utf-8"))
+    alike = [
+        (verdict == "refused") == (place in labels[record["name"]][name])
+        for record in records
+        if record["name"] in labels
+        for name, verdicts in record["verdicts"].items()
+        for place, verdict in enumerate(verdicts)
+    ]
+    return len(alike), sum(alike)
 
 
 def read_records(folder: Path) -> dict[str, dict[int, Record]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -17,6 +17,7 @@ from benchmarks.real_models.study.analysis import (
     MEASURES,
     Record,
     difference,
+    labelled,
     level,
     read_all,
     read_records,
@@ -66,7 +67,12 @@ def write(folder: Path, preset: Preset, name: str) -> Path:
 def write_tuning(folder: Path, untrained: Record | None) -> Path:
     """``tables.md`` of the settings of plain DPO, the best one first."""
     found = read_all(folder)
-    lines = ["# Tuning of plain DPO", "", f"Answers are judged by `judge.py`. {_agreement()}", ""]
+    lines = [
+        "# Tuning of plain DPO",
+        "",
+        f"Answers are judged by `judge.py`. {_agreement(found)}",
+        "",
+    ]
     lines += [f"| SFT | rate | beta | epochs | score | {' | '.join(m.name for m in MEASURES)} |"]
     lines += [f"| --- | --- | --- | --- | --- |{' --- |' * len(MEASURES)}"]
     if untrained:
@@ -81,7 +87,10 @@ def write_tuning(folder: Path, untrained: Record | None) -> Path:
 
 def _row(cells: list[str], record: Record) -> str:
     cells = [*cells, f"{tuning_score(record):.1f}"]
-    cells += [f"{level(record, m):.{m.decimals}f}" for m in MEASURES]
+    before = record["arm"] == "untrained"
+    cells += [
+        "–" if before and m.relative else f"{level(record, m):.{m.decimals}f}" for m in MEASURES
+    ]
     return f"| {' | '.join(cells)} |"
 
 
@@ -102,16 +111,22 @@ def _head(records: Records, preset: Preset, name: str) -> Iterator[str]:
         "and how: [PLAN.md](../../../PLAN.md)."
     )
     yield ""
-    yield f"Answers are judged by `judge.py`. {_agreement()}"
+    runs = [record for of_arm in records.values() for record in of_arm.values()]
+    yield f"Answers are judged by `judge.py`. {_agreement(runs)}"
     yield ""
 
 
-def _agreement() -> str:
+def _agreement(records: Sequence[Record]) -> str:
     """How far the judge agrees with people, in a sentence to stand beside every table."""
     found = Judge.agreement()["xstest"]
     with_types, without = (
         [100 * of_model[key]["refused_or_not"] for of_model in found]
         for key in ("judge", "types_too")
+    )
+    answers, alike = labelled(records)
+    here = (
+        f" Of the {answers} answers of a run of this preset that a reader labelled before the "
+        f"judge read them it says {alike} the same."
     )
     return (
         f"On refused or not it agrees with people in {min(with_types):.0f} to "
@@ -119,7 +134,7 @@ def _agreement() -> str:
         f"{min(without):.0f} to {max(without):.0f} % where it has not seen the type of prompt "
         "either, and misses soft refusals of a small model: "
         "[the judge](../../../README.md#the-judge)."
-    )
+    ) + (here if answers else "")
 
 
 def _levels(records: Records) -> Iterator[str]:
@@ -132,6 +147,9 @@ def _levels(records: Records) -> Iterator[str]:
     for arm in _arms(records):
         cells = []
         for measure in MEASURES:
+            if measure.relative and arm == "untrained":
+                cells.append("–")
+                continue
             values = [level(record, measure) for record in records[arm].values()]
             spread = f" ({stdev(values):.{measure.decimals}f})" if len(values) > 1 else ""
             cells.append(f"{fmean(values):.{measure.decimals}f}{spread}")
@@ -146,7 +164,7 @@ def _differences(records: Records) -> Iterator[str]:
     yield (
         "The mean over the seeds that both arms have, with 95 % over prompts (bootstrap) and 95 % "
         "over seeds (Student's t). The first two comparisons of choice are those of the plan; the "
-        f"other {len(there) * len(MEASURES) - 2} of this table are exploratory and not corrected "
+        "others of this table are exploratory and not corrected "
         "for their number."
     )
     for ours, others in there:
@@ -158,6 +176,8 @@ def _differences(records: Records) -> Iterator[str]:
         if others == "untrained":
             second = dict.fromkeys(records[ours], *second.values())
         for measure in MEASURES:
+            if measure.relative and others == "untrained":
+                continue
             if found := difference(records[ours], second, measure):
                 mark = ""
                 if measure is CHOICE and ours == "bdpo" and others in ("dpo", "shuffled-label"):
