@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from bdpo_plugin.settings import PREFIX, BDPOError
+from bdpo_plugin.settings import PREFIX, RECIPE, BDPOError
 
 #: The values by which a configuration says that a key is not used.
 OFF: tuple[Any, ...] = (False, "", [], {})
@@ -62,7 +62,11 @@ def check_no_keys(values: Mapping[str, Any], said: str, wanted: str) -> None:
     Raises:
         BDPOError: with the keys and what to do.
     """
-    keys = [k for k, value in values.items() if str(k).startswith(PREFIX) and value is not None]
+    keys = [
+        key
+        for key, value in values.items()
+        if str(key).startswith(PREFIX) and key != RECIPE and value is not None
+    ]
     if keys:
         raise BDPOError(
             f"`{keys[0]}` has no effect with `{said}`. Write `{wanted}`, or remove: "

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 PREFIX = "bdpo_"
+#: A mapping that says what a configuration is and what came of it. No run reads it.
+RECIPE = "bdpo_recipe"
 
 WEIGHTINGS = ("softmax", "power")
 MI_ESTIMATORS = ("pointwise", "expected")
@@ -135,12 +137,13 @@ class BDPOSettings:
     def from_keys(cls, values: Mapping[str, Any]) -> BDPOSettings:
         """Settings from a host's configuration: its ``bdpo_*`` entries; all others are ignored.
 
-        An entry of None counts as left out, as hosts fill their undeclared defaults with it.
+        An entry of None counts as left out, as hosts fill their undeclared defaults with it, and
+        so does :data:`RECIPE`.
 
         Raises:
             BDPOError: an unknown ``bdpo_*`` key (with the nearest known one), or a bad value.
         """
-        ours = {key: value for key, value in values.items() if key.startswith(PREFIX)}
+        ours = {k: v for k, v in values.items() if k.startswith(PREFIX) and k != RECIPE}
         known = cls.keys()
         for key in ours:
             if key not in known:
@@ -165,13 +168,13 @@ class BDPOSettings:
             )
 
 
-def unknown_key_message(key: str) -> str:
-    """What to say of a ``bdpo_*`` key that does not exist."""
-    nearest = difflib.get_close_matches(key, BDPOSettings.keys(), n=1, cutoff=0.0)[0]
-    return (
-        f"Unknown key `{key}`. Did you mean `{nearest}`? "
-        f"The keys of B-DPO are: {', '.join(BDPOSettings.keys())}."
-    )
+def unknown_key_message(key: str, known: Iterable[str] | None = None) -> str:
+    """What to say of a key that is none of the `known`, which are B-DPO's unless told."""
+    nearest = difflib.get_close_matches(key, known or BDPOSettings.keys(), n=1, cutoff=0.0)[0]
+    message = f"Unknown key `{key}`. Did you mean `{nearest}`?"
+    if known is None:
+        message += f" The keys of B-DPO are: {', '.join(BDPOSettings.keys())}."
+    return message
 
 
 def check_loss(

@@ -23,7 +23,9 @@ SOURCES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE
 UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 PROCESSES = {"subprocess", "multiprocessing", "pty", "runpy", "code", "codeop", "ctypes"}
 READERS = {"yaml", "ruamel", "xml"}
-YAML = {"configs.py", "runs.py"}
+YAML = {
+    *("configs.py", "facts.py", "files.py", "plugin.py", "record.py", "runs.py", "trial.py"),
+}
 
 
 def calls():
@@ -55,22 +57,27 @@ def test_no_module_that_unpickles_or_starts_processes_but_pip() -> None:
     banned = UNPICKLING | PROCESSES | READERS
     found = {(where.partition(":")[0], name) for where, name in imported() if name in banned}
     readers = {(path.name, "yaml") for path in SOURCES if path.name in YAML}
-    assert found == {("packages.py", "subprocess"), *readers}
+    assert found == {("packages.py", "subprocess"), ("run.py", "subprocess"), *readers}
 
 
 def test_yaml_makes_no_object() -> None:
     used = {name.partition("(")[0] for _, name, _ in calls() if name.startswith("yaml.")}
-    assert used == {"yaml.safe_load"}
+    assert used == {"yaml.safe_load", "yaml.safe_dump", "yaml.compose"}
 
 
-def test_the_one_process_is_pip_downloading_what_the_code_names() -> None:
+def test_processes_are_the_hosts_command_and_pip_downloading_what_the_code_names() -> None:
     """The digest of a file is in the requirement, so that pip checks it before it runs anything."""
     from bdpo_plugin.real.packages import MODEL, PAIRS
 
-    started = [node for _, name, node in calls() if name.startswith("subprocess.")]
-    assert [ast.unparse(node.func) for node in started] == ["subprocess.run"]
-    assert "shell" not in {keyword.arg for keyword in started[0].keywords}
-    assert ast.unparse(started[0].args[0]).startswith("[*download, ")
+    found = [node for _, name, node in calls() if name.startswith("subprocess.")]
+    assert {ast.unparse(node.func) for node in found} == {"subprocess.run"}
+    assert "shell" not in {keyword.arg for node in found for keyword in node.keywords}
+    first = sorted(ast.unparse(node.args[0]) for node in found)
+    assert len(first) == 2
+    assert first[0].startswith("[*download, ")
+    assert first[1] == "words"
+    source = ast.unparse(SOURCES[PACKAGE / "cli" / "recipes" / "run.py"])
+    assert "return [found, 'train', str(file), *arguments]" in source
     source = ast.unparse(SOURCES[PACKAGE / "real" / "packages.py"])
     assert "download = [sys.executable, '-m', 'pip', 'download', '--no-deps', " in source
     assert "{package.name}=={package.version} --hash=sha256:{package.sha256}" in source
@@ -217,7 +224,7 @@ def test_recipes_overwrite_nothing(tmp_path) -> None:
 
     target = tmp_path / "kept.yml"
     target.write_text("mine")
-    for name in ("axolotl/lora", "../../x", "/etc/passwd"):
+    for name in ("axolotl/qwen2-7b-lora", "../../x", "/etc/passwd"):
         assert CliRunner().invoke(main, ["recipes", "copy", name, str(target)]).exit_code == 1
     assert target.read_text() == "mine"
 
@@ -279,14 +286,14 @@ def test_environment_variables_that_are_read() -> None:
         for _, name, node in calls()
         if name in ("os.environ.get", "os.getenv", "environ.get", "getenv")
     }
-    assert read == {"'BDPO_AUTOLOAD'", "'XDG_CACHE_HOME'", "'USE_MCA'"}
+    assert read == {"'BDPO_AUTOLOAD'", "'XDG_CACHE_HOME'", "'USE_MCA'", "FIRST_STEPS"}
     others = [
         f"{path.name}:{node.lineno}"
         for path, tree in SOURCES.items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb")
     ]
-    assert len(others) == len(read)
+    assert len(others) == len(read) + 1  # which a host's command is given as they are
 
 
 def test_no_token_is_shown_or_written(tmp_path, capfd, monkeypatch) -> None:

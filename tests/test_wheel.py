@@ -105,6 +105,7 @@ def test_holds_the_entry_points_and_the_licence(content) -> None:
     declared.read_string(content[f"{INFO}/entry_points.txt"])
     assert {name: dict(declared[name]) for name in declared.sections()} == {
         "console_scripts": {"bdpo": "bdpo_plugin.cli:main"},
+        "axolotl.cli_commands": {"bdpo": "bdpo_plugin.cli:main"},
         "torch.backends": {"bdpo_plugin": "bdpo_plugin.autoload:install"},
     }
     assert content[f"{INFO}/licenses/LICENSE"] == (ROOT / "LICENSE").read_text()
@@ -127,7 +128,7 @@ def test_is_what_the_new_environment_imports(installed, tmp_path) -> None:
 
 
 def test_bdpo_lists_and_copies_its_recipes(installed, tmp_path) -> None:
-    listed = run(installed, tmp_path, "bdpo", "recipes")
+    listed = run(installed, tmp_path, "bdpo", "recipes", "list", "--json")
     assert "axolotl/tiny-cpu.yml" in listed
     assert str(installed.parent) in listed
     run(installed, tmp_path, "bdpo", "recipes", "copy", "tiny-cpu")

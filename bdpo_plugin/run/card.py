@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from huggingface_hub import ModelCard
 
 from bdpo_plugin.run.report import control_note, mi_unit, quantiles, score_file
 from bdpo_plugin.settings import BDPOSettings
+from bdpo_plugin.shareable import without_secrets
 
 NAME = "B-DPO"
 #: In the form of TRL's trainers.
@@ -30,8 +30,6 @@ TAGS = ("bdpo", "dpo")
 
 _TITLE = f"## {NAME}"
 _PICTURES = {"curves.png": "Training curves", "mi_scatter.png": "Mutual information of the pairs"}
-#: What looks like a token or a key of somebody's.
-_SECRET = re.compile(r"\b(hf_|sk-|ghp_|github_pat_|glpat-)\w[\w-]{15,}|\b[0-9a-f]{40}\b")
 
 
 def complete_card(
@@ -83,7 +81,7 @@ def _section(
         if (folder / file).is_file():
             yield f"![{words}](./{file})"
     if recipe is not None and recipe.is_file():
-        text = _SECRET.sub("(left out)", recipe.read_text(encoding="utf-8"))
+        text = without_secrets(recipe.read_text(encoding="utf-8"))
         title = f"<details><summary>{recipe.name}</summary>"
         yield f"{title}\n\n```yaml\n{text.rstrip()}\n```\n\n</details>"
     if cite:

@@ -21,6 +21,7 @@ from bdpo_plugin.run.card import complete_card
 from bdpo_plugin.run.columns import LENGTH, batch_scores, unscored
 from bdpo_plugin.run.continuing import check_checkpoint, write_description
 from bdpo_plugin.run.datasets import ReadyDatasets, Tokenised, prepare
+from bdpo_plugin.run.record import FirstSteps, first_steps, write_record
 from bdpo_plugin.run.reference_source import ReferenceSource
 from bdpo_plugin.run.scorer import Scorer, Weigh
 from bdpo_plugin.run.step import LossTerms, Metrics, preference_step
@@ -49,15 +50,19 @@ class RunMixin(_Trainer):
     Attributes:
         settings: of the run.
         scorer: of the run; it is made with the first dataset, whose pairs settle the null prompt.
-        recipe: the configuration that the host was started with, for the model card.
+        recipe: the file that the host was started with, for the model card.
+        configuration: what it says, with what the command line changed of it, for the record.
     """
 
+    #: Whose command starts a run of this trainer.
+    host = "trl"
     #: The loss of each pair; a subclass that studies another may have it here.
     pair_loss = staticmethod(bdpo_loss)
 
     settings: BDPOSettings
     scorer: Scorer
     recipe: Path | None = None
+    configuration: str | None = None
     # of the host's trainer
     _terms: LossTerms
     _tokenizer: Any
@@ -189,6 +194,10 @@ class RunMixin(_Trainer):
         if resume_from_checkpoint:
             plain = not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
             check_checkpoint(resume_from_checkpoint, self._description(), optimizer=plain)
+        if (steps := first_steps()) is not None:
+            self.add_callback(FirstSteps(steps))  # after all others
+        if self.is_world_process_zero():
+            write_record(self)
         return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

@@ -45,7 +45,7 @@ OURS = (
 )
 _HOOKS = "benchmarks.real_models.hooks.Hooks"
 #: Keys of the recipes that ask for evaluation during training, or for checkpoints.
-_NOT_NEEDED = ("val_set_size", "evals_per_epoch", "saves_per_epoch")
+_NOT_NEEDED = ("val_set_size", "evals_per_epoch", "saves_per_epoch", "bdpo_recipe", "deepspeed")
 
 
 class StepError(Exception):
@@ -130,8 +130,9 @@ class Run:
         Args:
             output: the paths in it begin with this one; the run's own folder is below it.
         """
-        recipe = ROOT / "example_configs" / "axolotl" / f"{self.setting.adapter}.yml"
-        config = yaml.safe_load(recipe.read_text()) | self.setting.keys
+        recipe = ROOT / "example_configs" / "axolotl" / f"qwen2-7b-{self.setting.adapter}.yml"
+        config = yaml.safe_load(recipe.read_text())
+        config |= {"attn_implementation": "sdpa"} | self.setting.keys
         balanced = self.method != "dpo"
         config = {
             key: value

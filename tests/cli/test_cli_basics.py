@@ -1,15 +1,13 @@
-"""The `bdpo` command as a whole, `bdpo tiny` and `bdpo recipes`."""
+"""The `bdpo` command as a whole, `bdpo tiny`, and `bdpo recipes copy`."""
 
 import subprocess
 import sys
 
 import pytest
-import yaml
 from commandline import bdpo
 
 from bdpo_plugin import __version__
-from bdpo_plugin.cli.recipes import recipe_root
-from bdpo_plugin.settings import BDPOSettings
+from bdpo_plugin.cli.recipes.files import recipe_root
 
 
 def test_version_and_help() -> None:
@@ -40,22 +38,6 @@ def test_tiny_with_more_pairs_than_there_are(tmp_path) -> None:
     code, shown = bdpo("tiny", str(tmp_path), "--steps", "0", "--train-pairs", "1000000")
     assert code == 1
     assert "train pairs at most, not 1000000" in shown
-
-
-def test_recipes_are_listed_with_their_paths() -> None:
-    code, shown = bdpo("recipes")
-    assert code == 0
-    listed = [line.split() for line in shown.splitlines()]
-    assert "axolotl/tiny-cpu.yml" in [name for name, _ in listed]
-    for name, path in listed:
-        assert path == str(recipe_root() / name)
-
-
-@pytest.mark.parametrize("path", sorted(recipe_root().rglob("*.yml")), ids=lambda p: p.stem)
-def test_every_recipe_asks_for_bdpo_with_keys_that_exist(path) -> None:
-    recipe = yaml.safe_load(path.read_text())
-    assert "bdpo" in (recipe.get("rl"), recipe.get("pref_loss"))
-    BDPOSettings.from_keys(recipe)
 
 
 @pytest.mark.parametrize("name", ["tiny-cpu", "tiny-cpu.yml", "axolotl/tiny-cpu.yml"])

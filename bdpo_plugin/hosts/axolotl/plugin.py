@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import yaml
 from axolotl.integrations.base import BasePlugin, PluginManager
 from axolotl.utils.dict import DictDefault
-from transformers import Trainer
+from transformers import Trainer, set_seed
 
-from bdpo_plugin.hosts.axolotl.resolve import MARK, PLUGIN, check_resolved, resolve
+from bdpo_plugin.hosts.axolotl.resolve import CHANGED, MARK, PLUGIN, check_resolved, resolve
+from bdpo_plugin.run.record import configuration_text
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 
 
@@ -21,8 +23,11 @@ class BDPOPlugin(BasePlugin):
 
     def register(self, cfg: DictDefault) -> None:
         """Rewrite a raw B-DPO configuration (see :func:`~.resolve.resolve`)."""
+        changed = _changed(cfg) if cfg.get("rl") == "bdpo" else {}
         if not resolve(cfg):
             return
+        if changed:
+            cfg[CHANGED] = changed
         from axolotl.core.builders import rl
         from axolotl.utils.data import rl as data
 
@@ -55,6 +60,8 @@ class BDPOPlugin(BasePlugin):
         if not cfg.get(MARK):
             return
         check_resolved(cfg)
+        if cfg.seed is not None:
+            set_seed(cfg.seed)  # Axolotl leaves the weights of a new adapter to chance
         if (other := PluginManager.get_instance().get_trainer_cls(cfg)) is not None:
             raise BDPOError(
                 f"Another plugin brings its own trainer, {other.__name__}, which would take the "
@@ -73,7 +80,22 @@ class BDPOPlugin(BasePlugin):
                 f"Nothing has been trained. Is `{PLUGIN}` the only plugin with a trainer?"
             )
         if cfg.axolotl_config_path:
-            trainer.recipe = Path(cfg.axolotl_config_path)
+            path = trainer.recipe = Path(cfg.axolotl_config_path)
+            written = yaml.safe_load(path.read_text(encoding="utf-8"))
+            changed = DictDefault(cfg.get(CHANGED) or {}).to_dict()
+            trainer.configuration = configuration_text(path, written | changed)
         # Axolotl tells the datasets only to its own DPO trainer.
         paths = [dataset["path"] for dataset in cfg.datasets or []]
         trainer.dataset_tags = [path for path in paths if not Path(path).is_dir()]
+
+
+def _changed(cfg: DictDefault) -> dict[str, Any]:
+    """The keys that the command line has put into a raw configuration, or changed in it."""
+    from axolotl.utils.schemas.config import AxolotlInputConfig
+
+    path = cfg.get("axolotl_config_path")
+    if not path:
+        return {}
+    written = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    known = {*AxolotlInputConfig.model_fields, *BDPOSettings.keys()} - {"axolotl_config_path"}
+    return {key: cfg[key] for key in cfg if key in known and cfg[key] != written.get(key)}

@@ -29,5 +29,6 @@ class AxolotlBDPOTrainer(BDPOTrainer, _AxolotlDPOTrainer):
     """:class:`~bdpo_plugin.trainer.BDPOTrainer` with Axolotl's samplers, schedulers, optimizers,
     tokenisation and model-card tags."""
 
+    host = "axolotl"
     _tag_names = ["axolotl", "trl", *TAGS]  # noqa: RUF012
     tag_names = [*AxolotlDPOTrainer.tag_names, "bdpo"]  # noqa: RUF012

@@ -16,7 +16,7 @@ from typing import Any
 import wrapt
 
 from bdpo_plugin.hosts.llamafactory.args import KEYS, PREF_LOSS, is_tested, with_bdpo
-from bdpo_plugin.settings import PREFIX, BDPOError, BDPOSettings, unknown_key_message
+from bdpo_plugin.settings import PREFIX, RECIPE, BDPOError, BDPOSettings, unknown_key_message
 
 
 def put_arguments(module: Any) -> None:
@@ -29,8 +29,13 @@ def put_arguments(module: Any) -> None:
         package.FinetuningArguments = ours
 
 
+#: What LLaMA-Factory was last given for its parser, and the configuration that it was made of.
+_read: ContextVar[tuple[dict[str, Any], dict[str, Any]] | None] = ContextVar("read", default=None)
+
+
 def wrap_read_args(module: ModuleType) -> None:
-    """Wrap `llamafactory.hparams.parser.read_args`: an unknown ``bdpo_*`` key is told apart."""
+    """Wrap `llamafactory.hparams.parser.read_args`: an unknown ``bdpo_*`` key is told apart, and
+    the description of a recipe, which its parser would refuse, is taken out."""
     if is_tested():
         wrapt.wrap_function_wrapper(module, "read_args", _read_args)
 
@@ -38,9 +43,14 @@ def wrap_read_args(module: ModuleType) -> None:
 def _read_args(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     found = wrapped(*args, **kwargs)
     for key in _keys(found):
-        if key.startswith(PREFIX) and key not in KEYS:
+        if key.startswith(PREFIX) and key not in (*KEYS, RECIPE):
             raise BDPOError(unknown_key_message(key))
-    return found
+    last = _read.get()
+    if not isinstance(found, dict) or (last is not None and found is last[0]):
+        return found
+    rest = {key: value for key, value in found.items() if key != RECIPE}
+    _read.set((rest, found))
+    return rest
 
 
 def _keys(arguments: dict[str, Any] | list[str]) -> Iterable[str]:
@@ -61,8 +71,12 @@ def _trainer(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[s
     if finetuning_args.pref_loss != PREF_LOSS:
         return wrapped(*args, **kwargs)
     from bdpo_plugin.hosts.llamafactory.trainer import LlamaFactoryBDPOTrainer
+    from bdpo_plugin.run.record import configuration_text
 
-    return LlamaFactoryBDPOTrainer(*args, **kwargs)
+    trainer = LlamaFactoryBDPOTrainer(*args, **kwargs)
+    if (read := _read.get()) is not None:
+        trainer.configuration = configuration_text(_recipe(), read[1])
+    return trainer
 
 
 _running: ContextVar[bool] = ContextVar("a B-DPO run loads its data", default=False)
@@ -88,10 +102,14 @@ def _run_dpo(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[s
 
         # LLaMA-Factory writes it with a method of transformers' trainer, past that of ours
         settings = BDPOSettings.from_keys(vars(finetuning_args))
-        files = [Path(word) for word in sys.argv[1:] if word.endswith((".yaml", ".yml"))]
-        recipe = files[0] if files else None
-        complete_card(training_args.output_dir, settings, recipe=recipe, cite=True)
+        complete_card(training_args.output_dir, settings, recipe=_recipe(), cite=True)
     return done
+
+
+def _recipe() -> Path | None:
+    """The file that LLaMA-Factory's command was given."""
+    files = [Path(word) for word in sys.argv[1:] if word.endswith((".yaml", ".yml"))]
+    return files[0] if files else None
 
 
 def wrap_loader(module: ModuleType) -> None:

@@ -48,6 +48,8 @@ class LlamaFactoryBDPOTrainer(RunMixin, CustomDPOTrainer):
         BDPOError: data that cannot be trained on, or a run that cannot be honoured.
     """
 
+    host = "llamafactory"
+
     def __init__(
         self, model: Any, ref_model: Any, finetuning_args: Any, processor: Any = None, **kwargs: Any
     ) -> None:

@@ -60,7 +60,7 @@ def test_other_losses_have_the_arguments_of_llama_factory(arguments, original, p
 )
 def test_recipe_is_accepted(recipe, tmp_path):
     keys = yaml.safe_load(recipe.read_text())
-    here = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False}
+    here = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "deepspeed": None}
     args = get_train_args(read_args(keys | here))[3]
     assert args.pref_loss == "bdpo"
     assert args.bdpo_alpha == 1.5

@@ -1,0 +1,71 @@
+"""The mapping `bdpo_recipe`: what it may say."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+from bdpo_plugin.cli.recipes.files import Place
+from bdpo_plugin.settings import RECIPE
+
+_NUMBER = (int, float)
+_TEXTS = {...: str}
+_NUMBERS = [float]
+
+#: Key -> its type, or the keys below it; ``...`` stands for any key, a list for a list of such.
+KEYS: dict[Any, Any] = {
+    "title": str,
+    "author": str,
+    "licence": str,
+    "needs": str,
+    "processes": int,
+    "batch": int,
+    "data": {"command": str, "source": str, "revision": str},
+    "measured": {"hardware": str, "minutes": float, "memory_gib": float},
+    "versions": _TEXTS,
+    "verified": [{"by": str, "hardware": str, "date": str}],
+    "expected": {
+        "seed": int,
+        "settings": {...: object},
+        "pairs": int,
+        "rows": str,
+        "chat_template": str,
+        "null_prompt": str,
+        "mi_chosen": _NUMBERS,
+        "mi_rejected": _NUMBERS,
+        "losses": {...: float},
+        "tolerance": {"mi": float, "loss": float},
+    },
+}
+_WORDS = {str: "a text", int: "a whole number", float: "a number"}
+
+
+def problems(about: dict[str, Any]) -> Iterator[tuple[Place, str]]:
+    """What is wrong with a mapping `bdpo_recipe`, and where."""
+    if "title" not in about:
+        yield (RECIPE,), "it needs a `title`"
+    yield from _problems(about, KEYS, (RECIPE,))
+
+
+def _problems(value: Any, wanted: Any, place: Place) -> Iterator[tuple[Place, str]]:
+    if isinstance(wanted, dict):
+        if not isinstance(value, dict):
+            yield place, f"must be a mapping, not {value!r}"
+            return
+        for key, inner in value.items():
+            if key in wanted or ... in wanted:
+                yield from _problems(inner, wanted.get(key, wanted.get(...)), (*place, key))
+            else:
+                near = difflib.get_close_matches(str(key), list(wanted), n=1, cutoff=0.0)[0]
+                yield (*place, key), f"there is no such key. Did you mean `{near}`?"
+    elif isinstance(wanted, list):
+        if not isinstance(value, list):
+            yield place, f"must be a list, not {value!r}"
+            return
+        for index, inner in enumerate(value):
+            yield from _problems(inner, wanted[0], (*place, index))
+    elif wanted is not object:
+        kind = _NUMBER if wanted is float else wanted
+        if not isinstance(value, kind) or isinstance(value, bool):
+            yield place, f"must be {_WORDS[wanted]}, not {value!r}"

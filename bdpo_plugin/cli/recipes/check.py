@@ -1,0 +1,94 @@
+"""`bdpo recipes check`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+import click
+
+from bdpo_plugin.cli.recipes.files import Recipe, find_recipe
+from bdpo_plugin.cli.recipes.sharing import Finding, findings
+from bdpo_plugin.settings import RECIPE
+from bdpo_plugin.visible import visible
+
+
+@click.command()
+@click.argument("name", metavar="FILE")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.option("--run", "first_steps", is_flag=True, help="Run its first ten steps and compare.")
+@click.option("--json", "as_json", is_flag=True, help="For a script.")
+@click.pass_context
+def check(
+    context: click.Context, name: str, arguments: tuple[str, ...], first_steps: bool, as_json: bool
+) -> None:
+    """Check a recipe: a FILE, the folder of a bundle, or a NAME.
+
+    By its host's own validation, if that is installed here, and by what sharing needs: no token or
+    key, no path of this machine, no remote code that may change, no misspelt key. No network.
+
+    --run scores the data and runs the first steps, in a folder that is removed again, and compares
+    with what the recipe expects: settings and rows, which must be the same, and mutual information
+    and losses, within its tolerances. ARGUMENTS, after --, go to the host's command.
+
+    Exit status 1: something is wrong. Warnings leave it 0.
+    """
+    recipe = find_recipe(name)
+    with redirect_stdout(sys.stderr):  # where hosts write their logs
+        found = [*findings(recipe), *_host(recipe), *_versions(recipe)]
+    if first_steps and not any(finding.wrong for finding in found):
+        from bdpo_plugin.cli.recipes.trial import compare, run_first_steps
+
+        with run_first_steps(recipe, arguments) as output:
+            found += compare(recipe, output)
+    if as_json:
+        click.echo(json.dumps([finding._asdict() for finding in found], indent=1))
+    else:
+        tell(found)
+    if any(finding.wrong for finding in found):
+        context.exit(1)
+    if not as_json:
+        click.echo(f"{recipe.path}: nothing wrong")
+
+
+def tell(found: list[Finding]) -> None:
+    """Print what was found, one line for each."""
+    for wrong, where, what in found:
+        kind = click.style("wrong", fg="red") if wrong else click.style("warning", fg="yellow")
+        click.echo(f"{kind}: {f'{where}: ' if where else ''}{visible(what)}")
+
+
+def _host(recipe: Recipe) -> Iterator[Finding]:
+    if find_spec(recipe.host) is None:
+        what = f"{recipe.host} is not installed here: its own validation was left out"
+        yield Finding(False, "", what)
+        return
+    processes = recipe.about.get("processes", 1)
+    if recipe.host == "axolotl":
+        from bdpo_plugin.hosts.axolotl.validate import problems as of_axolotl
+
+        found = of_axolotl(recipe.config, processes)
+    else:
+        from bdpo_plugin.hosts.llamafactory.validate import problems as of_llamafactory
+
+        found = of_llamafactory(recipe.config)
+    for problem in found:
+        yield Finding(True, recipe.host, problem)
+
+
+def _versions(recipe: Recipe) -> Iterator[Finding]:
+    recorded = recipe.about.get("versions")
+    if not isinstance(recorded, dict):
+        return
+    for package, theirs in recorded.items():
+        try:
+            ours = version(package)
+        except PackageNotFoundError:
+            ours = "none"
+        if ours != theirs and package != "python":
+            what = f"{package} {ours} is installed, it was run with {theirs}"
+            yield Finding(False, f"`{RECIPE}.versions`", what)

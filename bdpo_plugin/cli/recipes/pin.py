@@ -1,0 +1,60 @@
+"""`bdpo recipes pin`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from bdpo_plugin.cli.recipes.files import Recipe, read_recipe
+from bdpo_plugin.cli.recipes.sharing import is_local, is_pinned, revision
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def pin(file: Path) -> None:
+    """Write the commits of the model and of the data that the hub has now into FILE.
+
+    What is pinned already stays. Needs a network. Models and data that are paths have no commit.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    recipe = read_recipe(file, str(file))
+    hub = HfApi()
+    pinned = {}
+    try:
+        if not is_local(recipe.model) and not is_pinned(revision(recipe)):
+            wanted = revision(recipe) or "main"
+            pinned[recipe.model] = str(hub.model_info(recipe.model, revision=wanted).sha)
+            recipe = _with_model(recipe, pinned[recipe.model])
+        data = recipe.about.get("data", {})
+        if "source" in data and not is_pinned(data.get("revision")):
+            wanted = data.get("revision") or "main"
+            commit = str(hub.dataset_info(data["source"], revision=wanted).sha)
+            pinned[data["source"]] = commit
+            command = str(data.get("command", ""))
+            if command and "--revision" not in command:
+                command = f"{command} --revision {commit}"
+            new = {**data, "command": command, "revision": commit}
+            about = {**recipe.about, "data": {k: v for k, v in new.items() if v}}
+            text = recipe.with_about(about)
+            recipe = Recipe(recipe.name, file, text, recipe.config, about)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise click.ClickException(f"the hub does not answer: {error}") from error
+    file.write_text(recipe.text, encoding="utf-8")
+    for name, commit in pinned.items():
+        click.echo(f"{name}: {commit}")
+    if not pinned:
+        click.echo("Nothing to pin")
+
+
+def _with_model(recipe: Recipe, commit: str) -> Recipe:
+    """The recipe with the revision of its model, in the line below that of its model."""
+    keys = f"{recipe.key('revision')}|model_revision"
+    text = re.sub(rf"^(?:{keys}):.*\n", "", recipe.text, flags=re.MULTILINE)
+    line = rf"^({recipe.key('model')}:.*)$"
+    text = re.sub(line, rf"\1\n{recipe.key('revision')}: {commit}", text, count=1, flags=re.M)
+    config = {**recipe.config, recipe.key("revision"): commit}
+    return Recipe(recipe.name, recipe.path, text, config, recipe.about)

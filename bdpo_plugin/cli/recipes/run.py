@@ -1,0 +1,58 @@
+"""`bdpo recipes run`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bdpo_plugin.cli.recipes.files import Recipe, find_recipe
+
+_TOOLS = {"axolotl": "axolotl", "llamafactory": "llamafactory-cli"}
+
+
+def command(recipe: Recipe, file: Path, arguments: tuple[str, ...]) -> list[str]:
+    """The host's own command line for a file.
+
+    Raises:
+        click.ClickException: the host is not installed here.
+    """
+    tool = _TOOLS[recipe.host]
+    beside = Path(sys.executable).with_name(tool)
+    found = str(beside) if beside.is_file() else shutil.which(tool)
+    if found is None:
+        raise click.ClickException(
+            f"{recipe.name} is a recipe of {recipe.host}, whose command `{tool}` is not installed "
+            "in this environment"
+        )
+    return [found, "train", str(file), *arguments]
+
+
+def start(words: list[str], output: Any = None, **environment: str) -> int:
+    """Run a host's command with some environment variables more; its exit status.
+
+    Args:
+        output: the open file that all it prints goes to; None is where ours goes.
+    """
+    env = {**os.environ, **environment}
+    error = None if output is None else subprocess.STDOUT
+    return subprocess.run(words, env=env, stdout=output, stderr=error, check=False).returncode
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("name")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def run(context: click.Context, name: str, arguments: tuple[str, ...]) -> None:
+    """Run the recipe NAME by its host's command, with further ARGUMENTS of that.
+
+    Its paths are relative to the folder that you are in; `bdpo recipes copy` says what makes its
+    data.
+    """
+    recipe = find_recipe(name)
+    context.exit(start(command(recipe, recipe.path, arguments)))

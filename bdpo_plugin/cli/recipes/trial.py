@@ -1,0 +1,169 @@
+"""The first steps of a recipe, and whether they are what it says."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from bdpo_plugin.cli.recipes.facts import (
+    STEPS,
+    dump,
+    expected_of,
+    read_record,
+    scores_path,
+)
+from bdpo_plugin.cli.recipes.files import Recipe
+from bdpo_plugin.cli.recipes.run import command, start
+from bdpo_plugin.cli.recipes.sharing import Finding
+from bdpo_plugin.settings import RECIPE
+
+#: Keys that write to somebody's account or go on from an earlier run.
+_NOT_IN_A_TRIAL = (
+    *("hub_model_id", "push_to_hub", "hub_strategy", "report_to", "resume_from_checkpoint"),
+    *("auto_resume_from_checkpoints", "overwrite_output_dir", "use_wandb", "use_mlflow"),
+    *("use_comet", "use_swanlab", "use_tensorboard", "use_trackio"),
+)
+_TRACKERS = ("wandb_", "mlflow_", "comet_", "swanlab_", "trackio_")
+
+
+@contextmanager
+def run_first_steps(recipe: Recipe, arguments: tuple[str, ...]) -> Iterator[Path]:
+    """The output folder of a recipe's first steps by its host's command; it is removed again.
+
+    Raises:
+        click.ClickException: it expects no numbers, or its host ended with an error.
+    """
+    with tempfile.TemporaryDirectory(prefix="bdpo-recipe-") as name:
+        folder = Path(name)
+        started, environment = prepare(recipe, folder, arguments)
+        log = folder / "log.txt"
+        click.echo(f"Running the first steps of {recipe.path}; their log: {log}", err=True)
+        with log.open("w") as output:
+            failed = start(started, output, **environment)
+        if failed:
+            end = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
+            raise click.ClickException(f"{' '.join(started)} ended with an error:\n{end}")
+        yield folder / "run"
+
+
+def prepare(
+    recipe: Recipe, folder: Path, arguments: tuple[str, ...]
+) -> tuple[list[str], dict[str, str]]:
+    """The command line of a recipe's first steps, in a folder, and their environment variables.
+
+    Nothing of an earlier run is used, be it scores or prepared data, and nothing is saved
+    elsewhere. The schedule stays that of the whole run.
+    """
+    losses = recipe.about.get("expected", {}).get("losses")
+    if not losses:
+        raise click.ClickException(
+            f"{recipe.path} says of no number what to expect: run it, and `bdpo recipes bundle` "
+            "writes a recipe with its numbers"
+        )
+    config = {
+        key: value
+        for key, value in recipe.config.items()
+        if key not in _NOT_IN_A_TRIAL and not key.startswith(_TRACKERS)
+    }
+    config |= {"output_dir": str(folder / "run"), "bdpo_cache_dir": str(folder / "scores")}
+    if recipe.host == "axolotl":
+        config["dataset_prepared_path"] = str(folder / "prepared")
+    else:
+        config["report_to"] = "none"
+    file = folder / "recipe.yml"
+    file.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    steps = max(STEPS, *losses) if max(losses) > STEPS else max(losses)
+    environment = {"BDPO_FIRST_STEPS": str(steps), "WANDB_MODE": "disabled"}
+    return command(recipe, file, arguments), environment
+
+
+def compare(recipe: Recipe, output: Path) -> Iterator[Finding]:
+    """In what a run differs from what a recipe expects, and from what was recorded of it.
+
+    Args:
+        recipe: with its `expected`.
+        output: the folder of the run, or of its first steps.
+    """
+    expected: dict[str, Any] = recipe.about["expected"]
+    record = read_record(output)
+    here = expected_of(output)
+    tolerance = expected.get("tolerance", {})
+    for key, processes in (("processes", "processes"), ("batch", "effective")):
+        if key in recipe.about and recipe.about[key] != record["batch"][processes]:
+            yield _differs(key, record["batch"][processes], recipe.about[key])
+    recorded = (recipe.about.get("measured") or {}).get("hardware")
+    hardware = f"{record['batch']['processes']} x {record['hardware']}"
+    if recorded is not None and hardware != recorded:
+        what = f"{hardware} here, {recorded} there: the tolerances are for the same kind"
+        yield Finding(False, f"`{RECIPE}.measured.hardware`", what)
+    if expected.get("seed") != here["seed"]:
+        yield _differs("seed", here["seed"], expected.get("seed"))
+    settings = expected.get("settings", {})
+    for key in sorted({*settings, *here["settings"]}):
+        if settings.get(key) != here["settings"].get(key):
+            yield _differs(key, here["settings"].get(key), settings.get(key))
+    for key in ("pairs", "chat_template", "null_prompt"):
+        if key in expected and expected[key] != here.get(key):
+            yield _differs(key, here.get(key), expected[key])
+    if "rows" in expected and expected["rows"] != here.get("rows"):
+        yield _differs(
+            "rows", here.get("rows"), expected["rows"], _row_that_differs(recipe, output)
+        )
+    for key in ("mi_chosen", "mi_rejected"):
+        if key in expected:
+            yield from _near(key, here.get(key, []), expected[key], tolerance.get("mi", 0))
+    losses = expected["losses"]
+    found = [here["losses"].get(step, float("nan")) for step in losses]
+    yield from _near("losses", found, list(losses.values()), tolerance.get("loss", 0), list(losses))
+
+
+def _differs(key: str, here: Any, there: Any, more: str = "") -> Finding:
+    return Finding(True, f"`{key}`", f"{dump(here)} here, {dump(there)} expected{more}")
+
+
+def _near(
+    key: str,
+    here: list[float],
+    there: list[float],
+    tolerance: float,
+    steps: list[int] | None = None,
+) -> Iterator[Finding]:
+    if len(here) != len(there):
+        yield _differs(key, here, there)
+        return
+    apart = [not abs(a - b) <= tolerance for a, b in zip(here, there, strict=True)]  # nan is apart
+    if any(apart):
+        places: list[Any] = list(steps) if steps else ["5 %", "50 %", "95 %"]
+        told = [
+            f"{a} here, {b} expected at {'step ' if steps else ''}{place}"
+            for place, a, b, bad in zip(places, here, there, apart, strict=True)
+            if bad
+        ]
+        yield Finding(True, f"`{key}`", f"{'; '.join(told)}; the tolerance is {tolerance}")
+
+
+def _row_that_differs(recipe: Recipe, output: Path) -> str:
+    """The first row whose scores are others than those in the bundle, if this is one."""
+    theirs = recipe.path.with_name("scores.parquet")
+    if not theirs.is_file():
+        return ""
+    import pyarrow.parquet as pq
+
+    columns = ["row", "chosen_tokens", "rejected_tokens", "ref_chosen_logps", "ref_rejected_logps"]
+    ours = pq.read_table(scores_path(output), columns=columns).to_pylist()
+    others = pq.read_table(theirs, columns=columns).to_pylist()
+    for place, (a, b) in enumerate(zip(ours, others, strict=False)):
+        tokens = [(row["chosen_tokens"], row["rejected_tokens"]) for row in (a, b)]
+        near = all(abs(a[name] - b[name]) <= 1e-3 * abs(b[name]) + 0.05 for name in columns[3:])
+        if tokens[0] != tokens[1] or not near:
+            return (
+                f"; the first that differs is row {a['row']}, place {place}: responses of "
+                f"{tokens[0]} tokens here, {tokens[1]} there"
+            )
+    return "; the responses are the same, so that a prompt or the order of words differs"

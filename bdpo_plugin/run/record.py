@@ -1,0 +1,146 @@
+"""What a run was made of, in its output folder, for whoever wants to run it again; and its first
+steps alone, for whoever wants to see whether they are the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+import torch
+import yaml
+from transformers import TrainerCallback
+
+from bdpo_plugin.settings import BDPOError
+from bdpo_plugin.shareable import without_secrets
+
+#: In the folder ``bdpo`` of an output folder.
+RECORD = "run.json"
+CONFIGURATION = "recipe.yml"
+#: The environment variable that ends a run after so many steps, with nothing saved but its log.
+FIRST_STEPS = "BDPO_FIRST_STEPS"
+
+_PACKAGES = (
+    *("bdpo-plugin", "axolotl", "llamafactory", "trl", "transformers", "peft", "accelerate"),
+    *("datasets", "torch", "bitsandbytes", "deepspeed", "flash-attn"),
+)
+
+
+def configuration_text(path: Path | None, resolved: Mapping[str, Any]) -> str:
+    """The YAML that a host was started with: its file as it is written, with its comments, unless
+    the command line changed something of it."""
+    if path is not None and path.is_file():
+        text = path.read_text(encoding="utf-8")
+        if yaml.safe_load(text) == resolved:
+            return text
+    dumped: str = yaml.safe_dump(dict(resolved), sort_keys=False, allow_unicode=True)
+    return dumped
+
+
+def write_record(trainer: Any) -> None:
+    """Write ``bdpo/run.json`` and, where the configuration is known, ``bdpo/recipe.yml``.
+
+    Args:
+        trainer: a :class:`~bdpo_plugin.run.mixin.RunMixin` whose data is ready.
+    """
+    folder = Path(trainer.args.output_dir, "bdpo")
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_record(trainer), indent=1, ensure_ascii=False)
+    (folder / RECORD).write_text(f"{text}\n", encoding="utf-8")
+    if trainer.configuration is not None:
+        shown = without_secrets(trainer.configuration)
+        (folder / CONFIGURATION).write_text(shown, encoding="utf-8")
+
+
+def _record(trainer: Any) -> dict[str, Any]:
+    args, scorer = trainer.args, trainer.scorer
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    description = trainer._description()
+    one = args.per_device_train_batch_size * max(1, args.n_gpu)
+    null_prompt = scorer.null_prompt
+    template = getattr(trainer._tokenizer, "chat_template", None)
+    device = args.device
+    on_gpu = device.type == "cuda"
+    quantised = getattr(model.config, "quantization_config", None)
+    return {
+        "host": trainer.host,
+        "seed": args.seed,
+        "data_seed": args.data_seed,
+        "settings": scorer.settings.to_keys() | {"bdpo_cache_dir": None},
+        "loss": description["loss"],
+        "rows": description.get("training pairs"),
+        "pairs": len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else None,
+        "null_prompt": {"text": null_prompt.text, "source": null_prompt.source},
+        "chat_template": template and digest_of(str(template)),
+        "batch": {
+            "of_each_process": one,
+            "accumulation": args.gradient_accumulation_steps,
+            "processes": args.world_size,
+            "effective": one * args.gradient_accumulation_steps * args.world_size,
+        },
+        "hardware": torch.cuda.get_device_name(device) if on_gpu else device.type.upper(),
+        "dtype": str(getattr(model, "dtype", None)).removeprefix("torch."),
+        "mixed_precision": trainer.accelerator.mixed_precision,
+        "quantised": quantised is not None,
+        "attention": getattr(model.config, "_attn_implementation", None),
+        "model_commit": getattr(model.config, "_commit_hash", None),
+        "versions": {"python": python_version(), **_versions()},
+    }
+
+
+def digest_of(text: str) -> str:
+    """A text by its content, in 32 hexadecimal digits."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def first_steps() -> int | None:
+    """How many steps the environment variable :data:`FIRST_STEPS` leaves a run, if it is set.
+
+    Raises:
+        BDPOError: it is no whole number above 0.
+    """
+    value = os.environ.get(FIRST_STEPS)
+    if not value:
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise BDPOError(f"`{FIRST_STEPS}={value}` cannot be used: it must be a whole number >= 1.")
+    return int(value)
+
+
+class FirstSteps(TrainerCallback):
+    """Ends the process after the first steps of a run, whose schedule is that of the whole run.
+
+    Nothing is saved but the log, as ``trainer_state.json`` in the output folder. Evaluation stays,
+    as it draws from the random numbers that dropout draws from.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_save = False
+        if state.global_step >= self._steps:
+            control.should_training_stop = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_save = False
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            state.save_to_json(str(Path(args.output_dir, "trainer_state.json")))
+        raise SystemExit(0)  # past what hosts do with a finished model

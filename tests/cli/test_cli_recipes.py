@@ -1,0 +1,259 @@
+"""`bdpo recipes`: what it lists and shows, and what it refuses to share."""
+
+import json
+import re
+
+import pytest
+import yaml
+from commandline import bdpo
+
+from bdpo_plugin.cli.recipes.files import find_recipe, is_sweep, recipe_files, recipe_root
+from bdpo_plugin.cli.recipes.sharing import findings
+from bdpo_plugin.settings import BDPOSettings
+
+EVERY = recipe_files(recipe_root())
+RECIPES = {name: path for name, path in EVERY.items() if not is_sweep(name)}
+SWEEPS = {name: path for name, path in EVERY.items() if is_sweep(name)}
+
+RECIPE = """\
+# A recipe.
+base_model: Qwen/Qwen2-7B-Instruct
+revision_of_model: 0123456789abcdef0123456789abcdef01234567
+plugins: [bdpo_plugin.BDPOPlugin]
+rl: bdpo
+datasets:
+  - path: ./data/pairs.jsonl
+    type: chat_template.default
+micro_batch_size: 2
+gradient_accumulation_steps: 4
+learning_rate: 5e-6
+output_dir: ./out
+
+bdpo_recipe:
+  title: Mine
+  processes: 2
+  batch: 16
+"""
+
+
+@pytest.fixture
+def told(tmp_path):
+    """(wrong, where, what) of each finding in a recipe with some text put in the place of other."""
+
+    def check(*changes: tuple[str, str]) -> list[tuple[bool, str, str]]:
+        text = RECIPE
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / "mine.yml").write_text(text)
+        return [tuple(finding) for finding in findings(find_recipe(str(tmp_path / "mine.yml")))]
+
+    return check
+
+
+def wrong(found) -> list[str]:
+    return [f"{where}: {what}" for is_wrong, where, what in found if is_wrong]
+
+
+# --- list, show, copy ---------------------------------------------------------------------------
+
+
+def test_list_has_every_recipe() -> None:
+    code, shown = bdpo("recipes", "list", "--json")
+    assert code == 0
+    listed = {entry["name"]: entry for entry in json.loads(shown)}
+    assert {name: entry["path"] for name, entry in listed.items()} == {
+        name: str(path) for name, path in RECIPES.items()
+    }
+    for name, entry in listed.items():
+        assert name.startswith(f"{entry['host']}/")
+        assert entry["title"]
+        assert entry["needs"]
+        assert entry["data"].startswith("bdpo ")
+    methods = {n.rpartition("-")[2]: e["method"] for n, e in listed.items() if "-7b-" in n}
+    assert methods == {"full": "full", "lora": "lora", "qlora": "qlora"}
+    for command in (["recipes"], ["recipes", "list"]):
+        code, shown = bdpo(*command)
+        assert code == 0
+        for name in EVERY:
+            assert name in shown
+
+
+def test_the_gallery_of_the_documents_is_the_list() -> None:
+    text = (recipe_root().parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    section = text.split("## The gallery")[1].split("\n## ")[0]
+    lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"]
+    shown = [[cell.strip(" `|") for cell in line] for line in lines[2:]]
+    entries = json.loads(bdpo("recipes", "list", "--json")[1])
+    assert shown == [gallery_row(entry) for entry in entries]
+
+
+def gallery_row(entry: dict) -> list[str]:
+    """What the table in docs/recipes.md has of an entry of the list."""
+    measured = entry["measured"] or {}
+    units = {"hardware": "", "minutes": " min", "memory_gib": " GiB"}
+    parts = [f"{measured[key]}{unit}" for key, unit in units.items() if key in measured]
+    verified = [f"{v['by']}, {v['hardware']}" for v in entry["verified"]]
+    cells = [entry[key] for key in ("name", "model", "method", "needs")]
+    return [*cells, ", ".join(parts) or "no", "; ".join(verified) or "no"]
+
+
+def test_both_hosts_have_the_same_models() -> None:
+    names = {host: {n.partition("/")[2] for n in RECIPES if n.startswith(host)} for host in HOSTS}
+    assert names["axolotl"] - {"tiny-cpu"} == names["llamafactory"] - {"tiny"}
+
+
+HOSTS = ("axolotl", "llamafactory")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_asks_for_bdpo_with_keys_that_exist(name) -> None:
+    recipe = yaml.safe_load(RECIPES[name].read_text())
+    assert "bdpo" in (recipe.get("rl"), recipe.get("pref_loss"))
+    assert BDPOSettings.from_keys(recipe).alpha == 1.5
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_sweeps_are_of_our_keys(name) -> None:
+    sweep = yaml.safe_load(SWEEPS[name].read_text())
+    paired = sweep.pop("_", [{}])
+    seeds = sweep.pop("seed", [0])
+    assert len(set(seeds)) == len(seeds)
+    for entry in paired:
+        for key, values in sweep.items():
+            for value in values:
+                BDPOSettings.from_keys({**entry, key: value})
+        BDPOSettings.from_keys(entry)
+
+
+def test_show_has_the_yaml_and_what_to_expect(told, tmp_path) -> None:
+    code, shown = bdpo("recipes", "show", "qwen3-0.6b.yml")
+    assert code == 1
+    assert "several recipes are called" in shown
+    code, shown = bdpo("recipes", "show", "axolotl/qwen3-0.6b")
+    assert code == 0
+    assert RECIPES["axolotl/qwen3-0.6b"].read_text().rstrip() in shown
+    assert "Nobody has yet run it" in shown
+    told(("  batch: 16\n", "  batch: 16\n  expected:\n    pairs: 7\n    losses: {1: 0.6931}\n"))
+    code, shown = bdpo("recipes", "show", str(tmp_path / "mine.yml"))
+    assert code == 0
+    assert "1: 0.6931" in shown
+    code, shown = bdpo("recipes", "show", str(tmp_path / "mine.yml"), "--json")
+    assert json.loads(shown)["about"]["expected"]["pairs"] == 7
+    assert json.loads(shown)["host"] == "axolotl"
+
+
+def test_copy_says_what_makes_the_data(tmp_path) -> None:
+    code, shown = bdpo("recipes", "copy", "llamafactory/vicuna-7b-full", str(tmp_path))
+    assert code == 0
+    assert "bdpo data pku-saferlhf --output data/pku-saferlhf.jsonl" in shown
+    assert f"llamafactory-cli train {tmp_path / 'vicuna-7b-full.yml'}" in shown
+    code, shown = bdpo("recipes", "copy", "alpha", str(tmp_path))
+    assert f"axolotl train RECIPE --sweep {tmp_path / 'alpha.yml'}" in shown
+
+
+def test_what_is_no_recipe_is_told(tmp_path) -> None:
+    for text, words in (("a: [", "cannot be read as YAML"), ("a: 1", "is no recipe")):
+        (tmp_path / "mine.yml").write_text(text)
+        code, shown = bdpo("recipes", "show", str(tmp_path / "mine.yml"))
+        assert code == 1
+        assert words in shown
+    code, shown = bdpo("recipes", "check", str(tmp_path / "other.yml"))
+    assert code == 1
+    assert "there is no file" in shown
+
+
+# --- check, without a host ----------------------------------------------------------------------
+
+
+def test_nothing_wrong(told) -> None:
+    found = told()
+    assert wrong(found) == []
+    (warning,) = found
+    assert "the batch of 16 needs 2 GPUs" in warning[2]
+
+
+HOME = "/".join(("", "home", "me"))
+TOKEN = "hf_" + "a1B2" * 8
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("# A recipe.", f"# login with {TOKEN}", "line 1: has what looks like a token"),
+        ("rl: bdpo", f"rl: bdpo\nwandb_run_id: {TOKEN}", "`wandb_run_id`, line 6: looks like"),
+        ("rl: bdpo", "rl: bdpo\ncomet_api_key: abc", "`comet_api_key`, line 6: looks like a token"),
+        ("rl: bdpo", "rl: bdpo\nhf_hub_token: 'x y'", "`hf_hub_token`, line 6: looks like a token"),
+        (
+            "title: Mine",
+            "title: " + "0123456789abcdef" * 2 + "01234567",
+            "`bdpo_recipe.title`, line",
+        ),
+        ("./out", "/scratch/me/out", "`output_dir`, line 12: is a path of this machine"),
+        ("./out", "~/out", "`output_dir`, line 12: is a path of this machine, ~/out"),
+        ("./data/pairs", "/data/pairs", "`datasets[0].path`, line 7: is a path of this machine"),
+        (
+            "# A recipe.",
+            f"# as in {HOME}/notes",
+            f"line 1: names a folder of this machine, {HOME}",
+        ),
+        (
+            "rl: bdpo",
+            "rl: bdpo\nbdpo_alhpa: 1",
+            "Unknown key `bdpo_alhpa`. Did you mean `bdpo_alpha`",
+        ),
+        ("title: Mine", "titel: Mine", "`bdpo_recipe`, line 14: it needs a `title`"),
+        ("title: Mine", "titel: Mine", "line 15: there is no such key. Did you mean `title`?"),
+        ("processes: 2", "processes: two", "line 16: must be a whole number, not 'two'"),
+        ("  batch: 16", "  batch: 8", "line 9: 8 pairs x 2 processes are not the `batch` of 8"),
+        (
+            "rl: bdpo",
+            "rl: bdpo\nattn_implementation: kernels-community/flash-attn2",
+            "line 6: kernels-community/flash-attn2 is code of the hub that may change",
+        ),
+    ],
+)
+def test_refused(told, old, new, words) -> None:
+    assert any(words in line for line in wrong(told((old, new))))
+
+
+REVISION = "revision_of_model: 0123456789abcdef0123456789abcdef01234567\n"
+
+
+@pytest.mark.parametrize("revision", ["", "revision_of_model: main\n"])
+def test_remote_code_without_a_commit_is_refused(told, revision) -> None:
+    code = ("rl: bdpo", "rl: bdpo\ntrust_remote_code: true")
+    (line,) = wrong(told(code, (REVISION, revision)))
+    assert "runs code of Qwen/Qwen2-7B-Instruct that may change" in line
+    assert line.startswith("`trust_remote_code`, line ")
+    assert wrong(told(code)) == []
+    hub = ("path: ./data/pairs.jsonl", "path: some/pairs")
+    assert "runs code of some/pairs" in wrong(told(code, hub))[0]
+
+
+def test_warned_of(told) -> None:
+    without = ("  processes: 2\n  batch: 16\n", "")
+    found = told(without, (REVISION, ""), ("path: ./data/pairs.jsonl", "path: some/pairs"))
+    assert wrong(found) == []
+    words = " ".join(what for _, _, what in found)
+    assert "Qwen/Qwen2-7B-Instruct has no pinned revision" in words
+    assert "some/pairs has no pinned revision" in words
+    assert "with another number of GPUs this is another recipe" in words
+
+
+def test_names_of_special_tokens_are_no_secrets(told) -> None:
+    keys = "rl: bdpo\nspecial_tokens:\n  eos_token: <|im_end|>\n  pad_token: <pad>"
+    assert wrong(told(("rl: bdpo", keys))) == []
+
+
+def test_another_mapping_takes_the_place_of_the_one_before(told, tmp_path) -> None:
+    told()
+    recipe = find_recipe(str(tmp_path / "mine.yml"))
+    text = recipe.with_about({"title": "Other", "expected": {"losses": {1: 0.5}}})
+    (tmp_path / "mine.yml").write_text(text)
+    again = find_recipe(str(tmp_path / "mine.yml"))
+    assert again.about == {"title": "Other", "expected": {"losses": {1: 0.5}}}
+    assert again.config == recipe.config
+    assert again.with_about(again.about) == text
+    assert len(re.findall("bdpo_recipe:", text)) == 1
+    assert text.startswith("# A recipe.\nbase_model")

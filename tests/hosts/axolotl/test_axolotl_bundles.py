@@ -1,0 +1,243 @@
+"""A bundle of a run of Axolotl, the first steps of it again, and what would be uploaded of it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytest.importorskip("axolotl")
+
+from axolotl_runs import axolotl, server, write_config
+from commandline import bdpo
+from fake_hub import FakeHub
+from real_runs import make_tiny, run_command
+
+from bdpo_plugin.cli.recipes.files import find_recipe
+from bdpo_plugin.cli.recipes.trial import compare, prepare
+
+pytestmark = pytest.mark.slow
+
+TOKEN = "hf_" + "a1B2" * 8
+#: What `bdpo recipes check --run` starts, several in one process; each ends as a process does.
+SCRIPT = """
+import sys
+from axolotl.cli.train import do_cli
+
+for config in sys.argv[1:]:
+    try:
+        do_cli(config)
+    except SystemExit as end:
+        assert not end.code
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the tiny model and its data, a run, and the bundle of that, run/recipe."""
+    folder = tmp_path_factory.mktemp("place")
+    make_tiny(folder / "tiny")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        config = write_config(
+            folder / "mine.yml",
+            Path("tiny"),
+            max_steps=6,
+            save_strategy="steps",
+            saves_per_epoch=None,
+            save_steps=6,
+            output_dir=str(folder / "run"),  # an absolute path, which is to become a relative one
+            dataset_prepared_path="./prepared",
+            bdpo_cache_dir="./scores",
+            lora_dropout=0.1,
+            wandb_entity=TOKEN,
+        )
+        config.write_text(f"# with a comment\n{config.read_text()}")
+        axolotl("train", config, "--launcher", "python", "--bdpo-alpha", "2")
+        code, shown = bdpo("recipes", "bundle", "run")
+        assert code == 0, shown
+        assert f"{folder}/run became ./run" in shown
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def here(place, monkeypatch):
+    monkeypatch.chdir(place)
+    return place / "run" / "recipe"
+
+
+def test_what_is_in_it(here, place) -> None:
+    assert {path.name for path in here.iterdir()} == {
+        *("recipe.yml", "run.json", "log.json", "mi.json", "scores.parquet"),
+        *("curves.png", "mi_scatter.png"),
+    }
+    recipe = find_recipe(str(here))
+    assert recipe.config["output_dir"] == "./run"
+    assert recipe.config["bdpo_alpha"] == 2  # of the command line
+    assert recipe.config["wandb_entity"] == "(left out)"
+    about = recipe.about
+    assert (about["processes"], about["batch"], about["expected"]["pairs"]) == (1, 4, 32)
+    assert about["expected"]["settings"]["bdpo_alpha"] == 2
+    assert list(about["expected"]["losses"]) == [1, 2, 3, 4, 5, 6]
+    assert about["expected"]["losses"][1] == pytest.approx(0.6931, abs=1e-4)
+    assert about["measured"]["hardware"] == "1 x CPU"
+    assert about["versions"]["axolotl"] == "0.19.0"
+    code, shown = bdpo("recipes", "check", str(here))
+    assert code == 0, shown
+
+
+def test_no_prompt_and_no_answer_is_in_it_unless_asked(here, place) -> None:
+    rows = [json.loads(line) for line in (place / "tiny/train.jsonl").read_text().splitlines()]
+    texts = {m["content"] for row in rows for m in row["messages"]}
+    texts |= {row[side]["content"] for row in rows for side in ("chosen", "rejected")}
+    assert min(map(len, texts)) > 8
+    for path in here.iterdir():
+        content = path.read_bytes()
+        assert not [text for text in texts if text.encode() in content], path
+        assert TOKEN.encode() not in content
+        assert str(place).encode() not in content
+    code, shown = bdpo("recipes", "bundle", "run", "--to", "with", "--with-texts")
+    assert code == 0, shown
+    assert (place / "with/train.jsonl").read_text() == (place / "tiny/train.jsonl").read_text()
+    code, shown = bdpo("recipes", "bundle", "run")
+    assert code == 1
+    assert "is there already" in shown
+
+
+def test_a_run_that_is_none_of_ours(tmp_path) -> None:
+    code, shown = bdpo("recipes", "bundle", str(tmp_path))
+    assert code == 1
+    assert "run.json cannot be read" in shown
+
+
+@pytest.fixture(scope="module")
+def again(place, tmp_path_factory):
+    """Change of a copy of the bundle -> what differs, by the first steps of all in one process."""
+    folder = tmp_path_factory.mktemp("again")
+    rows = (place / "tiny/train.jsonl").read_text().splitlines(keepends=True)
+    row = json.loads(rows[5])
+    row["chosen"]["content"] += " Indeed."
+    rows[5] = json.dumps(row) + "\n"
+    changes = {
+        "nothing": {},
+        "seed": {"seed": 1},
+        "alpha": {"bdpo_alpha": 1.0},
+        "row": {"datasets": [{"path": "./other.jsonl", "ds_type": "json"}]},
+        "rate": {"learning_rate": 1e-1},
+    }
+    before = Path.cwd()
+    os.chdir(place)
+    try:
+        (place / "other.jsonl").write_text("".join(rows))
+        recipes, files = {}, []
+        for name, change in changes.items():
+            shutil.copytree(place / "run/recipe", folder / name)
+            file = folder / name / "recipe.yml"
+            recipe = yaml.safe_load(file.read_text())
+            if "datasets" in change:
+                change = {"datasets": [{**recipe["datasets"][0], **change["datasets"][0]}]}
+            file.write_text(yaml.safe_dump({**recipe, **change}))
+            recipes[name] = find_recipe(str(folder / name))
+            (folder / name / "trial").mkdir()
+            command, environment = prepare(recipes[name], folder / name / "trial", ())
+            assert command[0].endswith("axolotl")
+            files.append(command[2])
+        assert environment["BDPO_FIRST_STEPS"] == "6"
+        steps = {"BDPO_FIRST_STEPS": "4"}
+        run_command(["python", "-c", SCRIPT, *files], steps, server())
+    finally:
+        os.chdir(before)
+    return {n: list(compare(r, folder / n / "trial/run")) for n, r in recipes.items()}
+
+
+def differs(found) -> dict[str, str]:
+    return {where: what for wrong, where, what in found if wrong}
+
+
+def test_the_same_is_the_same(again) -> None:
+    # four of the six steps were run: the two that are missing are told
+    assert list(differs(again["nothing"])) == ["`losses`"]
+    what = differs(again["nothing"])["`losses`"]
+    assert "nan here" in what
+    assert "step 5" in what
+    assert "step 4" not in what
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "words"),
+    [
+        ("seed", "`seed`", "1 here, 0 expected"),
+        ("alpha", "`bdpo_alpha`", "1.0 here, 2.0 expected"),
+        ("row", "`rows`", "the first that differs is row "),
+        ("rate", "`losses`", "at step 3"),
+    ],
+)
+def test_what_differs_is_named(again, change, where, words) -> None:
+    assert words in differs(again[change])[where]
+    if change == "row":
+        assert "`seed`" not in differs(again[change])
+
+
+def cold(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", "from bdpo_plugin.cli import main; main()", *arguments]
+    options = {"capture_output": True, "text": True, "check": False, "cwd": cwd}
+    return subprocess.run(command, env={**os.environ, **environment}, **options)
+
+
+def test_passes_elsewhere_by_the_command_itself(place, tmp_path) -> None:
+    """In another folder, with no store of scores, and the recipe renamed."""
+    shutil.copytree(place / "tiny", tmp_path / "tiny")
+    shutil.copy(place / "run/recipe/recipe.yml", tmp_path / "theirs.yml")
+    asked = ("recipes", "check", "theirs.yml", "--run", "--json", "--", "--launcher", "python")
+    done = cold(*asked, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [f for f in json.loads(done.stdout) if f["wrong"]] == []
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny", "theirs.yml", "cache"} & {
+        path.name for path in tmp_path.iterdir()
+    }
+
+
+# --- publish ------------------------------------------------------------------------------------
+
+
+def test_publish_says_what_would_be_uploaded(here, place) -> None:
+    code, shown = bdpo("recipes", "publish", "run")
+    assert code == 0, shown
+    assert "Nothing was uploaded" in shown
+    listed = {line.split()[1] for line in shown.splitlines() if line.strip()[:1].isdigit()}
+    assert {"README.md", "adapter_model.safetensors", "recipe/recipe.yml"} <= listed
+    assert not [n for n in listed if "checkpoint" in n or "optimizer" in n or n == "debug.log"]
+    assert "model.safetensors" not in listed  # the base model's
+    card = (place / "run" / "README.md").read_text()
+    assert "![Mutual information of the pairs](./mi_scatter.png)" in card
+    assert TOKEN not in card
+
+
+def test_publish_refuses_a_token_in_the_card(here, place) -> None:
+    card = place / "run" / "README.md"
+    text = card.read_text()
+    try:
+        card.write_text(text.replace("\n## B-DPO", f"\nlogin with {TOKEN}\n\n## B-DPO"))
+        code, shown = bdpo("recipes", "publish", "run", "--repo", "me/model", "--push")
+    finally:
+        card.write_text(text)
+    assert code == 1
+    assert "README.md, line" in shown
+    assert "nothing was uploaded" in shown
+
+
+def test_publish_uploads_just_that(here, place) -> None:
+    with FakeHub() as hub:
+        asked = ("recipes", "publish", "run", "--repo", "me/model", "--push")
+        done = cold(*asked, cwd=place, **hub.environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    listed = {line.split()[1] for line in done.stdout.splitlines() if line.strip()[:1].isdigit()}
+    assert hub.uploaded == listed
+    assert hub.tokens == {"Bearer hf_of_the_test"}
