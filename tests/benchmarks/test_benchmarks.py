@@ -83,3 +83,27 @@ def test_an_option_without_sense_is_refused():
     )
     assert done.returncode == 2
     assert "'colour=red'" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(find_spec("llamafactory")), reason="its TRL is not one of ours")
+def test_gpu_on_the_cpu(tmp_path, monkeypatch) -> None:
+    """Its rows on a tiny shape; what is missing, and what fails, is told below the table."""
+    from click.testing import CliRunner
+
+    from benchmarks import gpu
+
+    small = {"hidden": 16, "intermediate": 16, "layers": 1, "heads": 2, "kv_heads": 2}
+    small |= {"vocabulary": 64, "batch": 2, "prompt": 12, "response": 6, "shortest": 4}
+    small |= {"longest": 12, "pairs": 4, "host": "trl", "dtype": "float32"}
+    monkeypatch.setattr(gpu, "SIZES", {"7B": small})
+    monkeypatch.setattr(gpu, "METHODS", {name: gpu.METHODS[name] for name in ("DPO", "B-DPO")})
+    monkeypatch.setattr(gpu, "ROWS", (("7B", "lora", "sdpa"), ("7B", "lora", "flash_attention_2")))
+    given = ["--device", "cpu", "--json", str(tmp_path / "found.json")]
+    result = CliRunner().invoke(gpu.main, given)
+    assert result.exit_code == 0, result.output
+    saved = json.loads((tmp_path / "found.json").read_text())
+    assert saved["results"]["7B, lora, sdpa"]["of"]["B-DPO"]["steps"] == 2
+    assert "| 7B, lora, sdpa | " in result.output
+    assert "Left out: 7B, lora, flash_attention_2: no flash_attn" in result.output
+    assert "no time left" in CliRunner().invoke(gpu.main, [*given, "--minutes", "-1"]).output
