@@ -6,6 +6,7 @@ from bdpo_plugin import __version__
 from bdpo_plugin.cli.answers import answers
 from bdpo_plugin.cli.compare import compare
 from bdpo_plugin.cli.data import data
+from bdpo_plugin.cli.doctor import doctor
 from bdpo_plugin.cli.mi import mi
 from bdpo_plugin.cli.plot import plot
 from bdpo_plugin.cli.real import real
@@ -19,5 +20,5 @@ def main() -> None:
     """Balanced Direct Preference Optimization: recipes, pictures, demos."""
 
 
-for _command in (answers, compare, data, mi, plot, real, recipes, tiny):
+for _command in (answers, compare, data, doctor, mi, plot, real, recipes, tiny):
     main.add_command(_command)

@@ -1,21 +1,42 @@
 """The `bdpo` command as a whole, `bdpo tiny`, and `bdpo recipes copy`."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from commandline import bdpo
 
 from bdpo_plugin import __version__
+from bdpo_plugin.cli import main
 from bdpo_plugin.cli.recipes.files import recipe_root
+
+COMMANDS = (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")
 
 
 def test_version_and_help() -> None:
     assert __version__ in bdpo("--version")[1]
     code, shown = bdpo("--help")
     assert code == 0
-    for command in ("answers", "compare", "mi", "plot", "real", "recipes", "tiny"):
+    for command in main.commands:
         assert command in shown
+
+
+def test_every_command_is_documented() -> None:
+    assert set(re.findall(r"^\| `bdpo (\w+)` \|", COMMANDS, re.MULTILINE)) == set(main.commands)
+
+
+@pytest.mark.parametrize("title", re.findall(r"^## (bdpo .+)$", COMMANDS, re.MULTILINE))
+def test_options_that_are_documented_exist(title) -> None:
+    (section,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", COMMANDS, re.MULTILINE | re.DOTALL)
+    commands = [main.commands[name] for name in re.findall(r"bdpo (\w+)", title)]
+    known = {option for command in commands for p in command.params for option in p.opts}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", section))
+    assert named <= known
+    for command in commands:
+        shown = bdpo(command.name, "--help")[1]
+        assert " ".join(command.help.split("\n\n")[0].split()) in " ".join(shown.split())
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -7,7 +7,8 @@ the tested releases alone. In another one only the former is, and it refuses `pr
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
@@ -82,6 +83,16 @@ def _trainer(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[s
 _running: ContextVar[bool] = ContextVar("a B-DPO run loads its data", default=False)
 
 
+@contextmanager
+def checking_rows(on: bool = True) -> Iterator[None]:
+    """While it lasts, the rows that are loaded are those of a B-DPO run, or not."""
+    before = _running.set(on)
+    try:
+        yield
+    finally:
+        _running.reset(before)
+
+
 def wrap_workflow(module: ModuleType) -> None:
     """Wrap `llamafactory.train.dpo.workflow.run_dpo`: the data of a B-DPO run is known as such."""
     if is_tested():
@@ -92,11 +103,8 @@ def _run_dpo(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[s
     finetuning_args = kwargs["finetuning_args"] if "finetuning_args" in kwargs else args[3]
     training_args = kwargs["training_args"] if "training_args" in kwargs else args[2]
     ours = finetuning_args.pref_loss == PREF_LOSS
-    before = _running.set(ours)
-    try:
+    with checking_rows(ours):
         done = wrapped(*args, **kwargs)
-    finally:
-        _running.reset(before)
     if ours and training_args.do_train and training_args.should_save:
         from bdpo_plugin.run.card import complete_card
 

@@ -1,0 +1,161 @@
+"""An Axolotl configuration looked at without the weights of its model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from axolotl.cli.args import TrainerCliArgs
+from axolotl.cli.config import load_cfg
+from axolotl.common.datasets import load_preference_datasets
+from axolotl.integrations.base import PluginManager
+from axolotl.loaders import load_tokenizer
+from axolotl.utils.config import merge_input_args
+from axolotl.utils.schemas.config import AxolotlInputConfig
+from transformers import AutoTokenizer
+
+from bdpo_plugin.hosts.axolotl.resolve import MARK, PLUGIN
+from bdpo_plugin.pairs import Pair, Side
+from bdpo_plugin.run.inspected import Inspected, Plan
+from bdpo_plugin.run.scored import Source, watched
+from bdpo_plugin.settings import PREFIX, BDPOError, BDPOSettings
+from bdpo_plugin.trainer.data import rendered
+
+
+def unknown_keys(keys: Mapping[str, Any]) -> list[str]:
+    """Keys of a configuration that Axolotl drops in silence, as nobody declares them."""
+    known = merge_input_args()[1] if keys.get("plugins") else AxolotlInputConfig
+    fields = known.model_fields
+    names = {*fields, *(field.alias for field in fields.values()), "strict"}
+    return [key for key in keys if key not in names and not key.startswith((PREFIX, "_"))]
+
+
+def inspect(config: Path, keys: Mapping[str, Any]) -> Inspected:
+    """The data of a configuration, loaded and tokenised by Axolotl's and TRL's own rules.
+
+    Args:
+        config: the file.
+        keys: what it says.
+
+    Raises:
+        BDPOError: what a run would raise before its model is loaded; and a tokenizer without the
+            chat template that it needs.
+    """
+    with TemporaryDirectory(prefix="bdpo-doctor-") as folder, watched() as seen:
+        cfg = _loaded(config, keys.get("plugins") or [], folder)
+        _check_template(cfg)
+        data = load_preference_datasets(cfg=cfg, cli_args=TrainerCliArgs())
+        tokenizer = load_tokenizer(cfg)
+    sources = seen[: sum(bool(dataset["type"]) for dataset in cfg.datasets)]
+    length = cfg.sequence_len
+    pairs, lengths, misplaced = [], [], []
+    for number, row in enumerate(data.train_dataset):
+        pair, before, apart = _tokenised(row, tokenizer, length)
+        pairs.append(pair)
+        lengths.append(before)
+        misplaced += [number] if apart else []
+
+    def texts(source: Source) -> Iterator[str]:
+        for row in source.made:
+            yield "".join(rendered(row, tokenizer))
+
+    evaluated = data.eval_dataset if cfg.val_set_size and not cfg.test_datasets else None
+    kept = len(data.train_dataset) + (len(evaluated) if evaluated is not None else 0)
+    loaded = sum(len(source.rows) for source in sources)
+    whole = not cfg.dataset_exact_deduplication and sources
+    return Inspected(
+        settings=BDPOSettings.from_keys(cfg) if cfg.get(MARK) else BDPOSettings(),
+        tokenizer=tokenizer,
+        template=None,
+        pairs=pairs,
+        lengths=lengths,
+        misplaced=misplaced,
+        sources=sources,
+        rendered=texts,
+        cut=sum(
+            len(side.prompt) + len(side.response) == length and len(side.response) < whole_length
+            for pair, before in zip(pairs, lengths, strict=True)
+            for side, whole_length in zip(pair, before, strict=True)
+        ),
+        left_out=loaded - kept if whole else 0,
+        length_key="sequence_len",
+        plan=_plan(cfg),
+    )
+
+
+def _loaded(config: Path, plugins: Sequence[str], folder: str) -> Any:
+    """The configuration as Axolotl validates it; its plugins, all of them, imported."""
+    try:
+        cfg = load_cfg(str(config), output_dir=folder, dataset_prepared_path=folder)
+    finally:
+        # Axolotl logs one that it cannot import, and goes on without it
+        missing = [p for p in plugins if p not in PluginManager.get_instance().plugins]
+        if missing:
+            raise BDPOError(
+                f"`plugins: [{', '.join(missing)}]` cannot be imported. B-DPO's is `{PLUGIN}`, and "
+                "its package has to be installed, whole, in this environment."
+            )
+    return cfg
+
+
+def _check_template(cfg: Any) -> None:
+    wanted = [
+        dataset
+        for dataset in cfg.datasets
+        if str(dataset.get("type")).startswith("chat_template")
+        and (dataset.get("chat_template") or cfg.chat_template or "tokenizer_default")
+        == "tokenizer_default"
+    ]
+    name = cfg.tokenizer_config or cfg.base_model
+    if wanted and not AutoTokenizer.from_pretrained(name).chat_template:
+        raise BDPOError(
+            f"The tokenizer of {name} has no chat template, and the dataset's `type: "
+            f"{wanted[0]['type']}` needs one. Set `chat_template` to the format that the model was "
+            "trained with, `chatml` say."
+        )
+
+
+def _tokenised(
+    row: dict[str, Any], tokenizer: Any, length: int
+) -> tuple[Pair, tuple[int, int], bool]:
+    """The pair of a row as TRL tokenises it, its response tokens before truncation, and whether the
+    prompt's tokens change when a response follows."""
+    prompt, *wholes = rendered(row, tokenizer)
+    special = isinstance(row["prompt"], str)
+    end = tokenizer.eos_token or ""
+    if special:  # TRL ends text, and leaves messages to the template
+        wholes = [whole if whole.endswith(end) else whole + end for whole in wholes]
+    front, *both = (
+        tokenizer(text, add_special_tokens=special)["input_ids"] for text in (prompt, *wholes)
+    )
+    sides = []
+    for ids in both:
+        cut = np.asarray(ids[:length], dtype=np.int64)
+        sides.append(Side(cut[: len(front)], cut[len(front) :]))
+    before = tuple(len(ids) - len(front) for ids in both)
+    apart = any(ids[: len(front)] != front for ids in both)
+    return Pair(*sides), (before[0], before[1]), apart
+
+
+def _plan(cfg: Any) -> Plan:
+    adapter = cfg.adapter
+    quantised = {"load_in_4bit": 0.56, "load_in_8bit": 1.06}
+    half = 4 if cfg.torch_dtype == torch.float32 else 2
+    lora = adapter in ("lora", "qlora")
+    targets = cfg.lora_target_modules
+    return Plan(
+        model=cfg.base_model,
+        bytes_per_weight=next((size for key, size in quantised.items() if cfg.get(key)), half),
+        trained_bytes=4 if adapter else half,
+        rank=cfg.lora_r if lora else (None if adapter else 0),
+        targets=None if cfg.lora_target_linear or not isinstance(targets, list) else targets,
+        rows=cfg.micro_batch_size,
+        max_length=cfg.sequence_len,
+        checkpointing=bool(cfg.gradient_checkpointing),
+        eight_bit_optimizer="8bit" in str(cfg.optimizer),
+        pass_tokens=int(cfg.get("bdpo_score_tokens") or BDPOSettings().score_tokens),
+    )

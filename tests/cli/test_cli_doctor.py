@@ -1,0 +1,164 @@
+"""`bdpo doctor`: the environment, and what does not depend on a host."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from doctor_runs import doctor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from bdpo_plugin.cli.memory import estimate
+from bdpo_plugin.run.inspected import Plan
+from bdpo_plugin.tiny import build_model, build_tokenizer
+
+
+def plant(folder: Path, name: str, release: str) -> None:
+    """A release of a package, as far as its metadata says so."""
+    info = folder / f"{name}-{release}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {release}\n")
+
+
+def test_the_environment_of_these_tests() -> None:
+    code, found, rows = doctor()
+    assert code == 0
+    assert rows == []
+    assert found["TRL"][0][1].endswith("which is tested")
+    assert found["entry point"] == [("ok", "active: bdpo_plugin.autoload:install")]
+    assert found["GPU"][0][0] == "not known"
+    assert found["flash-attention"][0][1] == "not usable: RuntimeError: there is no GPU"
+
+
+def test_a_wrong_release_of_a_host(tmp_path, monkeypatch) -> None:
+    plant(tmp_path, "llamafactory", "0.9.4")
+    plant(tmp_path, "trl", "1.8.0")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, found, _ = doctor()
+    assert code == 1
+    assert found["LLaMA-Factory"] == [("failed", "0.9.4 is refused; tested: 0.9.5")]
+    assert found["TRL"][0][0] == "ok"  # beside LLaMA-Factory, which has its own
+
+    (tmp_path / "llamafactory-0.9.4.dist-info").rename(tmp_path / "x")
+    _, found, _ = doctor()
+    assert found["TRL"] == [("warning", "1.8.0 is not tested; tested: 1.9.0, 1.16.0")]
+
+
+@pytest.mark.parametrize("variable", ["BDPO_AUTOLOAD", "TORCH_DEVICE_BACKEND_AUTOLOAD"])
+def test_autoload_that_is_off(variable, tmp_path, monkeypatch) -> None:
+    plant(tmp_path, "llamafactory", "0.9.5")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv(variable, "0")
+    code, found, _ = doctor()
+    assert code == 1
+    assert found["entry point"] == [("warning", f"off: the environment variable {variable} is 0")]
+    assert found["key in LLaMA-Factory"][0][0] == "failed"
+    if "key in Axolotl" in found:
+        words = "`rl: bdpo` works only with `plugins: [bdpo_plugin.BDPOPlugin]`"
+        assert found["key in Axolotl"] == [("warning", words)]
+
+
+@pytest.mark.slow
+def test_a_plugin_that_cannot_be_imported(tmp_path) -> None:
+    """A dependency of it is broken; nothing of that is in this process."""
+    pytest.importorskip("axolotl")
+    (tmp_path / "trl").mkdir()
+    (tmp_path / "trl" / "__init__.py").write_text("raise ImportError('planted: trl is broken')\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    tool = Path(sys.executable).with_name("bdpo")
+    done = subprocess.run(
+        [str(tool), "doctor", "--json"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    found = {f["name"]: (f["state"], f["words"]) for f in json.loads(done.stdout)["findings"]}
+    assert found["key in Axolotl"][0] == "failed"
+    assert "the plugin is not importable" in found["key in Axolotl"][1]
+    assert "planted: trl is broken" in found["key in Axolotl"][1]
+    assert found["TRL"][0] == "failed"
+
+
+def test_what_is_no_configuration(tmp_path) -> None:
+    (tmp_path / "x.yml").write_text("base_model: a\nrl: kto\n")
+    code, found, _ = doctor(tmp_path / "x.yml")
+    assert code == 1
+    assert found["keys"][0][0] == "failed"
+    assert "`rl: kto`" in found["keys"][0][1]
+
+
+# Memory ---------------------------------------------------------------------------------------
+
+
+def plan(model, **changes) -> Plan:
+    given = {
+        "bytes_per_weight": 4,
+        "trained_bytes": 4,
+        "rank": 0,
+        "targets": None,
+        "rows": 2,
+        "max_length": 128,
+        "checkpointing": False,
+        "eight_bit_optimizer": False,
+        "pass_tokens": 4096,
+    }
+    return Plan(model=str(model), **{**given, **changes})
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    made = build_model(build_tokenizer())
+    folder = tmp_path_factory.mktemp("model")
+    made.save_pretrained(folder)
+    return folder, made
+
+
+def test_memory_of_weights_and_optimizer_is_counted(model) -> None:
+    folder, made = model
+    weights = sum(p.numel() for p in made.parameters()) * 4 / 2**30
+    found = estimate(plan(folder))
+    assert found.weights == pytest.approx(weights)
+    assert found.gradients == pytest.approx(weights)
+    assert found.optimizer == pytest.approx(2 * weights)
+    assert estimate(plan(folder, eight_bit_optimizer=True)).optimizer == pytest.approx(weights / 2)
+    assert estimate(plan(folder, checkpointing=True)).activations < found.activations
+
+
+@pytest.mark.parametrize("targets", [None, ["q_proj", "down_proj"]])
+def test_memory_of_an_adapter_is_pefts(model, targets) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    folder, _ = model
+    config = LoraConfig(r=4, target_modules=targets or "all-linear")
+    peft = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config)
+    trained = sum(p.numel() for p in peft.parameters() if p.requires_grad)
+    found = estimate(plan(folder, rank=4, targets=targets))
+    assert found.adapter == pytest.approx(trained * 4 / 2**30)
+    assert found.optimizer == pytest.approx(2 * trained * 4 / 2**30)
+
+
+def test_memory_of_a_7b_model_is_that_of_its_configuration(tmp_path) -> None:
+    """Qwen2-7B's shape; nothing of it is in memory. Its 7.6 billion weights are 14.2 GiB in 16
+    bits, and a fine-tune of all of them needs as much for the gradients and twice that for Adam."""
+    AutoConfig.for_model(
+        "qwen2",
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        vocab_size=152064,
+        tie_word_embeddings=False,
+        architectures=["Qwen2ForCausalLM"],
+    ).save_pretrained(tmp_path)
+    full = estimate(plan(tmp_path, bytes_per_weight=2, trained_bytes=2, checkpointing=True))
+    assert full.weights == pytest.approx(14.2, abs=0.1)
+    assert full.training > 4 * full.weights
+    small = estimate(
+        plan(tmp_path, bytes_per_weight=0.56, rank=16, checkpointing=True, max_length=1024)
+    )
+    assert 5 < small.weights < 6
+    assert small.peak < 16
