@@ -6,8 +6,11 @@ import re
 
 LEFT_OUT = "(left out)"
 
-#: What looks like a token or a key of somebody's.
-_SECRET = re.compile(r"\b(?:hf_|sk-|ghp_|github_pat_|glpat-)\w[\w-]{15,}|\b[0-9a-f]{40}\b")
+#: What looks like a token or a key of somebody's; a commit is named as one.
+_SECRET = re.compile(
+    r"\b(?:hf_|sk-|ghp_|github_pat_|glpat-)\w[\w-]{15,}"
+    r"|(?<!revision[ =])(?<!@)\b[0-9a-f]{40}\b"
+)
 #: Keys of a configuration whose texts are secrets, whatever they look like, and such as are none.
 _SECRET_KEY = re.compile(r"(?:^|_)(?:token|key|secret|password)$", re.IGNORECASE)
 _NO_SECRET_KEY = re.compile(

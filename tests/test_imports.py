@@ -59,6 +59,30 @@ def test_plugin_resolves_beside_axolotl() -> None:
     assert "axolotl.integrations.base.BasePlugin" in out
 
 
+AXOLOTL_HELP = """
+import sys
+from axolotl.cli.main import cli
+before = set(sys.modules)
+try:
+    cli(["--help"])
+except SystemExit:
+    pass
+print(*(m for m in sys.modules if m not in before), sep="\\n")
+"""
+
+
+@pytest.mark.slow
+def test_axolotl_has_our_commands_and_imports_nothing_heavy_for_their_help() -> None:
+    pytest.importorskip("axolotl")
+    shown = python(AXOLOTL_HELP).partition("Commands:")[2]
+    new = {line.split()[0] for line in shown.splitlines() if line.strip()}
+    assert "bdpo" in new
+    assert "bdpo_plugin.cli.recipes" in new
+    assert new & set(HEAVY) == set()
+    code = "from axolotl.cli.main import cli; cli(['bdpo', 'recipes', 'list', '--json'])"
+    assert '"name": "axolotl/tiny-cpu"' in python(code)
+
+
 def test_public_names_are_listed_and_others_refused() -> None:
     assert dir(bdpo_plugin) == sorted(bdpo_plugin.__all__)
     with pytest.raises(AttributeError, match="module 'bdpo_plugin' has no attribute 'BDPO'"):

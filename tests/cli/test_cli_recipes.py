@@ -1,11 +1,16 @@
 """`bdpo recipes`: what it lists and shows, and what it refuses to share."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 import yaml
 from commandline import bdpo
+from fake_hub import COMMIT, FakeHub
 
 from bdpo_plugin.cli.recipes.files import find_recipe, is_sweep, recipe_files, recipe_root
 from bdpo_plugin.cli.recipes.sharing import findings
@@ -257,3 +262,37 @@ def test_another_mapping_takes_the_place_of_the_one_before(told, tmp_path) -> No
     assert again.with_about(again.about) == text
     assert len(re.findall("bdpo_recipe:", text)) == 1
     assert text.startswith("# A recipe.\nbase_model")
+
+
+# --- pin ----------------------------------------------------------------------------------------
+
+
+def test_pin_writes_the_commits_of_the_hub(tmp_path) -> None:
+    file = tmp_path / "mine.yml"
+    shutil.copy(RECIPES["axolotl/qwen3-0.6b"], file)
+    command = [sys.executable, "-c", "from bdpo_plugin.cli import main; main()", "recipes", "pin"]
+    with FakeHub() as hub:
+        for _ in range(2):
+            environment = {**os.environ, **hub.environment}
+            done = subprocess.run(
+                [*command, str(file)], env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+        assert "Nothing to pin" in done.stdout
+    recipe = find_recipe(str(file))
+    assert recipe.config["revision_of_model"] == COMMIT
+    assert recipe.about["data"]["revision"] == COMMIT
+    assert recipe.about["data"]["command"].endswith(f" --revision {COMMIT}")
+    assert list(findings(recipe)) == []
+    before = find_recipe("axolotl/qwen3-0.6b")
+    assert {**before.config, "revision_of_model": COMMIT} == recipe.config
+    assert recipe.text.startswith(before.text[:200])
+
+
+def test_pin_without_a_network_changes_nothing(tmp_path) -> None:
+    file = tmp_path / "mine.yml"
+    shutil.copy(RECIPES["llamafactory/qwen3-0.6b"], file)
+    code, shown = bdpo("recipes", "pin", str(file))
+    assert code == 1
+    assert "the hub does not answer" in shown
+    assert file.read_text() == RECIPES["llamafactory/qwen3-0.6b"].read_text()

@@ -7,9 +7,10 @@ import pytest
 pytest.importorskip("llamafactory")
 
 from commandline import bdpo
-from llamafactory_runs import scores
+from llamafactory_runs import scores, train
 
-from bdpo_plugin.cli.recipes.files import read_recipe, recipe_files, recipe_root
+from bdpo_plugin.cli.recipes.files import find_recipe, read_recipe, recipe_files, recipe_root
+from bdpo_plugin.cli.recipes.trial import compare, prepare
 
 FILES = {n: p for n, p in recipe_files(recipe_root()).items() if n.startswith("llamafactory/")}
 
@@ -67,3 +68,32 @@ def test_runs(name, tiny, tmp_path):
     assert record["settings"]["bdpo_alpha"] == 1.5
     written = read_recipe(tmp_path / "run" / "bdpo" / "recipe.yml", name)
     assert written.about == {"title": name}
+
+
+@pytest.mark.slow
+def test_the_bundle_of_a_run_and_its_first_steps_again(tiny, tmp_path, monkeypatch):
+    """A run by the command, its bundle, and the same once more; then with another learning rate."""
+    from llamafactory.train.tuner import run_exp
+
+    monkeypatch.chdir(tmp_path)
+    train(
+        tiny, tmp_path / "run", save_strategy="steps", save_steps=3, bdpo_recipe={"title": "Mine"}
+    )
+    code, shown = bdpo("recipes", "bundle", "run")
+    assert code == 0, shown
+    recipe = find_recipe("run/recipe")
+    assert recipe.config["output_dir"] == "./run"
+    assert recipe.about["title"] == "Mine"
+    assert list(recipe.about["expected"]["losses"]) == [1, 2, 3]
+    # the data and the model are where they were
+    recipe.config.update(dataset_dir=str(tiny), model_name_or_path=str(tiny / "model"))
+    for name, rate in (("same", recipe.config["learning_rate"]), ("other", 0.1)):
+        recipe.config["learning_rate"] = rate
+        (tmp_path / name).mkdir()
+        command, environment = prepare(recipe, tmp_path / name, ())
+        assert command[0].endswith("llamafactory-cli")
+        monkeypatch.setenv("BDPO_FIRST_STEPS", environment["BDPO_FIRST_STEPS"])
+        with pytest.raises(SystemExit):
+            run_exp(read_recipe(tmp_path / name / "recipe.yml", name).config)
+        wrong = [f.where for f in compare(recipe, tmp_path / name / "run") if f.wrong]
+        assert wrong == ([] if name == "same" else ["`losses`"])
