@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import traceback
 from functools import lru_cache
@@ -23,6 +24,7 @@ def perform(job: Job, where: tuple[Path, Path, Path]) -> tuple[dict[str, Any], s
         found = _bench(job.preset, *where).run(job)
     except Exception:  # whatever it is, the other runs go on
         return {}, traceback.format_exc()
+    gc.collect()  # a trainer is a circle, with a model in it
     from benchmarks.safety_world.versions import package_digest
 
     about = {
