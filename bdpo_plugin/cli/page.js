@@ -36,7 +36,7 @@ if (label !== null) {
     const line = add(controls, "label");
     boxes.set(name, add(line, "input", undefined, { type: "checkbox", checked: true, onchange: update }));
     add(line, "span", undefined, { className: "dot" }).style.background = colour(name);
-    add(line, "span", `${name} (${counts.get(name)})`);
+    add(line, "span", `${name.slice(0, 60)} (${counts.get(name)})`);
   }
 }
 const ordered = add(add(controls, "label", "sort:"), "select", undefined, { id: "sort", onchange: update });
@@ -88,16 +88,12 @@ function refresh() {
 
 function select(pair) {
   selected = pair;
-  const at = visible.indexOf(pair);
-  if (at >= limit) limit = at + 1;
-  const top = list.scrollTop;
+  const top = list.scrollTop, at = visible.indexOf(pair);
   refresh();
   list.scrollTop = top;
-  const line = list.children[at + 1];
-  if (line.offsetTop - list.offsetTop < list.scrollTop + 30
-      || line.offsetTop - list.offsetTop > list.scrollTop + list.clientHeight - 30) {
-    list.scrollTop = line.offsetTop - list.offsetTop - list.clientHeight / 2;
-  }
+  if (at >= limit) return; // too far down for the list: it is shown below all the same
+  const line = list.children[at + 1], from = line.offsetTop - list.offsetTop;
+  if (from < top + 30 || from > top + list.clientHeight - 30) list.scrollTop = from - list.clientHeight / 2;
 }
 
 function show() {
