@@ -112,7 +112,7 @@ def mi(
         **{k: str(v) for k, v in written.items()},
     }
     if split and fraction:
-        result |= _write_split(scored, imbalance, split, fraction, output)
+        result |= write_split(scored, imbalance, split, fraction, output)
     if as_json:
         click.echo(json.dumps(result, indent=1))
     else:
@@ -181,9 +181,24 @@ def _labels(scored: Scored, wanted: str | None) -> tuple[str | None, list[str] |
     return name, found[name]
 
 
-def _write_split(
+def write_split(
     scored: Scored, imbalance: np.ndarray, split: str, fraction: float, output: Path
 ) -> dict[str, Any]:
+    """Write the share of the pairs with the least, or the greatest, imbalance.
+
+    Args:
+        scored: the pairs.
+        imbalance: (B,) the absolute difference of the MI of their responses.
+        split: ``balanced`` or ``imbalanced``.
+        fraction: share of the pairs.
+        output: folder.
+
+    Returns:
+        the files, and how many pairs, for the command's result.
+
+    Raises:
+        click.ClickException: the row of a pair is not known.
+    """
     from bdpo_plugin.cli.subset import write_subset
 
     order = imbalance.argsort(kind="stable")

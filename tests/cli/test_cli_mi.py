@@ -5,16 +5,21 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from browser import CHROMIUM, Browser
+from click import ClickException
 from commandline import bdpo
 from datasets import Dataset, load_dataset
 from test_cli_pictures import assert_drawn
 
+from bdpo_plugin.cli.mi import write_split
 from bdpo_plugin.cli.subset import write_subset
-from bdpo_plugin.run.scored import Source
+from bdpo_plugin.run.scored import Place, Scored, Source
 from bdpo_plugin.tiny import preference_pairs, write
 
 HOSTILE = (
@@ -221,6 +226,28 @@ def test_configurations_of_nothing_that_could_be_scored(text, message, tmp_path)
     code, shown = bdpo("mi", str(tmp_path / "config.yml"))
     assert code == 1
     assert message in shown
+
+
+def test_more_labels_than_colours(folder, tmp_path) -> None:
+    code, shown = bdpo(
+        *("mi", "--model", str(folder / "model"), "--dataset", str(folder / "pairs.jsonl")),
+        *("--output", str(tmp_path), "--label", "number", "--top", "1"),
+    )
+    assert code == 0, shown
+    assert "number" in shown
+    assert_drawn(tmp_path / "mi.png")
+    text = (tmp_path / "mi.html").read_text(encoding="utf-8")
+    assert {pair["label"] for pair in json.loads(Page(text).texts[9])["pairs"]} == {
+        str(number) for number in range(16)
+    }
+
+
+def test_a_split_of_pairs_whose_rows_are_not_known() -> None:
+    table = pa.table({"mi_chosen": [0.0, 1.0], "mi_rejected": [0.5, 0.0]})
+    scored = Scored(table, [], [Place(0, 0), None], [Source(Dataset.from_list(ROWS[:2]), None)])
+    assert scored.column("a") == [0, None]
+    with pytest.raises(ClickException, match="1 of 2 pairs were made of is not known"):
+        write_split(scored, np.array([0.5, 1.0]), "imbalanced", 1.0, Path())
 
 
 def test_a_label_that_is_not_there(folder) -> None:

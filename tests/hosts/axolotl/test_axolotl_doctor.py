@@ -11,6 +11,8 @@ from doctor_runs import call_a_tool, doctor, rewrite, same_twice
 
 from bdpo_plugin.tiny import write
 
+pytestmark = pytest.mark.slow
+
 RUN = {
     "plugins": ["bdpo_plugin.BDPOPlugin"],
     "rl": "bdpo",

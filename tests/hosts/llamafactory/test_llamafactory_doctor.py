@@ -12,6 +12,8 @@ from llamafactory_runs import config
 
 from bdpo_plugin.tiny import write
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path):
