@@ -17,13 +17,13 @@ from bdpo_plugin.settings import BDPOError, BDPOSettings, check_loss
 #: Arguments of `trl.DPOConfig`, and why they must stay as they are.
 _LIMITS = (
     Limit("use_weighting", "WPO weights would be multiplied onto the balance weights"),
-    Limit("use_liger_kernel", "Liger's fused DPO loss knows no balance weights"),
     Limit("padding_free", "TRL itself has it switched off"),
     Limit("f_divergence_type", "the balance weights are defined on log-ratios", ("reverse_kl",)),
     Limit("ld_alpha", "it would weight the tokens that the mutual information is of", ()),
     Limit("sync_ref_model", "the reference that the scores come from has to stay frozen"),
     Limit("precompute_ref_batch_size", "`bdpo_score_tokens` sets the size of a scoring batch", ()),
 )
+_FUSED = Limit("use_liger_kernel", "Liger's fused DPO loss knows no balance weights")
 #: Sizes of accelerate's `ParallelismConfig`.
 _WHOLE = "the scoring pass wants whole sequences, and rows of its own in each rank"
 _SPLITS = tuple(
@@ -126,7 +126,9 @@ def check_arguments(args: Any) -> BDPOSettings:
     )
     # enums in some releases of TRL
     values = {key: getattr(value, "value", value) for key, value in vars(args).items()}
-    check_limits(values, _LIMITS, "B-DPO")
+    # where TRL does not keep the key, Liger's kernels are in the layers alone
+    fused = "use_liger_kernel" in _assigned(DPOTrainer)
+    check_limits(values, (*_LIMITS, *([_FUSED] if fused else [])), "B-DPO")
     settings.check_precompute(args.precompute_ref_log_probs or None)  # False is TRL's default
     return settings
 

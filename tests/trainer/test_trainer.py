@@ -288,7 +288,6 @@ def test_a_subclass_may_have_another_loss_of_the_pairs(tmp_path):
         ({"f_divergence_type": "js_divergence"}, "`f_divergence_type: js_divergence`"),
         ({"ld_alpha": 0.5}, "`ld_alpha: 0.5`"),
         ({"padding_free": True}, "`padding_free: True`"),
-        ({"use_liger_kernel": True}, "`use_liger_kernel: True`"),
         ({"precompute_ref_batch_size": 4}, "`precompute_ref_batch_size: 4`.*bdpo_score_tokens"),
         ({"label_smoothing": 0.1}, "`label_smoothing: 0.1` has no effect.*robust"),
         (
@@ -306,6 +305,19 @@ def test_a_subclass_may_have_another_loss_of_the_pairs(tmp_path):
 def test_what_cannot_be_honoured_is_refused(tmp_path, options, message):
     with pytest.raises(BDPOError, match=message):
         trainer(output_dir=tmp_path, **options)
+
+
+def test_ligers_kernels_run_in_the_layers_and_never_as_the_loss(tmp_path) -> None:
+    import trl
+
+    options = {"output_dir": tmp_path, "use_liger_kernel": True, "max_steps": 1}
+    if trl.__version__ == "1.9.0":  # there they are the loss
+        with pytest.raises(BDPOError, match="`use_liger_kernel: True`"):
+            trainer(**options)
+        return
+    with pytest.warns(FutureWarning, match="use_liger_kernel"):
+        made = trainer(**options)
+    assert made.args.liger_kernel_config["fused_linear_cross_entropy"] is False
 
 
 def test_plain_arguments_are_refused(tmp_path):
