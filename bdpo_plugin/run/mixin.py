@@ -198,7 +198,10 @@ class RunMixin(_Trainer):
             self.add_callback(FirstSteps(steps))  # after all others
         if self.is_world_process_zero():
             write_record(self)
-        return super().train(resume_from_checkpoint or None, *args, **kwargs)
+        done = super().train(resume_from_checkpoint or None, *args, **kwargs)
+        if self.is_world_process_zero():
+            write_record(self, done.metrics)
+        return done
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         loaded = self.model if model is None else model

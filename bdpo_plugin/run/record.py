@@ -42,15 +42,20 @@ def configuration_text(path: Path | None, resolved: Mapping[str, Any]) -> str:
     return dumped
 
 
-def write_record(trainer: Any) -> None:
+def write_record(trainer: Any, finished: Mapping[str, float] | None = None) -> None:
     """Write ``bdpo/run.json`` and, where the configuration is known, ``bdpo/recipe.yml``.
 
     Args:
         trainer: a :class:`~bdpo_plugin.run.mixin.RunMixin` whose data is ready.
+        finished: the last log of the run, once there is one.
     """
     folder = Path(trainer.args.output_dir, "bdpo")
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_record(trainer), indent=1, ensure_ascii=False)
+    record = _record(trainer)
+    if finished is not None:  # hosts write their last log to no file that a run always has
+        kept = ("train_runtime", "train_peak_memory_gib")
+        record |= {name: finished[name] for name in kept if name in finished}
+    text = json.dumps(record, indent=1, ensure_ascii=False)
     (folder / RECORD).write_text(f"{text}\n", encoding="utf-8")
     if trainer.configuration is not None:
         shown = without_secrets(trainer.configuration)

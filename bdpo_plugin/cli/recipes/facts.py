@@ -86,16 +86,14 @@ def quantiles(values: Iterable[float], parts: Iterable[float] = _PARTS) -> list[
 
 
 def measured_of(folder: Path) -> dict[str, Any]:
-    """Hardware, time and memory of a whole run, as far as it logged them."""
+    """Hardware of a run, and the time and memory of one that has ended."""
     record = read_record(folder)
-    log = read_run(folder, folder.name).log
     processes = record["batch"]["processes"]
     measured: dict[str, Any] = {"hardware": f"{processes} x {record['hardware']}"}
-    for entry in log:
-        if "train_runtime" in entry:
-            measured["minutes"] = round(entry["train_runtime"] / 60, 1)
-        if "train_peak_memory_gib" in entry:
-            measured["memory_gib"] = round(entry["train_peak_memory_gib"], 1)
+    if "train_runtime" in record:
+        measured["minutes"] = round(record["train_runtime"] / 60, 1)
+    if "train_peak_memory_gib" in record:
+        measured["memory_gib"] = round(record["train_peak_memory_gib"], 1)
     return measured
 
 

@@ -152,6 +152,8 @@ def find_recipe(name: str) -> Recipe:
     path = Path(name)
     if path.is_dir():
         path /= "recipe.yml"
+        if not path.is_file():
+            raise click.ClickException(f"{name} is a folder without a recipe.yml, so no bundle")
     if path.is_file():
         return read_recipe(path, name)
     if path.suffix in (".yml", ".yaml") and path.parent != Path():
