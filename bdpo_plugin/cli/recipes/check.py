@@ -89,6 +89,7 @@ def _versions(recipe: Recipe) -> Iterator[Finding]:
             ours = version(package)
         except PackageNotFoundError:
             ours = "none"
-        if ours != theirs and package != "python":
+        same = ours.partition("+")[0] == str(theirs).partition("+")[0]  # torch's says for what
+        if not same and package != "python":
             what = f"{package} {ours} is installed, it was run with {theirs}"
             yield Finding(False, f"`{RECIPE}.versions`", what)
