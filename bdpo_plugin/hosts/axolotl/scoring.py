@@ -18,11 +18,15 @@ from bdpo_plugin.hosts.axolotl.resolve import PLUGIN
 from bdpo_plugin.run.scored import Scored, Source, find_places, read_scores, texts, watched
 from bdpo_plugin.trainer.data import dataset_pairs
 
+#: Keys by which several processes share a model; the pass runs in one.
+SHARING = ("deepspeed", "fsdp", "fsdp_config", "fsdp_version")
+
 
 def score(config: Path, output_dir: Path) -> Scored:
     """Score the pairs of a configuration as `axolotl train` does, with Axolotl's own functions.
 
-    Its data is prepared anew, in a folder that is gone afterwards.
+    Its data is prepared anew, in a folder that is gone afterwards. It runs in one process, whatever
+    the configuration says of several.
 
     Args:
         config: with `rl: bdpo`, or `rl: dpo`.
@@ -41,6 +45,7 @@ def score(config: Path, output_dir: Path) -> Scored:
             output_dir=str(output_dir),
             dataset_prepared_path=prepared,
             push_dataset_to_hub=None,
+            **dict.fromkeys(SHARING),
         )
         data = plugins.load_datasets(cfg, preprocess=False) or load_preference_datasets(
             cfg=cfg, cli_args=TrainerCliArgs()

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from bdpo_plugin.hosts.llamafactory.activate import checking_rows
 from bdpo_plugin.hosts.llamafactory.args import PREF_LOSS
 from bdpo_plugin.hosts.llamafactory.data import BEFORE, dataset_pairs
+from bdpo_plugin.hosts.llamafactory.scoring import SHARING
 from bdpo_plugin.run.inspected import Inspected, Plan
 from bdpo_plugin.run.scored import Source, watched
 from bdpo_plugin.settings import BDPOSettings
@@ -30,6 +31,8 @@ def inspect(config: Path) -> Inspected:
     """
     args: Any = OmegaConf.to_container(OmegaConf.load(config))
     with TemporaryDirectory(prefix="bdpo-doctor-") as folder:
+        for key in SHARING:  # for which LLaMA-Factory wants the processes to be there
+            args.pop(key, None)
         args |= {"output_dir": folder, "overwrite_output_dir": True, "report_to": "none"}
         model_args, data_args, training_args, finetuning_args, _ = get_train_args(args)
         module = load_tokenizer(model_args)

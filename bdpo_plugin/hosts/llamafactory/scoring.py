@@ -20,6 +20,9 @@ from bdpo_plugin.hosts.llamafactory.data import TOKENISED, dataset_pairs
 from bdpo_plugin.run.scored import Scored, Source, find_places, read_scores, texts, watched
 from bdpo_plugin.settings import BDPOError
 
+#: Keys by which several processes share a model; the pass runs in one.
+SHARING = ("deepspeed", "fsdp", "fsdp_config")
+
 
 class _Scored(Exception):
     """Ends LLaMA-Factory's run where its training would begin."""
@@ -36,7 +39,8 @@ class _Stop(TrainerCallback):
 
 def score(config: Path, output_dir: Path) -> Scored:
     """Score the pairs of a configuration as `llamafactory-cli train` does, by its own `run_exp`,
-    which is stopped where the training begins.
+    which is stopped where the training begins. It runs in one process, whatever the configuration
+    says of several.
 
     Args:
         config: with `pref_loss: bdpo`, or another DPO configuration.
@@ -57,6 +61,8 @@ def score(config: Path, output_dir: Path) -> Scored:
         "use_swanlab": False,
         "push_to_hub": False,
     }
+    for key in SHARING:
+        args.pop(key, None)
     if (path := args.get("tokenized_path")) and not has_tokenized_data(path):
         del args["tokenized_path"]  # which it would write
     try:

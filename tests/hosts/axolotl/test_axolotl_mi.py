@@ -47,7 +47,8 @@ def test_training_scores_nothing_again(tiny, tmp_path):
 
 
 def test_plain_dpo_with_rows_held_back_and_cut(tiny, tmp_path):
-    """`rl: dpo` without our plugin; some rows are for evaluation, and long responses are cut."""
+    """`rl: dpo` without our plugin; some rows are for evaluation, and long responses are cut;
+    the training would be in several processes."""
     config = write_config(
         tmp_path / "run.yml",
         tiny,
@@ -56,6 +57,7 @@ def test_plain_dpo_with_rows_held_back_and_cut(tiny, tmp_path):
         val_set_size=0.25,
         sequence_len=40,
         excess_length_strategy="truncate",
+        deepspeed=str(tmp_path / "of-several-processes.json"),
     )
     out = mi(config, "--output", tmp_path / "out", server=server())
     assert sorted(int(count) for count, _, _ in COUNTS.findall(out)) == [8, 24]

@@ -179,7 +179,7 @@ def test_streams_are_filtered_as_they_come(tiny, tmp_path, capfd, with_rows):
 def test_each_evaluation_set_has_scores_of_its_own(tiny, tmp_path):
     sets = {"eval_dataset": "eval,train", "eval_on_each_dataset": True}
     done = run(tiny, tmp_path / "run", eval_strategy="steps", eval_steps=3, **sets)
-    files = {path.name for path in (done / "bdpo").iterdir()}
+    files = {path.name for path in (done / "bdpo").glob("*.parquet")}
     assert files == {
         "reference_scores.parquet",
         "reference_scores.eval.parquet",

@@ -89,6 +89,6 @@ def test_keys(folder):
     code, found, _ = doctor(written(folder, bdpo_alfa=1.0))
     assert code == 1
     assert "Did you mean `bdpo_alpha`?" in found["configuration"][0][1]
-    code, found, _ = doctor(written(folder, pref_loss="sigmoid"))
+    code, found, _ = doctor(written(folder, pref_loss="sigmoid", deepspeed="z.json"))
     assert code == 0
     assert found["keys"] == [("warning", "this is no B-DPO run: it has not `pref_loss: bdpo`")]

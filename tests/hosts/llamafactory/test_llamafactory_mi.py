@@ -45,9 +45,17 @@ def test_training_scores_nothing_again(tiny, tmp_path):
 
 
 def test_plain_dpo_with_rows_held_back_and_cut(tiny, tmp_path):
-    """`pref_loss: sigmoid`; some rows are for evaluation, and long responses are cut."""
+    """`pref_loss: sigmoid`; some rows are for evaluation, and long responses are cut; the
+    training would be in several processes."""
     server = warm.server("llamafactory.train.tuner")
-    path = write(tmp_path / "run.yaml", tiny, pref_loss="sigmoid", val_size=0.25, cutoff_len=32)
+    path = write(
+        tmp_path / "run.yaml",
+        tiny,
+        pref_loss="sigmoid",
+        val_size=0.25,
+        cutoff_len=32,
+        deepspeed="z.json",
+    )
     out = mi(path, "--output", tmp_path / "out", server=server)
     assert sorted(int(count) for count, _, _ in COUNTS.findall(out)) == [8, 24]
     rows = rows_of(tiny)
