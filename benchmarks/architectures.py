@@ -262,7 +262,7 @@ def look(model: nn.Module, dtype: torch.dtype, number: int = 16) -> Found:
         (one, _), (many, reader) = (ours(model, work, budget) for budget in (1, 4096))
         can = reader.abilities(model)
         padded = [plain(model, work, rows=number)]
-        if can.rows.packed:
+        if any(can.rows):
             padded.append(plain(model, work, rows=number, side="left"))
     rounding = max(np.abs(scores - alone).max() for scores in padded)
     # one rounding of a logit, and of float32 sums of logits

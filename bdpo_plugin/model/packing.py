@@ -1,9 +1,10 @@
-"""The sequences of a batch one after another in as many rows as cost least, not padded one by one.
+"""The sequences of a batch one after another, not padded one by one.
 
-The models of transformers keep the sequences of a row apart by position ids that begin again,
-with every attention implementation: what varlen kernels do at no cost, and others by a mask as
-large as the row's length squared. Where the mask can be our own, two sequences that begin alike,
-as those of a preference pair, have their beginning once.
+Where attention takes a tree (:mod:`~bdpo_plugin.model.tree`) all lie in one row, and those that
+begin alike, as those of a preference pair, have their beginning once: the cost is that of the
+tokens. Elsewhere the models of transformers keep the sequences of a row apart by position ids that
+begin again, with every attention implementation: what varlen kernels do at no cost, and others by a
+mask as large as the row's length squared, so that there are as many rows as cost least.
 
 Shapes: B sequences of a padded batch, T positions, R packed rows of W tokens, N positions read.
 """
@@ -15,69 +16,96 @@ from heapq import heapify, heapreplace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from bdpo_plugin.model.traits import RowRules
+from bdpo_plugin.model.tree import ARGUMENT, Tree, Unit
 
 
-class Unit(NamedTuple):
-    """One or two sequences of a batch that stay together, and their common tokens at the start."""
+class Plan(NamedTuple):
+    """The units of each packed row, and how they are kept apart.
 
-    members: tuple[int, ...]
-    shared: int = 0
+    Attributes:
+        tree: whether attention is given them as a tree; else by position ids.
+        counted: whether a loss counts the tokens of the row's mask.
+    """
+
+    rows: list[list[Unit]]
+    tree: bool
+    counted: bool = False
 
 
-#: The units of each packed row.
-Plan = list[list[Unit]]
+class Apart(NamedTuple):
+    """Whether sequences are kept apart in a row by their position ids (not tried where a tree
+    always does), and in one by a tree."""
+
+    packed: bool = False
+    shared: bool = False
 
 
-def cheapest_plan(rules: RowRules, ids: Tensor, mask: Tensor, *, share: bool) -> Plan | None:
+def plan_rows(rules: RowRules, ids: Tensor, mask: Tensor, apart: Apart) -> Plan | None:
     """How to pack the padded (B, T) batch; None where it is impossible or does not pay.
-
-    A layer of hidden size H costs about 24 H^2 operations a token, and 4 H more for each token
-    that it is compared with in attention: R rows of W tokens cost R W (6 H + W).
 
     Args:
         rules: of the batch.
         ids, mask: its token ids and attention mask, bool, on the CPU.
-        share: whether sequences that begin alike may have their beginning once.
+        apart: what was seen of the model.
     """
     lengths = mask.sum(dim=1).tolist()
     singles = [Unit((i,)) for i in range(len(lengths))]
-    ways = [] if sum(lengths) == mask.numel() else [singles]
-    if ways and rules.varlen:
-        return [singles]
-    if share and rules.own_mask:
-        ways.append(_units(ids, mask))
+    if apart.shared and rules.tree and max(lengths) <= rules.window:
+        units = singles if rules.each_once else units_of(ids, mask)
+        size = sum(lengths) - sum(unit.shared * (len(unit.members) - 1) for unit in units)
+        if size <= rules.widest:
+            return Plan([units], True, rules.each_once) if size < mask.numel() else None
+    if not apart.packed or sum(lengths) == mask.numel():
+        return None
+    if rules.varlen:
+        return Plan([singles], False)
+    rows = _cheapest_rows(rules, lengths, mask.shape[1])
+    return Plan([[singles[i] for i in row] for row in rows], False) if rows else None
+
+
+def _cheapest_rows(rules: RowRules, lengths: list[int], padded: int) -> list[list[int]] | None:
+    """The sequences of each row; None where it is cheaper to pad each to the length `padded`.
+
+    A layer of hidden size H costs about 24 H^2 operations a token, and 4 H more for each token
+    that it is compared with in attention: R rows of W tokens cost R W (6 H + W).
+    """
     linear = 6 * rules.hidden_size
-    best, least = None, mask.numel() * (linear + mask.shape[1])
-    for units in ways:
-        sizes = [sum(lengths[i] - u.shared for i in u.members) + u.shared for u in units]
-        for number in [1] if rules.each_once else range(1, len(units) + 1):
-            rows = _balanced(sizes, number)
-            width = max(sum(sizes[i] for i in row) for row in rows)
-            if width <= rules.widest and (cost := number * width * (linear + width)) < least:
-                best, least = [[units[i] for i in row] for row in rows], cost
-            if width == max(sizes):  # more rows would not be narrower
-                break
+    best, least = None, len(lengths) * padded * (linear + padded)
+    for number in [1] if rules.each_once else range(1, len(lengths) + 1):
+        rows = _balanced(lengths, number)
+        width = max(sum(lengths[i] for i in row) for row in rows)
+        if width <= rules.widest and (cost := number * width * (linear + width)) < least:
+            best, least = rows, cost
+        if width == max(lengths):  # more rows would not be narrower
+            break
     return best
 
 
-def _units(ids: Tensor, mask: Tensor) -> list[Unit]:
-    """Each sequence in one unit: two together where they begin alike."""
-    of_rows = ids[mask].split(mask.sum(dim=1).tolist())
-    tokens = [row.tolist() for row in of_rows]
+def units_of(ids: Tensor, mask: Tensor) -> list[Unit]:
+    """Each sequence of the (B, T) batch in one unit, so that the fewest tokens are left."""
+    tokens = [row.tolist() for row in ids[mask].split(mask.sum(dim=1).tolist())]
     order = sorted(range(len(tokens)), key=lambda i: tokens[i])
-    # of each with the next one in the dictionary's order
-    alike = [_common(tokens[i], tokens[j]) for i, j in pairwise(order)] + [0, 0]
-    units, place = [], 0
-    while place < len(order):
-        together = alike[place] > 0 and alike[place] >= alike[place + 1]
-        members = order[place : place + 1 + together]
-        units.append(Unit(tuple(sorted(members)), alike[place] if together else 0))
-        place += len(members)
+    alike = np.array([_common(tokens[i], tokens[j]) for i, j in pairwise(order)], dtype=int)
+    # the most that the first n sequences of the dictionary's order save, and where their last unit
+    # begins: its sequences save what all of them have in common, once for each but one of them
+    most, begins = np.zeros(len(order) + 1, dtype=int), [0] * (len(order) + 1)
+    for end in range(1, len(order) + 1):
+        common = np.minimum.accumulate(alike[: end - 1][::-1])
+        saved = most[:end][::-1] + np.concatenate([[0], common * np.arange(1, end)])
+        members = int(saved.argmax()) + 1
+        most[end], begins[end] = saved[members - 1], end - members
+    units, end = [], len(order)
+    while end:
+        begin = begins[end]
+        shared = int(alike[begin : end - 1].min()) if end - begin > 1 else 0
+        units.append(Unit(tuple(sorted(order[begin:end])), shared))
+        end = begin
     return units
 
 
@@ -98,14 +126,15 @@ def _balanced(sizes: Sequence[int], number: int) -> list[list[int]]:
     return [sorted(row) for row in rows]
 
 
-def trial_plans(rules: RowRules, common: int) -> tuple[Plan, Plan | None]:
-    """Three sequences in rows such as :func:`cheapest_plan` makes; and so that the first two share
-    their `common` tokens, if that may be tried."""
+def trial_plans(rules: RowRules, length: int, common: int) -> tuple[Plan, Plan | None]:
+    """Three sequences of that length in rows such as :func:`plan_rows` makes without a tree; and in
+    one with a tree, in which the first two share their `common` tokens, if that may be tried."""
     one, other, last = Unit((0,)), Unit((1,)), Unit((2,))
-    if rules.varlen or rules.each_once:
-        return [[one, other, last]], None
-    shared = [[Unit((0, 1), common), last]] if rules.own_mask else None
-    return [[one, other], [last]], shared
+    in_one = [[one, other, last]]
+    tree = in_one if rules.each_once else [[Unit((0, 1), common), last]]
+    rows = in_one if rules.varlen or rules.each_once else [[one, other], [last]]
+    may = rules.tree and length <= rules.window
+    return Plan(rows, False), Plan(tree, True, rules.each_once) if may else None
 
 
 def pack(
@@ -121,30 +150,29 @@ def pack(
         the positions, (R, W) bool, on the CPU; the inputs of the model's forward; the (N,)
         places, among the positions read in the packed rows, of those of the padded batch.
     """
-    of_sequences = mask.flatten().nonzero().flatten().split(mask.sum(dim=1).tolist())
-    # of each packed token: where it was; its unit; its branch: 0 what the members share, else the
-    # member. -1 is padding.
-    columns: list[list[Tensor]] = [[], [], []]
-    for row in plan:
-        pieces = [
-            (tokens, unit, branch)
-            for unit, (members, shared) in enumerate(row)
-            for branch, tokens in enumerate(
-                [of_sequences[members[0]][:shared], *(of_sequences[m][shared:] for m in members)]
-            )
-        ]
-        columns[0].append(torch.cat([tokens for tokens, _, _ in pieces]))
-        for column, kind in zip(columns[1:], (1, 2), strict=True):
-            column.append(torch.cat([torch.full_like(p[0], p[kind]) for p in pieces]))
-    source, units, branches = (
-        pad_sequence(column, batch_first=True, padding_value=-1) for column in columns
-    )
+    lengths = mask.sum(dim=1).tolist()
+    of_sequences = mask.flatten().nonzero().flatten().split(lengths)
+    rows = [
+        torch.cat(
+            [
+                part
+                for members, shared in row
+                for part in (
+                    of_sequences[members[0]][:shared],
+                    *(of_sequences[member][shared:] for member in members),
+                )
+            ]
+        )
+        for row in plan.rows
+    ]
+    # of each packed token: where it was; -1 is padding
+    source = pad_sequence(rows, batch_first=True, padding_value=-1)
     real = source >= 0
 
     # where each token of the batch has come to
     places = torch.zeros_like(mask.flatten(), dtype=torch.long)
     places[source[real]] = real.flatten().nonzero().flatten()
-    for members, shared in (unit for row in plan for unit in row if unit.shared):
+    for members, shared in (unit for row in plan.rows for unit in row if unit.shared):
         for member in members[1:]:
             places[of_sequences[member][:shared]] = places[of_sequences[members[0]][:shared]]
     wanted = places[positions.flatten()]
@@ -159,8 +187,15 @@ def pack(
         "position_ids": position_ids.to(device),
         "use_cache": False,  # a model with a cache to fill takes a row for one sequence
     }
-    if any(unit.shared for row in plan for unit in row):
-        packed_inputs["attention_mask"] = _tree_mask(units.to(device), branches.to(device))
+    if plan.tree:
+        packed_inputs[ARGUMENT] = Tree.of(plan.rows[0], lengths, device)
+        # Models pass a mask of four dimensions on as it is and make none of their own; what reads
+        # it, and not the tree, sees nothing at all. One of two hides nothing.
+        packed_inputs["attention_mask"] = (
+            torch.ones(source.shape, dtype=torch.long, device=device)
+            if plan.counted
+            else torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
+        )
     return read.view_as(real), packed_inputs, read.cumsum(dim=0)[wanted] - 1
 
 
@@ -171,11 +206,3 @@ def in_order(states: Tensor, order: Tensor | None) -> Tensor:
         order: (N,) the places that :func:`pack` told of; None where nothing was packed.
     """
     return states if order is None else states.index_select(0, order.to(states.device))
-
-
-def _tree_mask(units: Tensor, branches: Tensor) -> Tensor:
-    """(R, 1, W, W) bool: a token sees those before it that its unit shares or its branch has."""
-    rows, columns = units[:, :, None], units[:, None, :]
-    of_row, of_column = branches[:, :, None], branches[:, None, :]
-    seen = (rows == columns) & ((of_column == 0) | (of_column == of_row))
-    return seen.tril()[:, None]

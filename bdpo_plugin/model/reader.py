@@ -25,9 +25,9 @@ from bdpo_plugin.model.head import (
     select,
     statistics,
 )
-from bdpo_plugin.model.packing import Plan, cheapest_plan, in_order, pack
+from bdpo_plugin.model.packing import Apart, Plan, in_order, pack, plan_rows
 from bdpo_plugin.model.traits import Traits, evaluation, output_layer, row_rules, unwrapped
-from bdpo_plugin.model.trial import Abilities, Apart, try_gradients, try_out
+from bdpo_plugin.model.trial import Abilities, try_gradients, try_out
 
 T = TypeVar("T")
 
@@ -135,7 +135,7 @@ class ResponseReader:
         """How to pack a batch; with gradient, as has been tried with gradient as well. None where
         it keeps its padding."""
         rows = self._abilities[layer].rows
-        rules = row_rules(model, self._traits[layer], inputs) if rows.packed else None
+        rules = row_rules(model, self._traits[layer], inputs) if any(rows) else None
         if rules is None:
             return None
         if torch.is_grad_enabled():
@@ -144,7 +144,7 @@ class ResponseReader:
                     tried = try_gradients(model, layer, rules, inputs, ids[mask])
                 self._trained_rows[layer] = Apart(*map(all, zip(rows, tried, strict=True)))
             rows = self._trained_rows[layer]
-        return cheapest_plan(rules, ids, mask, share=rows.shared) if rows.packed else None
+        return plan_rows(rules, ids, mask, rows)
 
 
 def _on_cpu(

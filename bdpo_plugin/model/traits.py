@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bdpo_plugin.model.layer_kinds import attends_only
+from bdpo_plugin.model.tree import TREE_ATTENTION
 
 #: Fields of a configuration whose layers look at a token's place in its row (Llama 4).
 _PLACES = ("attention_chunk_size", "attn_temperature_tuning")
@@ -35,7 +36,8 @@ class Traits:
         hidden_size: of its states; None where the configuration does not tell.
         attends_only: whether attention alone passes anything from one position to another.
         packable: whether position ids may tell its layers where a sequence begins.
-        windowed: whether a layer sees a part of what is before it alone, by a mask of its own.
+        window: tokens of the longest sequence that every layer sees the whole of, where some see
+            a part of what is before them alone.
         widest_row: tokens of the widest row that it has room for.
         rotary_limit: tokens beyond which its rotary embedding depends on the longest sequence of a
             batch; None where it does not (all but ``longrope`` and ``dynamic``).
@@ -49,7 +51,7 @@ class Traits:
     hidden_size: int | None
     attends_only: bool
     packable: bool
-    windowed: bool
+    window: float
     widest_row: float
     rotary_limit: int | None
     position_limit: int | None
@@ -59,7 +61,6 @@ class Traits:
         """Read them, of a model of transformers, however wrapped."""
         bare = _bare(model)
         config = bare.config.get_text_config()
-        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         return cls(
             vocabulary=config.vocab_size,
             logit_factor=_logit_factor(config),
@@ -68,7 +69,7 @@ class Traits:
             attends_only=attends_only(bare, config),
             packable="position_ids" in signature(bare.forward).parameters
             and not any(getattr(config, name, None) for name in _PLACES),
-            windowed=bool(getattr(config, "sliding_window", None)) or kinds != {"full_attention"},
+            window=_window(config),
             widest_row=_widest_row(config),
             rotary_limit=_rotary_limit(config),
             position_limit=_position_limit(bare, config),
@@ -87,6 +88,15 @@ def _logit_factor(config: Any) -> float:
     names = ("logit_scale", "output_multiplier", "lm_head_multiplier")
     factors = (getattr(config, name, None) for name in names)
     return next((factor for factor in factors if factor is not None), 1.0)
+
+
+def _window(config: Any) -> float:
+    """0 where it has one and does not tell how long it is."""
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if not window:
+        return math.inf if kinds == {"full_attention"} else 0
+    return window if isinstance(window, int) else 0
 
 
 def _widest_row(config: Any) -> float:
@@ -129,8 +139,8 @@ class RowRules(NamedTuple):
         hidden_size: of the model, which decides what a token costs.
         widest: tokens that a row may have.
         varlen: whether attention keeps the sequences of a row apart at no cost.
-        own_mask: whether an attention mask of ours may be tried: not where layers have windows,
-            which it would take the place of, nor where a kernel takes no mask.
+        tree: whether attention may be given a tree.
+        window: tokens of the longest sequence that may be in a tree.
         each_once: whether every token has to be run exactly once, and no padding: a loss over the
             experts' load counts them.
     """
@@ -138,7 +148,8 @@ class RowRules(NamedTuple):
     hidden_size: int
     widest: float
     varlen: bool
-    own_mask: bool
+    tree: bool
+    window: float
     each_once: bool
 
 
@@ -176,7 +187,8 @@ def row_rules(model: nn.Module, traits: Traits, inputs: dict[str, Any]) -> RowRu
         hidden_size=traits.hidden_size,
         widest=traits.widest_row,
         varlen="flash" in attention or "flex" in attention,
-        own_mask=attention == "sdpa" and not traits.windowed and not each_once,
+        tree=attention in TREE_ATTENTION,
+        window=traits.window,
         each_once=each_once,
     )
 

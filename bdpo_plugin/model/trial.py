@@ -13,6 +13,7 @@ hidden size.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
@@ -20,8 +21,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bdpo_plugin.model.head import forward_calling, projection, select
-from bdpo_plugin.model.packing import Plan, in_order, pack, trial_plans
+from bdpo_plugin.model.head import forward_calling, select
+from bdpo_plugin.model.packing import Apart, Plan, in_order, pack, trial_plans
 from bdpo_plugin.model.traits import (
     RowRules,
     Traits,
@@ -37,18 +38,11 @@ T = TypeVar("T")
 _FEW = 32
 
 #: Tokens of each of the three sequences, and how many of them the first two have in common.
-_LENGTH, _COMMON = 32, 8
+_LENGTH, _COMMON = 16, 4
 
 #: What a model may say that cannot read packed rows, such as one that takes the mask of a row for
 #: that of a batch.
 _CANNOT = (ValueError, TypeError, IndexError, RuntimeError)
-
-
-class Apart(NamedTuple):
-    """Whether sequences are kept apart in a row; and whether also with their beginning shared."""
-
-    packed: bool = False
-    shared: bool = False
 
 
 class Abilities(NamedTuple):
@@ -61,13 +55,6 @@ class Abilities(NamedTuple):
 
     chunked: bool = False
     rows: Apart = Apart()
-
-
-class _Read(NamedTuple):
-    """The states before the output layer, (3, L, H), and the logits, (3, L, V) float32."""
-
-    states: Tensor
-    logits: Tensor
 
 
 def try_out(
@@ -101,8 +88,7 @@ def try_out(
         bare, outputs = forward_calling(model, layer, few, layer, one, instead=False)
         rows = Apart()
         if traits.attends_only and (rules := row_rules(model, traits, inputs)):
-            project = projection(layer, traits)
-            rows = try_rows(model, layer, rules, inputs, ids[mask], project)
+            rows = try_rows(model, layer, rules, inputs, ids[mask])
         if bare is not None:
             theirs = outputs.logits[0].float()
             # post-processing in float32 differs from the model's own by its dtype's rounding
@@ -134,7 +120,6 @@ def try_rows(
     rules: RowRules,
     inputs: dict[str, Any],
     tokens: Tensor,
-    project: Callable[[Tensor], Tensor],
 ) -> Apart:
     """How batches of the model may be packed; to be called without gradient.
 
@@ -145,47 +130,39 @@ def try_rows(
         rules: of that batch.
         inputs: of the model's forward, of some batch.
         tokens: (N,) token ids of that batch, that the sequences are made of.
-        project: the output layer, from (n, H) states to (n, V) float32 logits.
     """
     sequences, changed = _sequences(rules, tokens)
     width = 2 * sequences.shape[1]
 
-    def read(ids: Tensor, plan: Plan | None = None, width: int | None = None) -> _Read:
+    def read(ids: Tensor, plan: Plan | None = None, width: int | None = None) -> Tensor:
+        """The states before the output layer, (3, L, H)."""
         where, arguments, order = _arguments(inputs, ids, plan, width)
+        found = _seen(model, layer, where, lambda rows: rows, arguments, instead=True)
+        states: Tensor = in_order(found, order).unflatten(0, ids.shape)
+        return states
 
-        def both(states: Tensor) -> tuple[Tensor, Tensor]:
-            return states, project(states)
-
-        found = _seen(model, layer, where, both, arguments, instead=False)
-        return _Read(*(in_order(tensor, order).unflatten(0, ids.shape) for tensor in found))
-
-    def apart(plan: Plan | None) -> bool:
-        if plan is None:
-            return False
+    def apart(plan: Plan) -> bool:
         try:
             packed, other = read(sequences, plan), read(changed, plan)
         except torch.OutOfMemoryError:
             raise
         except _CANNOT:
             return False
-        if packed.logits.shape != alone.logits.shape:
-            return False
-        leak = _largest(packed.states[1:], other.states[1:])
-        off = _largest(packed.logits, alone.logits)
-        return leak <= 4 * noise and off <= rounding
+        leak = _largest(packed[1:], other[1:])
+        return leak <= 4 * noise and _largest(packed, alone) <= rounding
 
     try:
         alone, padded, beside = read(sequences), read(sequences, width=width), read(changed)
     except _NotCalled:
         return Apart()
-    noise = _largest(alone.states[1:], beside.states[1:])
+    noise = _largest(alone[1:], beside[1:])
     # more than rounding is a position or a mask that was not read; what the leak is, is told above
-    eps, height = torch.finfo(alone.states.dtype).eps, float(alone.logits.abs().max())
-    spread = 4 * _largest(alone.logits, padded.logits)
+    eps, height = torch.finfo(alone.dtype).eps, float(alone.abs().max())
+    spread = 4 * _largest(alone, padded)
     rounding = min(max(spread, max(2 * eps, 1e-4) * height), max(4 * eps, 1e-3) * height)
-    packed, shared = map(apart, trial_plans(rules, _common(sequences.shape[1])))
+    found = _tried(apart, rules, sequences.shape[1], both=is_sharded(model))
     distinct = bool((sequences[0] != changed[0]).any())  # else nothing was changed
-    return Apart(packed and distinct, packed and shared and distinct)
+    return found if distinct else Apart()
 
 
 def try_gradients(
@@ -234,11 +211,9 @@ def try_gradients(
         whole: Tensor = in_order(select(found, where), order).unflatten(0, sequences.shape)
         return whole.float()
 
-    def apart(plan: Plan | None) -> bool:
-        if plan is None:
-            return False
+    def apart(plan: Plan) -> bool:
         found = gradient(plan)
-        shared = common if any(unit.shared for row in plan for unit in row) else 0
+        shared = common if any(unit.shared for row in plan.rows for unit in row) else 0
         leak = max(float(other.abs().max()) for other in (found[0, shared:], found[2]))
         return leak == 0 and _largest(found[1], alone[1]) <= rounding
 
@@ -248,11 +223,26 @@ def try_gradients(
             4 * _largest(alone[1], padded[1]),
             8 * torch.finfo(torch.bfloat16).eps * float(alone.abs().max()),
         )
-        return Apart(*map(apart, trial_plans(rules, common)))
+        return _tried(apart, rules, length)
     except torch.OutOfMemoryError:
         raise
     except _CANNOT:
         return Apart()
+
+
+def _tried(
+    apart: Callable[[Plan], bool], rules: RowRules, length: int, *, both: bool = False
+) -> Apart:
+    """What the trials of the plans say.
+
+    Args:
+        length: of each sequence of the trial.
+        both: whether to try rows without a tree also where none will be needed.
+    """
+    rows, tree = trial_plans(rules, length, _common(length))
+    with_tree = tree is not None and apart(tree)
+    needed = both or not with_tree or min(rules.window, rules.widest) < math.inf
+    return Apart(needed and apart(rows), with_tree)
 
 
 class _NotCalled(RuntimeError):

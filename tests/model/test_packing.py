@@ -4,12 +4,15 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_models import small_model
 from transformers import AutoModelForCausalLM, FalconConfig, Lfm2Config
 
-from bdpo_plugin.model.packing import Unit, cheapest_plan, pack
+from bdpo_plugin.model.packing import Apart, Plan, pack, plan_rows, units_of
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.model.traits import Traits, row_rules
+from bdpo_plugin.model.tree import Unit
 from bdpo_plugin.tiny import build_model
 
 
@@ -114,7 +117,7 @@ def test_a_model_that_cannot_read_our_mask_does_not_share(tokenizer, pairs):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     inputs, positions, labels = pairs
-    assert rules_of(model, inputs).own_mask
+    assert rules_of(model, inputs).tree
     mine, seen = widths(model, lambda: logps(ResponseReader(), model, pairs))
     assert seen[-1][0] * seen[-1][1] >= int(inputs["attention_mask"].sum())
     wanted = model(**inputs).logits[positions].log_softmax(-1).gather(-1, labels[:, None])[:, 0]
@@ -147,15 +150,15 @@ def test_compiled_models_and_inputs_of_other_kinds_are_not_packed(tokenizer, bat
     assert not rules_of(model, inputs)
 
 
-def plan_of(model, inputs, *, share=False):
+def plan_of(model, inputs, *, tree):
     ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
-    return cheapest_plan(rules_of(model, inputs), ids, mask, share=share)
+    return plan_rows(rules_of(model, inputs), ids, mask, Apart(packed=True, shared=tree))
 
 
 def members(model, inputs):
-    """The sequences of each row of the cheapest plan."""
-    plan = plan_of(model, inputs)
-    return plan and [[i for unit in row for i in unit.members] for row in plan]
+    """The sequences of each row of the cheapest plan without a tree."""
+    plan = plan_of(model, inputs, tree=False)
+    return plan and [[i for unit in row for i in unit.members] for row in plan.rows]
 
 
 def padded(*lengths):
@@ -202,8 +205,8 @@ def test_several_rows_with_gradient(tokenizer, attention):
     inputs = {"input_ids": ids, "attention_mask": batch["attention_mask"]}
     labels = ids.roll(-1, dims=1)[positions]
     weight = model.model.embed_tokens.weight
-    rows = members(model, inputs)
-    assert 1 < len(rows) < len(lengths)
+    rows = members(model, inputs) if attention == "eager" else [range(5)]
+    assert attention == "sdpa" or 1 < len(rows) < len(lengths)
     mine, seen = widths(model, lambda: logps(ResponseReader(), model, (inputs, positions, labels)))
     assert seen[-1][0] == len(rows)
     wanted = plain_logps(model, (inputs, positions, labels))
@@ -217,7 +220,7 @@ def test_several_rows_with_gradient(tokenizer, attention):
 def test_pack(batch):
     inputs, positions, labels = batch
     mask = inputs["attention_mask"].bool()
-    plan = [[Unit((0,)), Unit((1,)), Unit((2,))]]
+    plan = Plan([[Unit((0,)), Unit((1,)), Unit((2,))]], tree=False)
     together, packed, order = pack(positions, inputs, mask, plan)
     assert packed["input_ids"].shape == packed["position_ids"].shape == together.shape == (1, 45)
     starts = (packed["position_ids"][0] == 0).nonzero().flatten().tolist()
@@ -226,7 +229,7 @@ def test_pack(batch):
     after = packed["input_ids"].roll(-1, dims=1)[together]
     assert after.tolist() == labels.tolist()
 
-    plan = [[Unit((1,)), Unit((2,))], [Unit((0,))]]
+    plan = Plan([[Unit((1,)), Unit((2,))], [Unit((0,))]], tree=False)
     together, packed, order = pack(positions, inputs, mask, plan)
     assert packed["input_ids"].shape == packed["position_ids"].shape == together.shape == (2, 30)
     assert (packed["position_ids"][0, 15:] == 0).all()  # padding: nobody's neighbour
@@ -234,7 +237,7 @@ def test_pack(batch):
     assert after[order].tolist() == labels.tolist()
 
 
-# --- two sequences that begin alike ---------------------------------------------------------
+# --- sequences that begin alike ---------------------------------------------------------
 
 
 @pytest.fixture
@@ -261,7 +264,7 @@ def test_a_common_prompt_runs_once(tokenizer, pairs, architecture):
     model.set_attn_implementation("sdpa")
     mine, seen = widths(model, lambda: logps(ResponseReader(), model, pairs))
     tokens = int(pairs[0]["attention_mask"].sum()) - 20 - 9
-    assert tokens <= seen[-1][0] * seen[-1][1] < tokens + 29
+    assert seen[-1] == (1, tokens)
     wanted = plain_logps(model, pairs)
     torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-5)
     upstream = torch.randn(len(wanted))
@@ -287,13 +290,42 @@ def test_a_common_prompt_under_gradient_checkpointing(tokenizer, pairs):
 def test_who_shares(tokenizer, pairs):
     model = small_model(tokenizer)
     model.set_attn_implementation("sdpa")
-    (row,) = plan_of(model, pairs[0], share=True)
+    (row,) = plan_of(model, pairs[0], tree=True).rows
     assert sorted(row) == [Unit((0, 2), 20), Unit((1, 3), 9)]
     # a whole sequence may be the beginning of another
     ids = torch.tensor([[5, 6, 7, 8], [5, 6, 0, 0], [9, 9, 9, 9]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1]])
-    plan = plan_of(model, {"input_ids": ids, "attention_mask": mask}, share=True)
-    assert sorted(u for row in plan for u in row) == [Unit((0, 1), 2), Unit((2,), 0)]
+    assert sorted(units_of(ids, mask.bool())) == [Unit((0, 1), 2), Unit((2,), 0)]
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=6))
+def test_no_other_units_save_more(rows):
+    mask = torch.tensor([[i < len(row) for i in range(6)] for row in rows])
+    ids = torch.tensor([row + [0] * (6 - len(row)) for row in rows])
+    units = units_of(ids, mask)
+    assert sorted(i for unit in units for i in unit.members) == list(range(len(rows)))
+    for members, shared in units:
+        assert len({tuple(rows[i][:shared]) for i in members}) == 1
+        assert len(members) == 1 or all(len(rows[i]) >= shared for i in members)
+
+    def most(left):
+        """By trying all units of the first sequence that is left."""
+        if not left:
+            return 0
+        return max(
+            (len(unit) - 1) * alike([rows[i] for i in unit])
+            + most([i for i in left if i not in unit])
+            for size in range(len(left))
+            for others in itertools.combinations(left[1:], size)
+            for unit in [(left[0], *others)]
+        )
+
+    def alike(some):
+        return len(list(itertools.takewhile(lambda c: len(set(c)) == 1, zip(*some, strict=False))))
+
+    saved = sum((len(unit.members) - 1) * unit.shared for unit in units)
+    assert saved == most(list(range(len(rows))))
 
 
 @pytest.mark.parametrize(
@@ -309,8 +341,8 @@ def test_who_shares(tokenizer, pairs):
 def test_who_does_not_share(tokenizer, pairs, architecture, attention, options):
     model = small_model(tokenizer, architecture, **options)
     model.set_attn_implementation(attention)
-    assert not rules_of(model, pairs[0]).own_mask
-    mine = logps(ResponseReader(), model, pairs)
+    mine, seen = widths(model, lambda: logps(ResponseReader(), model, pairs))
+    assert seen[-1][0] * seen[-1][1] >= int(pairs[0]["attention_mask"].sum())
     torch.testing.assert_close(mine, plain_logps(model, pairs), rtol=1e-5, atol=1e-5)
 
 
@@ -329,21 +361,20 @@ def test_a_loss_over_the_experts_counts_every_token_once(tokenizer, pairs):
     torch.testing.assert_close(tokens.logps, plain_logps(model, pairs), rtol=1e-5, atol=1e-5)
 
 
-def test_a_model_that_ignores_the_mask_does_not_share(tokenizer, pairs):
+def test_a_model_that_does_not_pass_the_tree_on_gets_none(tokenizer, pairs):
     class Deaf(type(small_model(tokenizer))):
-        def forward(self, *args, attention_mask=None, **kwargs):
-            if attention_mask is not None and attention_mask.dim() == 4:
-                attention_mask = None
-            return super().forward(*args, attention_mask=attention_mask, **kwargs)
+        def forward(self, *args, bdpo_tree=None, **kwargs):
+            return super().forward(*args, **kwargs)
 
     model = small_model(tokenizer)
     model.set_attn_implementation("sdpa")
     model.__class__ = Deaf
-    mine = logps(ResponseReader(), model, pairs)
+    mine, seen = widths(model, lambda: logps(ResponseReader(), model, pairs))
+    assert seen[-1][0] * seen[-1][1] >= int(pairs[0]["attention_mask"].sum())
     torch.testing.assert_close(mine, plain_logps(model, pairs), rtol=1e-5, atol=1e-5)
 
 
-def test_attention_that_takes_no_mask_of_ours_may_be_chosen_later(tokenizer, pairs):
+def test_attention_that_takes_no_tree_may_be_chosen_later(tokenizer, pairs):
     model, reader = small_model(tokenizer), ResponseReader()
     model.set_attn_implementation("sdpa")
     logps(reader, model, pairs)
