@@ -1,0 +1,200 @@
+"""``python -m benchmarks.floor``: the step and the pass beside the least that they have to do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.table import Table
+
+from bdpo_plugin.model.reader import ResponseReader
+from bdpo_plugin.model.traits import evaluation
+from bdpo_plugin.model.tree import ARGUMENT, Tree, Unit
+from bdpo_plugin.reference.fingerprint import model_fingerprint
+from bdpo_plugin.reference.scoring import Job, budgeted_batches, score_jobs
+from bdpo_plugin.run.batch import PreferenceBatch
+from bdpo_plugin.run.columns import SCORE_COLUMNS
+from bdpo_plugin.run.step import LossTerms, preference_step
+from benchmarks.material import build_model, build_pairs, build_tokenizer
+from benchmarks.meters import Memory
+from benchmarks.runs import console, json_option, save, spread
+from benchmarks.setting import Setting, setting_options, take_setting
+
+#: Tokens of a batch of the pass: the default of `bdpo_score_tokens`.
+_BUDGET = 4096
+
+#: A prompt and its response, (n,) token ids each; and those of a pair, chosen and rejected.
+Text = tuple[np.ndarray, np.ndarray]
+Sides = list[Text]
+
+
+@click.command()
+@click.option("--repeats", default=3, show_default=True, help="Times over the data, in turn.")
+@click.option("--sweep", is_flag=True, help="The memory of a step by the length of its sequences.")
+@json_option
+@setting_options
+def main(repeats: int, sweep: bool, json_file: Path | None, **options: Any) -> None:
+    """Our step and our pass, beside a floor that is measured in turn with them.
+
+    The floor of a step is a forward and a backward of the same model on the real tokens, each
+    prompt once, its output layer on the response positions only, and their cross-entropy. The
+    floor of the pass is a forward of the same kind. On a CPU the time is that of the processor.
+    """
+    setting = take_setting(options)
+    results = _sweep(setting) if sweep else _beside(setting, repeats)
+    save(json_file, setting=asdict(setting), results=results)
+
+
+def _beside(setting: Setting, repeats: int) -> dict[str, Any]:
+    model, device = build_model(setting), torch.device(setting.device)
+    pairs, null = _pairs(setting)
+    batches = [pairs[i : i + setting.batch] for i in range(0, len(pairs), setting.batch)]
+    reader = ResponseReader()
+    times: dict[str, list[float]] = {}
+
+    def measure(name: str, function: Callable[[], Any]) -> None:
+        start = _now(device)
+        function()
+        times.setdefault(name, []).append(_now(device) - start)
+
+    jobs = [
+        Job(prompt, response)
+        for of_pair in pairs
+        for of_prompt in (of_pair, [(null, response) for _, response in of_pair])
+        for prompt, response in of_prompt
+    ]
+    scored = budgeted_batches(jobs, _BUDGET)
+
+    def score() -> None:
+        with torch.no_grad(), evaluation(model):
+            for _ in score_jobs(model, reader, jobs, scored, device):
+                pass
+
+    def read_all() -> None:
+        with torch.no_grad(), evaluation(model):
+            for batch in scored:
+                _floor(model, [(jobs[i].prompt, jobs[i].response) for i in batch], device)
+
+    measure("fingerprint", lambda: model_fingerprint(model))
+    measure("first step, with its trials", lambda: _step(model, reader, batches[0], device))
+    for _ in range(repeats):
+        measure("pass: floor", read_all)
+        measure("pass: ours", score)
+        measure("step: floor", lambda: [_train_floor(model, b, device) for b in batches])
+        measure("step: ours", lambda: [_step(model, reader, b, device) for b in batches])
+    table = Table(title=f"{len(pairs)} pairs, {setting.device}: seconds, median (min to max)")
+    for column in ("", "floor", "ours", "ours / floor"):
+        table.add_column(column)
+    for name in ("step", "pass"):
+        floor, ours = (times[f"{name}: {kind}"] for kind in ("floor", "ours"))
+        ratios = [a / b for a, b in zip(ours, floor, strict=True)]
+        table.add_row(name, spread(floor), spread(ours), spread(ratios))
+    for name in ("fingerprint", "first step, with its trials"):
+        table.add_row(name, "", spread(times[name]), "")
+    console().print(table)
+    return times
+
+
+def _sweep(setting: Setting) -> dict[str, Any]:
+    """Peak memory of a step of one pair, beyond the model, by its responses' length."""
+    table = Table(title="Memory of a step of one pair [MiB]")
+    table.add_column("tokens of a sequence")
+    table.add_column("beyond the model")
+    results = {}
+    for tokens in (1024, 2048, 4096, 8192):
+        length = tokens - setting.prompt
+        sized = replace(setting, pairs=1, response=float(length), sigma=0.0, longest=length)
+        model, device = build_model(sized), torch.device(sized.device)
+        pairs, _ = _pairs(sized)
+        reader = ResponseReader()
+        _step(model, reader, [[(p[:8], r[:8]) for p, r in pairs[0]]], device)
+        memory = Memory(sized.device)
+        _step(model, reader, pairs, device)
+        results[tokens] = memory.peak() - memory.loaded
+        table.add_row(str(tokens), f"{results[tokens]:.0f}")
+    console().print(table)
+    return results
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _pairs(setting: Setting) -> tuple[list[Sides], np.ndarray]:
+    """The pairs; the null prompt, which is what the prompts begin and end with."""
+    tokenizer = build_tokenizer(setting.vocabulary)
+
+    def ids(text: str) -> np.ndarray:
+        return np.array(tokenizer(text)["input_ids"], dtype=np.int64)
+
+    texts = build_pairs(setting)
+    pairs = [
+        [(ids(t["prompt"]), np.append(ids(t[side]), 1)) for side in ("chosen", "rejected")]
+        for t in texts
+    ]
+    return pairs, np.concatenate([pairs[0][0][0][:3], pairs[0][0][0][-3:]])
+
+
+def _floor(model: Any, sequences: Sequence[Text], device: torch.device) -> torch.Tensor:
+    """The mean cross-entropy of the responses, those of a prompt one after another, so that each
+    sees the one before it, as nothing is done to keep them apart."""
+    by_prompt: dict[bytes, list[np.ndarray]] = {}
+    for prompt, response in sequences:
+        by_prompt.setdefault(prompt.tobytes(), [prompt]).append(response)
+    texts = list(by_prompt.values())
+    ids = np.concatenate([part for text in texts for part in text])
+    lengths = [sum(map(len, text)) for text in texts]
+    read = np.concatenate(
+        [np.r_[np.zeros(len(text[0])), np.ones(sum(map(len, text[1:])))] for text in texts]
+    )
+    positions = torch.from_numpy(read.nonzero()[0]).to(device)
+    row = torch.from_numpy(ids)[None].to(device)
+    tree = Tree.of([Unit((i,)) for i in range(len(texts))], lengths, device)
+    outputs = model.base_model(
+        input_ids=row,
+        attention_mask=torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device),
+        position_ids=torch.cat([torch.arange(n) for n in lengths])[None].to(device),
+        use_cache=False,
+        **{ARGUMENT: tree},
+    )
+    states = outputs.last_hidden_state[0]
+    logits = model.get_output_embeddings()(states[positions - 1])
+    return F.cross_entropy(logits.float(), row[0, positions])
+
+
+def _train_floor(model: Any, pairs: Sequence[Sides], device: torch.device) -> None:
+    model.zero_grad()
+    _floor(model, [sequence for pair in pairs for sequence in pair], device).backward()
+
+
+def _step(model: Any, reader: ResponseReader, pairs: Sequence[Sides], device: torch.device) -> None:
+    model.zero_grad()
+    rows = [pair[side] for side in (0, 1) for pair in pairs]
+    width = max(len(p) + len(r) for p, r in rows)
+    ids, mask, trained = torch.zeros(3, len(rows), width, dtype=torch.long)
+    for row, (prompt, response) in enumerate(rows):
+        end = len(prompt) + len(response)
+        ids[row, :end] = torch.from_numpy(np.concatenate([prompt, response]))
+        mask[row, :end] = 1
+        trained[row, len(prompt) : end] = 1
+    ids, mask, trained = (tensor.to(device) for tensor in (ids, mask, trained))
+    batch = PreferenceBatch.of(
+        {"input_ids": ids, "attention_mask": mask}, trained.bool(), without=()
+    )
+    scores = {name: torch.ones(len(pairs), device=device) for name in SCORE_COLUMNS}
+    loss, _, _ = preference_step(reader, model, batch, scores, LossTerms(["sigmoid"], [1.0], 0.1))
+    loss.backward()
+
+
+if __name__ == "__main__":
+    main()
