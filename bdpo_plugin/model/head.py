@@ -182,6 +182,13 @@ def statistics(
     return TokenStatistics(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
+def block_rows(logits: Tensor) -> int:
+    """How many rows of (n, V) logits to read at once."""
+    if logits.device.type != "cpu":
+        return len(logits)
+    return min(len(logits), max(1, CPU_BLOCK_ELEMENTS // logits.shape[-1]))
+
+
 def _statistics(
     rows: Tensor, labels: Tensor, project: Callable[[Tensor], Tensor], extras: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -200,8 +207,7 @@ class _LogitStatistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, extras: bool) -> tuple[Tensor, ...]:
         with_gradient = ctx.needs_input_grad[0]
-        size = max(1, CPU_BLOCK_ELEMENTS // logits.shape[-1])
-        size = min(size, len(logits)) if logits.device.type == "cpu" else len(logits)
+        size = block_rows(logits)
         buffer = logits.new_empty(size, logits.shape[-1])
         columns = []
         for part, label in zip(logits.split(size), labels[:, None].split(size), strict=True):

@@ -40,22 +40,19 @@ def mutual_information(
     return information / lengths if normalize else information
 
 
-def information_gain(cond_logits: Tensor, null_logits: Tensor) -> Tensor:
+def information_gain(cond_logps: Tensor, null_logps: Tensor) -> Tensor:
     """KL( pi_ref(. | x, y_<t) || pi_ref(. | x0, y_<t) ) at each response position.
 
     Its sum over the positions of a response is the `expected` estimator of I(x; y), its mean
     the normalised one (method section 3).
 
     Args:
-        cond_logits: (N, V) next-token logits after the query.
-        null_logits: (N, V) next-token logits at the same positions after the null prompt.
+        cond_logps: (N, V) log-probabilities of the next token after the query, nats.
+        null_logps: (N, V) the same at the same positions after the null prompt.
 
     Returns:
         (N,) nats, float32, never negative beyond rounding.
     """
-    # not log_softmax, which on the CPU loses the small terms of a large vocabulary
-    cond, null = cond_logits.float(), null_logits.float()
-    cond, null = (x - x.logsumexp(dim=-1, keepdim=True) for x in (cond, null))
     # a token that the model excludes adds nothing: p log p -> 0
-    gain = (cond - null).masked_fill(cond == -torch.inf, 0)
-    return (cond.exp() * gain).sum(dim=-1)
+    gain = (cond_logps - null_logps).masked_fill(cond_logps == -torch.inf, 0)
+    return (cond_logps.exp() * gain).sum(dim=-1)

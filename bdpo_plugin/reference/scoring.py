@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bdpo_plugin.model.head import Head, statistics, sum_by_row
+from bdpo_plugin.model.head import Head, block_rows, statistics, sum_by_row
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.objective.mutual_information import information_gain
 from bdpo_plugin.settings import BDPOError
@@ -183,10 +183,13 @@ def _score(
         size = max(1, head.rows // 2)
         halves = (hidden[:half], hidden[half:], labels[:half])
         for cond, null, target in zip(*(h.split(size) for h in halves), strict=True):
-            cond_logits = head.project(cond)
-            wanted = cond_logits.gather(-1, target[:, None]).squeeze(-1)
-            logps.append(wanted - cond_logits.logsumexp(dim=-1))
-            gains.append(information_gain(cond_logits, head.project(null)))
+            chunk = head.project(cond), head.project(null), target[:, None]
+            block = block_rows(chunk[0])
+            for *logits, label in zip(*(c.split(block) for c in chunk), strict=True):
+                # not log_softmax, which on the CPU loses the small terms of a large vocabulary
+                cond, null = (x.sub_(x.logsumexp(dim=-1, keepdim=True)) for x in logits)
+                logps.append(cond.gather(-1, label).squeeze(-1))
+                gains.append(information_gain(cond, null))
         return torch.cat(logps), torch.cat(gains)
 
     (logps, gains), _ = reader.read(

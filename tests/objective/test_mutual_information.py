@@ -104,7 +104,7 @@ def gain(model: Mixture, query: int, response: list[int]) -> torch.Tensor:
         logits = model.logits([*prompt, *response])
         return torch.tensor(logits[len(prompt) - 1 : -1])
 
-    return information_gain(rows(prompt_of(query)), rows(prompt_of(NULL)))
+    return information_gain(*(rows(prompt_of(q)).log_softmax(-1) for q in (query, NULL)))
 
 
 @given(seeds, queries)
@@ -200,7 +200,7 @@ def test_refusals() -> None:
 
 
 def test_a_token_that_the_model_excludes_adds_nothing() -> None:
-    cond, null = torch.randn(2, 3, 7)
+    cond, null = torch.randn(2, 3, 7).log_softmax(-1)
     wanted = information_gain(cond, null)
     excluded = torch.full((3, 2), -torch.inf)
     gain = information_gain(torch.cat([cond, excluded], 1), torch.cat([null, excluded], 1))
