@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from bdpo_plugin.cli.runs import Run, named, read_run, read_settings
+from bdpo_plugin.cli.runs import ENDED, Run, named, read_run, read_settings
 from bdpo_plugin.visible import visible
 
 #: The last log of an evaluation, and of the training the mean over its last tenth.
@@ -25,10 +25,7 @@ _FIGURES = {
     "weight of rejected": "bdpo/weight_rejected",
     "imbalance": "bdpo/imbalance",
 }
-_ONCE = {
-    "seconds": "train_runtime",
-    "peak memory, GiB": "train_peak_memory_gib",
-}
+_ONCE = dict(zip(("seconds", "peak memory, GiB"), ENDED, strict=True))
 
 
 @click.command()

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 #: Where a B-DPO run leaves the scores of its training pairs, in its output folder.
 SCORES = Path("bdpo", "reference_scores.parquet")
+#: What a B-DPO run says of itself.
+_RECORD = Path("bdpo", "run.json")
+#: The figures of a run as a whole, in its last log or in that file.
+ENDED = ("train_runtime", "train_peak_memory_gib")
 
 
 class Run(NamedTuple):
@@ -34,6 +38,10 @@ def read_run(directory: Path, name: str) -> Run:
     log = json.loads(find_trainer_state(directory).read_text(encoding="utf-8"))["log_history"]
     if not any("loss" in entry for entry in log):
         raise click.ClickException(f"{directory} has logged no training step: set logging_steps: 1")
+    if (directory / _RECORD).is_file() and not any("train_runtime" in entry for entry in log):
+        record = json.loads((directory / _RECORD).read_text(encoding="utf-8"))
+        ended = {name: record[name] for name in ENDED if name in record}
+        log.append({"step": max(entry["step"] for entry in log), **ended})
     scores = None
     if (directory / SCORES).is_file():
         import pyarrow.parquet
@@ -62,7 +70,7 @@ def find_trainer_state(directory: Path) -> Path:
 #: Entries of the files of a run that say where it ran or who ran it, and not what it computed.
 _OTHER = re.compile(
     r"(^_|_dir$|(?<!or)_path$|run_name|hub_|push_to|local_rank|report_to|token$|key$|secret$|password$"
-    r"|^wandb|^mlflow|logging|^parent_library$|^megatron|inference_mode|_version$)"
+    r"|^wandb|^mlflow|logging|^parent_library$|^megatron|inference_mode|_version$|^train_runtime$|^train_peak_memory_gib$)"
 )
 #: The files of a run that have its settings, in the order in which the later one decides.
 _FILES = ("adapter_config.json", "bdpo_run.json", "bdpo/run.json", "bdpo/recipe.yml")

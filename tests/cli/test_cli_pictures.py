@@ -164,6 +164,15 @@ def test_settings_are_those_of_the_run_and_name_no_account(runs, tmp_path) -> No
     assert "base_model_name_or_path" in found
     assert not {"hub_token", "output_dir"} & set(found)
 
+    record = tmp_path / "run" / "bdpo" / "run.json"
+    record.write_text(json.dumps({"train_runtime": 7.5, "seed": 3}))
+    code, shown = bdpo("compare", str(root / "dpo"), str(tmp_path / "run"), "--json")
+    assert code == 0
+    said = json.loads(shown)
+    assert "train_runtime" not in said["settings"]
+    assert said["settings"]["seed"] == [None, 3]
+    assert said["figures"]["run"]["seconds"] == 7.5
+
     recipe.write_text("a: b: c")
     code, shown = bdpo("compare", str(tmp_path / "run"))
     assert code == 1
