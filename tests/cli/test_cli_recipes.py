@@ -148,6 +148,14 @@ def test_show_has_the_yaml_and_what_to_expect(told, tmp_path) -> None:
     assert json.loads(shown)["host"] == "axolotl"
 
 
+@pytest.mark.parametrize("command", ["show", "pin"])
+def test_a_mapping_of_another_form_is_told(command, told, tmp_path) -> None:
+    told(("  batch: 16\n", "  batch: 16\n  data: mine\n"))
+    code, shown = bdpo("recipes", command, str(tmp_path / "mine.yml"))
+    assert code == 1
+    assert "`bdpo_recipe.data`: must be a mapping, not 'mine'" in shown
+
+
 def test_copy_says_what_makes_the_data(tmp_path) -> None:
     code, shown = bdpo("recipes", "copy", "llamafactory/vicuna-7b-full", str(tmp_path))
     assert code == 0

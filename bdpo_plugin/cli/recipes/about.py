@@ -6,7 +6,9 @@ import difflib
 from collections.abc import Iterator
 from typing import Any
 
-from bdpo_plugin.cli.recipes.files import Place
+import click
+
+from bdpo_plugin.cli.recipes.files import Place, Recipe
 from bdpo_plugin.settings import RECIPE
 
 _NUMBER = (int, float)
@@ -46,6 +48,17 @@ def problems(about: dict[str, Any]) -> Iterator[tuple[Place, str]]:
     if "title" not in about:
         yield (RECIPE,), "it needs a `title`"
     yield from _problems(about, KEYS, (RECIPE,))
+
+
+def sound(recipe: Recipe) -> Recipe:
+    """The recipe, whose mapping has the types that it should have.
+
+    Raises:
+        click.ClickException: it has not.
+    """
+    for place, what in _problems(recipe.about, KEYS, (RECIPE,)):
+        raise click.ClickException(f"{recipe.path}: `{'.'.join(map(str, place))}`: {what}")
+    return recipe
 
 
 def _problems(value: Any, wanted: Any, place: Place) -> Iterator[tuple[Place, str]]:

@@ -67,7 +67,8 @@ def _host(recipe: Recipe) -> Iterator[Finding]:
         what = f"{recipe.host} is not installed here: its own validation was left out"
         yield Finding(False, "", what)
         return
-    processes = recipe.about.get("processes", 1)
+    processes = recipe.about.get("processes")
+    processes = processes if isinstance(processes, int) else 1
     if recipe.host == "axolotl":
         from bdpo_plugin.hosts.axolotl.validate import problems as of_axolotl
 

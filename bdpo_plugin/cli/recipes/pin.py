@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from bdpo_plugin.cli.recipes.about import sound
 from bdpo_plugin.cli.recipes.files import Recipe, read_recipe
 from bdpo_plugin.cli.recipes.sharing import is_local, is_pinned, revision
 
@@ -21,7 +22,7 @@ def pin(file: Path) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    recipe = read_recipe(file, str(file))
+    recipe = sound(read_recipe(file, str(file)))
     hub = HfApi()
     pinned = {}
     try:

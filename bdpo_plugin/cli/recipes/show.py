@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from bdpo_plugin.cli.recipes.about import sound
 from bdpo_plugin.cli.recipes.files import find_recipe
 from bdpo_plugin.visible import visible
 
@@ -16,7 +17,7 @@ from bdpo_plugin.visible import visible
 @click.option("--json", "as_json", is_flag=True, help="For a script.")
 def show(name: str, as_json: bool) -> None:
     """Show the recipe NAME: its YAML, and the numbers to expect."""
-    recipe = find_recipe(name)
+    recipe = sound(find_recipe(name))
     if as_json:
         shown = {"host": recipe.host, "config": recipe.config, "about": recipe.about}
         click.echo(json.dumps(shown, indent=1, default=str))
