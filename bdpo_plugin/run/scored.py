@@ -25,16 +25,12 @@ class Source(NamedTuple):
     Attributes:
         rows: as they were loaded.
         made: what the host made of each row, in the same order.
+        file: the one local file that the rows are from, if they are from one.
     """
 
     rows: Dataset
     made: Any
-
-    @property
-    def file(self) -> Path | None:
-        """The one local file that the rows are from, if they are from one."""
-        files = [Path(name) for name in self.rows.info.download_checksums or {}]
-        return files[0] if len(files) == 1 and files[0].is_file() else None
+    file: Path | None = None
 
 
 class Place(NamedTuple):
@@ -105,7 +101,10 @@ def watched() -> Iterator[list[Source]]:
 def saw(rows: Any, made: Any) -> None:
     """Note a dataset, and what the host made of it, where somebody watches."""
     if (seen := _watched.get()) is not None:
-        seen.append(Source(rows, made))
+        # as the releases of datasets that the hosts pin have it
+        files = [Path(name) for name in rows.info.download_checksums or {}]
+        one = len(files) == 1 and files[0].is_file()
+        seen.append(Source(rows, made, files[0] if one else None))
 
 
 def read_scores(output_dir: Path) -> pa.Table:

@@ -56,7 +56,7 @@ def score(model: str, dataset: str, output_dir: Path, max_length: int) -> Scored
         table,
         texts(pairs, trainer.processing_class),
         [Place(0, row) for row in table["row"].to_pylist()],
-        [Source(rows, None)],
+        [Source(rows, None, path if path.is_file() else None)],
     )
 
 

@@ -273,7 +273,7 @@ def test_a_subset_is_in_the_format_of_its_file(kind, tmp_path) -> None:
         path.write_text("".join(f"{json.dumps(row)}\n\n" for row in ROWS))
     loader = "parquet" if kind == "parquet" else "json"
     whole = load_dataset(loader, data_files=str(path), split="train")
-    made = write_subset(Source(whole, None), [3, 1], tmp_path, "part")
+    made = write_subset(Source(whole, None, path), [3, 1], tmp_path, "part")
     assert made == tmp_path / f"part.{kind}"
     assert load_dataset(loader, data_files=str(made), split="train").to_list() == [ROWS[1], ROWS[3]]
     if kind == "json":
@@ -283,7 +283,7 @@ def test_a_subset_is_in_the_format_of_its_file(kind, tmp_path) -> None:
 
     # a part of a file: no row of it is taken for another
     part = load_dataset(loader, data_files=str(path), split="train[2:]")
-    made = write_subset(Source(part, None), [0, 1], tmp_path, "of-part")
+    made = write_subset(Source(part, None, path), [0, 1], tmp_path, "of-part")
     found = load_dataset(
         "parquet" if made.suffix == ".parquet" else "json", data_files=str(made), split="train"
     )
