@@ -83,7 +83,8 @@ class Difference(NamedTuple):
     def text(self, decimals: int) -> str:
         low, high = (f"{value:+.{decimals}f}" for value in self.prompts)
         first, last = (f"{value:+.{decimals}f}" for value in self.seeds)
-        return f"{self.mean:+.{decimals}f} (prompts {low} to {high}; seeds {first} to {last})"
+        seeds = f"seeds {first} to {last}" if self.count > 1 else "one seed"
+        return f"{self.mean:+.{decimals}f} (prompts {low} to {high}; {seeds})"
 
 
 def read_all(folder: Path) -> list[Record]:
