@@ -46,6 +46,7 @@ _TRAINING = {
     "accuracy [%]": ("train_accuracy", 100),
     "chosen, log-ratio [nats]": ("train_chosen", 1),
 }
+_MARKS = "os^Dv<>PXh"
 Records = Mapping[str, Mapping[int, Record]]
 
 
@@ -140,7 +141,10 @@ def _agreement(records: Sequence[Record]) -> str:
 def _levels(records: Records) -> Iterator[str]:
     yield "## Each arm"
     yield ""
-    yield "The mean over the seeds, and in brackets the standard deviation over them."
+    yield (
+        "The mean over the seeds, and in brackets the standard deviation over them. Arms of other "
+        "seeds do not compare here: see the differences."
+    )
     yield ""
     yield f"| | {' | '.join(m.name for m in MEASURES)} | seeds |"
     yield f"| --- |{' --- |' * (len(MEASURES) + 1)}"
@@ -210,16 +214,18 @@ def _training(records: Records) -> Iterator[str]:
 
 
 def _draw(records: Records, file: Path) -> None:
-    """Choice of each arm: a dot for a seed, a line at their mean."""
+    """Choice of each arm: a mark for a seed, the same in each arm, and a line at their mean."""
     arms = [arm for arm in NAMES if arm in records]
     figure, axes = plt.subplots(figsize=(8, 0.5 * len(arms) + 1.2), layout="constrained")
     for place, arm in enumerate(reversed(arms)):
-        values = [level(record, CHOICE) for record in records[arm].values()]
+        values = {seed: level(record, CHOICE) for seed, record in records[arm].items()}
         colour = {"bdpo": "tab:blue", "dpo": "tab:orange"}.get(arm, "tab:gray")
-        axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.6)
-        axes.plot([fmean(values)] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=2)
+        for seed, value in values.items():
+            mark = _MARKS[seed % len(_MARKS)] if arm != "untrained" else "|"
+            axes.plot(value, place, mark, color=colour, alpha=0.7)
+        axes.plot([fmean(values.values())] * 2, [place - 0.3, place + 0.3], color=colour)
     axes.set_yticks(range(len(arms)), [NAMES[arm] for arm in reversed(arms)])
-    axes.set_xlabel("choice: the wanted answer is the likelier one [% of held-out prompts]")
+    axes.set_xlabel("choice [%]; each mark is a seed")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(file, dpi=120)
     plt.close(figure)
