@@ -14,8 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from importlib import import_module
-from importlib.util import find_spec
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -23,9 +21,11 @@ import torch
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-#: Of newer releases of torch.
-_KERNEL = "torch.nn.attention.varlen"
-_VARLEN: Any = import_module(_KERNEL) if find_spec(_KERNEL) else None
+_VARLEN: Any
+try:
+    from torch.nn.attention import varlen as _VARLEN
+except ImportError:  # of older releases of torch
+    _VARLEN = None
 
 #: The names of the attention functions of transformers that take a tree.
 TREE_ATTENTION = ("sdpa", "flash_attention_2", "flash_attention_3")
