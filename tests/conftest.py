@@ -18,6 +18,7 @@ os.environ |= {
     # set by Axolotl's command line when a test imports it: the same from the start, so that a
     # process made before that import can run a command after it (warm.py)
     "HF_XET_HIGH_PERFORMANCE": "1",
+    "AXOLOTL_DATASET_NUM_PROC": "1",  # where a configuration does not say: a process imports torch
     "OMP_NUM_THREADS": "1",  # on tiny models threads only wait for each other
 }
 
