@@ -91,7 +91,7 @@ def measured_of(folder: Path) -> dict[str, Any]:
     processes = record["batch"]["processes"]
     measured: dict[str, Any] = {"hardware": f"{processes} x {record['hardware']}"}
     if "train_runtime" in record:
-        measured["minutes"] = round(record["train_runtime"] / 60, 1)
+        measured["minutes"] = float(f"{record['train_runtime'] / 60:.2g}")
     if "train_peak_memory_gib" in record:
         measured["memory_gib"] = round(record["train_peak_memory_gib"], 1)
     return measured

@@ -88,7 +88,7 @@ def test_what_is_in_it(here, place) -> None:
     assert list(about["expected"]["losses"]) == [1, 2, 3, 4, 5, 6]
     assert about["expected"]["losses"][1] == pytest.approx(0.6931, abs=1e-4)
     assert about["measured"]["hardware"] == "1 x CPU"
-    assert 0 < about["measured"]["minutes"] < 60
+    assert about["measured"]["minutes"] > 0
     assert 0 < about["measured"]["memory_gib"] < 60
     assert about["versions"]["axolotl"] == "0.19.0"
     code, shown = bdpo("recipes", "check", str(here))
