@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 #: Where a B-DPO run leaves the scores of its training pairs, in its output folder.
 SCORES = Path("bdpo", "reference_scores.parquet")
 #: What a B-DPO run says of itself.
-_RECORD = Path("bdpo", "run.json")
+RECORD = Path("bdpo", "run.json")
 #: The figures of a run as a whole, in its last log or in that file.
 ENDED = ("train_runtime", "train_peak_memory_gib")
 
@@ -38,8 +38,8 @@ def read_run(directory: Path, name: str) -> Run:
     log = json.loads(find_trainer_state(directory).read_text(encoding="utf-8"))["log_history"]
     if not any("loss" in entry for entry in log):
         raise click.ClickException(f"{directory} has logged no training step: set logging_steps: 1")
-    if (directory / _RECORD).is_file() and not any("train_runtime" in entry for entry in log):
-        record = json.loads((directory / _RECORD).read_text(encoding="utf-8"))
+    if (directory / RECORD).is_file() and not any("train_runtime" in entry for entry in log):
+        record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
         ended = {name: record[name] for name in ENDED if name in record}
         log.append({"step": max(entry["step"] for entry in log), **ended})
     scores = None

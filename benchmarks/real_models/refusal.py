@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -60,15 +62,35 @@ def answers(
         batch: prompts answered at a time, the longest first.
         tokens: the most of an answer.
     """
-    import torch
-
     from bdpo_plugin.cli.answers import load_model, load_tokenizer, load_trained
 
     tokenizer = load_tokenizer(base)
-    tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model = load_trained(base, Path(trained)) if trained else load_model(base, adapter=None)
+    return generate(
+        model, tokenizer, prompts, batch=batch, tokens=tokens, told=partial(print, flush=True)
+    )
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    batch: int,
+    tokens: int,
+    told: Callable[[str], object] = lambda _: None,
+) -> list[str]:
+    """:func:`answers` of a model that has been loaded.
+
+    Args:
+        tokenizer: with a chat template and a token for padding.
+        batch, tokens: as there.
+        told: is called with how far it has come.
+    """
+    import torch
+
     texts = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
@@ -80,7 +102,11 @@ def answers(
     for start in range(0, len(order), batch):
         rows = order[start : start + batch]
         inputs = tokenizer(
-            [texts[i] for i in rows], padding=True, add_special_tokens=False, return_tensors="pt"
+            [texts[i] for i in rows],
+            padding=True,
+            padding_side="left",
+            add_special_tokens=False,
+            return_tensors="pt",
         ).to(model.device)
         with torch.no_grad():
             output = model.generate(
@@ -94,7 +120,7 @@ def answers(
         )
         for i, answer in zip(rows, said, strict=True):
             made[i] = answer.strip()
-        print(f"{start + len(rows)} of {len(order)} prompts answered", flush=True)
+        told(f"{start + len(rows)} of {len(order)} prompts answered")
     return made
 
 

@@ -16,11 +16,10 @@ from bdpo_plugin.cli.recipes.facts import (
     quantiles,
     read_record,
     recipe_of,
-    scores_path,
 )
 from bdpo_plugin.cli.recipes.files import Recipe, read_recipe
 from bdpo_plugin.cli.recipes.sharing import findings, is_local
-from bdpo_plugin.cli.runs import load_figures, read_run
+from bdpo_plugin.cli.runs import Run, load_figures, read_run
 from bdpo_plugin.settings import PREFIX
 
 _SHARES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -52,11 +51,11 @@ def bundle(run_dir: Path, to: Path | None, with_texts: bool) -> None:
     written = Recipe(recipe.name, recipe.path, text, recipe.config, about)
     (folder / "recipe.yml").write_text(written.with_about(about), encoding="utf-8")
     _write(folder / "run.json", record)
-    run = read_run(run_dir, run_dir.name)
+    run = read_run(run_dir, run_dir.resolve().name)
     _write(folder / "log.json", run.log)
     if run.scores is not None:
         _write_scores(run.scores, folder)
-    _draw(run_dir, folder)
+    _draw(run, folder)
     if with_texts:
         for file in data_files(recipe):
             shutil.copyfile(file, folder / file.name)
@@ -135,16 +134,15 @@ def _write_scores(scores: Any, folder: Path) -> None:
     _write(folder / "mi.json", {"shares": list(_SHARES), **table, "settings": known})
 
 
-def _draw(run_dir: Path, folder: Path) -> None:
+def _draw(run: Run, folder: Path) -> None:
     """The pictures of `bdpo plot`, where they can be drawn here."""
     try:
         figures = load_figures()
     except click.ClickException as error:
         click.echo(f"No pictures: {error.message}")
         return
-    run = read_run(run_dir, run_dir.resolve().name)
     figures.curves([run], folder / "curves.png")
-    if scores_path(run_dir).is_file():
+    if run.scores is not None:
         figures.mi_scatter([(run.name, run.scores)], folder / "mi_scatter.png")
 
 

@@ -11,7 +11,7 @@ import click
 import yaml
 
 from bdpo_plugin.cli.recipes.files import Recipe, read_recipe
-from bdpo_plugin.cli.runs import SCORES, read_run
+from bdpo_plugin.cli.runs import RECORD, read_run
 
 #: Of a recipe, and of the run that is to be compared with it.
 STEPS = 10
@@ -29,7 +29,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     Raises:
         click.ClickException: there is none.
     """
-    path = folder / "bdpo" / "run.json"
+    path = folder / RECORD
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -95,11 +95,6 @@ def measured_of(folder: Path) -> dict[str, Any]:
     if "train_peak_memory_gib" in record:
         measured["memory_gib"] = round(record["train_peak_memory_gib"], 1)
     return measured
-
-
-def scores_path(folder: Path) -> Path:
-    """The scores of a run's training pairs."""
-    return folder / SCORES
 
 
 def dump(value: Any) -> str:

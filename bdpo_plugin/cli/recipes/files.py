@@ -13,6 +13,7 @@ import click
 import yaml
 
 import bdpo_plugin
+from bdpo_plugin.cli.configs import MODEL_KEYS
 from bdpo_plugin.settings import RECIPE
 
 #: A key of the configuration, from the top: names, and places in lists.
@@ -21,12 +22,12 @@ Place = tuple[str | int, ...]
 #: What each host calls the same thing.
 _KEYS = {
     "axolotl": {
-        "model": "base_model",
+        "model": MODEL_KEYS["axolotl"],
         "revision": "revision_of_model",
         "batch": "micro_batch_size",
     },
     "llamafactory": {
-        "model": "model_name_or_path",
+        "model": MODEL_KEYS["llamafactory"],
         "revision": "model_revision",
         "batch": "per_device_train_batch_size",
     },
@@ -59,7 +60,7 @@ class Recipe:
     @cached_property
     def host(self) -> str:
         """``axolotl`` or ``llamafactory``."""
-        return "llamafactory" if "model_name_or_path" in self.config else "axolotl"
+        return "llamafactory" if MODEL_KEYS["llamafactory"] in self.config else "axolotl"
 
     def key(self, meaning: str) -> str:
         """What the host calls ``model``, ``revision`` or ``batch`` (of a process)."""
@@ -172,7 +173,7 @@ def read_recipe(path: Path, name: str) -> Recipe:
         config = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise click.ClickException(f"{path} cannot be read as YAML: {error}") from error
-    if not isinstance(config, dict) or not {"base_model", "model_name_or_path"} & set(config):
+    if not isinstance(config, dict) or not set(MODEL_KEYS.values()) & set(config):
         raise click.ClickException(
             f"{path} is no recipe: it has neither `base_model` (Axolotl) nor `model_name_or_path` "
             "(LLaMA-Factory)"

@@ -88,9 +88,10 @@ def _complete_card(run_dir: Path) -> None:
 
     for picture in (run_dir / _BUNDLE).glob("*.png"):
         (run_dir / picture.name).write_bytes(picture.read_bytes())
-    settings = BDPOSettings.from_keys(read_record(run_dir)["settings"])
+    record = read_record(run_dir)
+    settings = BDPOSettings.from_keys(record["settings"])
     recipe = run_dir / _BUNDLE / "recipe.yml"
-    cite = read_record(run_dir)["host"] == "llamafactory"
+    cite = record["host"] == "llamafactory"
     complete_card(run_dir, settings, recipe=recipe, cite=cite)
 
 

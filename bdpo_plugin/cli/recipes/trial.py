@@ -16,11 +16,11 @@ from bdpo_plugin.cli.recipes.facts import (
     dump,
     expected_of,
     read_record,
-    scores_path,
 )
 from bdpo_plugin.cli.recipes.files import Recipe
 from bdpo_plugin.cli.recipes.run import command, start
 from bdpo_plugin.cli.recipes.sharing import Finding
+from bdpo_plugin.cli.runs import SCORES
 from bdpo_plugin.settings import RECIPE
 
 #: Keys that write to somebody's account or go on from an earlier run.
@@ -156,7 +156,7 @@ def _row_that_differs(recipe: Recipe, output: Path) -> str:
     import pyarrow.parquet as pq
 
     columns = ["row", "chosen_tokens", "rejected_tokens", "ref_chosen_logps", "ref_rejected_logps"]
-    ours = pq.read_table(scores_path(output), columns=columns).to_pylist()
+    ours = pq.read_table(output / SCORES, columns=columns).to_pylist()
     others = pq.read_table(theirs, columns=columns).to_pylist()
     for place, (a, b) in enumerate(zip(ours, others, strict=False)):
         tokens = [(row["chosen_tokens"], row["rejected_tokens"]) for row in (a, b)]

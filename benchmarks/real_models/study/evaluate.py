@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bdpo_plugin.model.reader import ResponseReader
+from benchmarks.real_models.refusal import generate
 from benchmarks.real_models.study.design import Sizes
 from benchmarks.real_models.study.material import Material
 
@@ -115,7 +116,10 @@ class Evaluation:
         found["hh_accuracy"] = [float(margin > 0) for margin in margins]
         found["nll"] = [-value for value in per_token[pairs.stop :]]
         found["answers"] = {
-            name: self.answers(model, prompts) for name, prompts in self.material.prompts.items()
+            name: generate(
+                model, self.tokenizer, prompts, batch=self.rows, tokens=self.sizes.answer
+            )
+            for name, prompts in self.material.prompts.items()
         }
         return found
 
@@ -127,36 +131,3 @@ class Evaluation:
         for pair in self.material.hh_held_out:
             asked += [(pair["messages"], pair[side]["content"]) for side in ("chosen", "rejected")]
         return asked + self.material.ordinary
-
-    def answers(self, model: nn.Module, prompts: Sequence[str]) -> list[str]:
-        """Greedy, without special tokens."""
-        texts = [
-            self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
-            )
-            for prompt in prompts
-        ]
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        made = [""] * len(texts)
-        for start in range(0, len(order), self.rows):
-            places = order[start : start + self.rows]
-            inputs = self.tokenizer(
-                [texts[i] for i in places],
-                padding=True,
-                padding_side="left",
-                add_special_tokens=False,
-                return_tensors="pt",
-            ).to(next(model.parameters()).device)
-            with torch.no_grad():
-                output = model.generate(
-                    **inputs,
-                    max_new_tokens=self.sizes.answer,
-                    do_sample=False,
-                    pad_token_id=self.tokenizer.pad_token_id,
-                )
-            said = self.tokenizer.batch_decode(
-                output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-            )
-            for i, answer in zip(places, said, strict=True):
-                made[i] = answer.strip()
-        return made
