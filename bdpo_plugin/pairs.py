@@ -25,7 +25,9 @@ class Pair(NamedTuple):
     rejected: Side
 
 
-def split_sequence(input_ids: Sequence[int], trained: Sequence[bool]) -> Side:
+def split_sequence(
+    input_ids: Sequence[int] | np.ndarray, trained: Sequence[bool] | np.ndarray
+) -> Side:
     """One row of a host's batch -> prompt and response.
 
     Args:

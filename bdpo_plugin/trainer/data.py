@@ -3,23 +3,50 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
+from operator import add
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from datasets import Dataset
-from tqdm.auto import tqdm
+from datasets import (
+    Dataset,
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
+from trl.trainer import dpo_trainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from bdpo_plugin.pairs import Pair
+from bdpo_plugin.pairs import Pair, Side, split_sequence
 from bdpo_plugin.run.batch import PreferenceBatch
 from bdpo_plugin.run.datasets import TRL_COLUMNS
+from bdpo_plugin.run.token_ids import token_rows
 from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.visible import visible
 
 #: What TRL's tokenisation makes of a row.
 TOKENISED = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+#: What TRL reads of a row.
+READ = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs")
+
+#: Rows that are looked at in the time that another process takes to be there.
+WORTH_A_PROCESS = 5000
+
+#: How TRL's collator cuts a sequence to so many tokens, by its `truncation_mode`.
+_CUTS: dict[str, Callable[[int | None], slice]] = {
+    "keep_start": lambda limit: slice(limit),
+    "keep_end": lambda limit: slice(None if limit is None else -limit, None),
+}
+
+#: Whether TRL lets a prompt end where its tokens and those with a response begin to differ
+#: (1.16), or cuts as many tokens as the prompt has off both (1.9).
+_SHORTENS = hasattr(dpo_trainer, "common_prefix_length")
 
 
 def preference_batch(batch: Mapping[str, Any]) -> PreferenceBatch:
@@ -39,10 +66,30 @@ def preference_batch(batch: Mapping[str, Any]) -> PreferenceBatch:
     return PreferenceBatch.of(batch, trained, without=("completion_mask", *TRL_COLUMNS))
 
 
-def dataset_pairs(
+def dataset_pairs(dataset: Dataset, collator: Any) -> list[Pair]:
+    """All pairs of a tokenised dataset as training will see them, after its truncation."""
+    if type(collator) is not DataCollatorForPreference:
+        return _collated(dataset, collator)  # which may do anything
+    limit = math.inf if collator.max_length is None else collator.max_length
+    cut = _CUTS[collator.truncation_mode](collator.max_length)
+
+    def side(prompt: np.ndarray, response: np.ndarray) -> Side:
+        length = len(prompt) + len(response)
+        if len(prompt) and length <= limit:
+            return Side(prompt, response)
+        trained = np.arange(length) >= len(prompt)
+        return split_sequence(np.concatenate([prompt, response])[cut], trained[cut])
+
+    return [
+        Pair(side(prompt, chosen), side(prompt, rejected))
+        for prompt, chosen, rejected in token_rows(dataset, TOKENISED)
+    ]
+
+
+def _collated(
     dataset: Dataset, collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
 ) -> list[Pair]:
-    """All pairs of a tokenised dataset as training will see them, after its truncation."""
+    """The pairs as any collator makes them."""
     pairs: list[Pair] = []
     for rows in dataset.select_columns(list(TOKENISED)).iter(batch_size=256):
         examples = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
@@ -50,44 +97,72 @@ def dataset_pairs(
     return pairs
 
 
-def misplaced_rows(dataset: Dataset, tokenizer: Any, name: str) -> list[int]:
+def misplaced_rows(
+    dataset: Dataset, tokenizer: Any, name: str, processes: int | None = None
+) -> list[int]:
     """Rows whose prompt's tokens change when a response follows; the same in every rank.
 
     Releases of TRL differ in what they train on then: a response without its first tokens, or a
     prompt without its last. Each rank looks at a share of the rows.
+
+    Args:
+        dataset: tokenised by TRL.
+        tokenizer: of the run.
+        name: of the dataset, on the progress bar.
+        processes: that a rank may use, as `dataset_num_proc` says.
     """
     if not {"prompt", "chosen", "rejected"} <= set(dataset.column_names):
         return []
     state = PartialState()
-    blocks = range(0, len(dataset), 256)[state.process_index :: state.num_processes]
-    bar = tqdm(
-        blocks,
-        desc=f"Checking the prompts of the {visible(name)} data",
-        disable=not state.is_main_process,
-        delay=1,
-    )
+    bounds = [state.process_index + i for i in (0, 1)]
+    start, end = (len(dataset) * bound // state.num_processes for bound in bounds)
     found: list[int] = []
-    for start in bar:
-        rows = [dataset[i] for i in range(start, min(start + 256, len(dataset)))]
-        found += [start + i for i in _misplaced(rows, tokenizer)]
+    workers = min(processes or 1, (end - start) // WORTH_A_PROCESS)
+    if start < end:
+        with _bars(shown=state.is_main_process):
+            looked = dataset.select(range(start, end)).map(
+                _misplaced,
+                batched=True,
+                fn_kwargs={"tokenizer": tokenizer},
+                remove_columns=dataset.column_names,
+                num_proc=workers if workers > 1 else None,
+                desc=f"Checking the prompts of the {visible(name)} data",
+            )
+        found = [start + row for row, is_misplaced in enumerate(looked["found"]) if is_misplaced]
     return sorted(gather_object(found))
 
 
-def _misplaced(rows: list[dict[str, Any]], tokenizer: Any) -> Iterator[int]:
-    trained = [
-        (ids, ids + row["chosen_ids"], ids + row["rejected_ids"])
-        for row in rows
-        for ids in [row["prompt_ids"]]
+@contextmanager
+def _bars(*, shown: bool) -> Iterator[None]:
+    """Without the progress bars of `datasets`, unless they are to be shown."""
+    change = not (shown or are_progress_bars_disabled())
+    if change:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if change:
+            enable_progress_bars()
+
+
+def _misplaced(columns: Mapping[str, list[Any]], tokenizer: Any) -> dict[str, list[bool]]:
+    """Of each row, as a column, whether it is misplaced."""
+    there = [name for name in READ if name in columns]
+    rows = [
+        dict(zip(there, row, strict=True))
+        for row in zip(*(columns[name] for name in there), strict=True)
     ]
-    texts = [rendered(row, tokenizer) for row in rows]
+    prompts, *responses = (columns[name] for name in TOKENISED)
+    trained = [prompts, *(list(map(add, prompts, ids)) for ids in responses)]
+    texts = list(zip(*(rendered(row, tokenizer) for row in rows), strict=True))
+    if _SHORTENS:  # then the tokens of prompt and response are those trained on, by construction
+        trained, texts = trained[:1], texts[:1]
     special = isinstance(rows[0]["prompt"], str)
     tokenised = [
-        tokenizer(list(column), add_special_tokens=special)["input_ids"]
-        for column in zip(*texts, strict=True)
+        tokenizer(list(column), add_special_tokens=special)["input_ids"] for column in texts
     ]
-    for i, ids in enumerate(zip(*tokenised, strict=True)):
-        if ids != trained[i]:
-            yield i
+    pairs = zip(zip(*tokenised, strict=True), zip(*trained, strict=True), strict=True)
+    return {"found": [ours != theirs for ours, theirs in pairs]}
 
 
 def rendered(row: Mapping[str, Any], tokenizer: Any) -> tuple[str, str, str]:

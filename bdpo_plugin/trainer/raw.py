@@ -13,10 +13,8 @@ from trl import extract_prompt
 from bdpo_plugin.pairs import DataReport
 from bdpo_plugin.rows import Problem, RowCheck, RowReport, raise_problems, raise_row
 from bdpo_plugin.run.columns import ROW
-from bdpo_plugin.trainer.data import rendered
+from bdpo_plugin.trainer.data import READ, rendered
 
-#: What TRL reads of a row.
-_READ = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs")
 #: Columns by which TRL may tell text from conversations, though it reads nothing else of them.
 _MISTAKEN = ("messages", "completion")
 
@@ -109,7 +107,7 @@ def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
     """The rows as TRL will see them, without the columns that it does not read."""
     custom = dataset.format["type"] == "custom"  # whose function may read any column
     if not custom and {"chosen", "rejected"} <= set(dataset.column_names):
-        dataset = dataset.select_columns([c for c in dataset.column_names if c in _READ])
+        dataset = dataset.select_columns([c for c in dataset.column_names if c in READ])
     for block in dataset.iter(batch_size=1000):
         columns = list(block)
         for values in zip(*block.values(), strict=True):

@@ -21,6 +21,7 @@ from bdpo_plugin.run.report import add_peak_memory, print_problems
 from bdpo_plugin.run.scorer import Weigh, is_blank
 from bdpo_plugin.run.step import LossTerms, MetricSums
 from bdpo_plugin.run.stream import StreamFilter, TellStreams
+from bdpo_plugin.run.token_ids import token_rows
 from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.trainer.checks import check_arguments, check_columns, check_launch
 from bdpo_plugin.trainer.config import BDPOConfig
@@ -174,11 +175,12 @@ class BDPOTrainer(RunMixin, DPOTrainer):
 
     def _tokenised(self, dataset: Dataset, name: str) -> Tokenised:
         collator = getattr(self.data_collator, "collator", self.data_collator)
-        sides = zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
+        processes = self.args.dataset_num_proc
+        responses = token_rows(dataset, TOKENISED[1:])
         return Tokenised(
             pairs=dataset_pairs(dataset, collator),
-            lengths=[(len(chosen), len(rejected)) for chosen, rejected in sides],
-            misplaced=misplaced_rows(dataset, self._tokenizer, name),
+            lengths=[(len(chosen), len(rejected)) for chosen, rejected in responses],
+            misplaced=misplaced_rows(dataset, self._tokenizer, name, processes),
             rows=list(dataset[ROW]),
         )
 

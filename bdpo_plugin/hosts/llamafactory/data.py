@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from llamafactory.extras.constants import IGNORE_INDEX
 
 from bdpo_plugin.pairs import Pair, split_sequence
 from bdpo_plugin.run.batch import PreferenceBatch
+from bdpo_plugin.run.token_ids import token_rows
 from bdpo_plugin.settings import BDPOError
 
 _MEDIA = ("images", "videos", "audios")
@@ -43,18 +45,22 @@ def dataset_pairs(dataset: Dataset, name: str) -> list[Pair]:
     Raises:
         BDPOError: a row has an image, a video or a sound.
     """
-    media = [column for column in _MEDIA if column in dataset.column_names]
-    pairs: list[Pair] = []
-    for rows in dataset.select_columns([*TOKENISED, *media]).iter(batch_size=256):
-        for column in media:
-            if found := [row for row, value in enumerate(rows[column]) if value]:
+    if media := [column for column in _MEDIA if column in dataset.column_names]:
+        _refuse_media(dataset.select_columns(media), name)
+    rows = token_rows(dataset, TOKENISED)
+    return [_pair(dict(zip(TOKENISED, row, strict=True))) for row in rows]
+
+
+def _refuse_media(dataset: Dataset, name: str) -> None:
+    start = 0
+    for rows in dataset.iter(batch_size=256):
+        for column, values in rows.items():
+            if found := [row for row, value in enumerate(values) if value]:
                 raise BDPOError(
-                    f"Row {len(pairs) + found[0]} of the {name} data has {column}: B-DPO measures "
+                    f"Row {start + found[0]} of the {name} data has {column}: B-DPO measures "
                     "the mutual information of text with text. Remove such rows."
                 )
-        for values in zip(*(rows[column] for column in TOKENISED), strict=True):
-            pairs.append(_pair(dict(zip(TOKENISED, values, strict=True))))
-    return pairs
+        start += len(values)
 
 
 def stream_pair(row: Mapping[str, Any], name: str) -> tuple[Pair, tuple[int, int]]:
@@ -77,7 +83,7 @@ def _pair(row: Mapping[str, Any]) -> Pair:
         *(
             split_sequence(
                 row[f"{side}_input_ids"],
-                [label != IGNORE_INDEX for label in row[f"{side}_labels"]],
+                np.asarray(row[f"{side}_labels"]) != IGNORE_INDEX,
             )
             for side in _SIDES
         )
