@@ -17,15 +17,14 @@ from rich.table import Table
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.model.traits import evaluation
 from bdpo_plugin.model.tree import ARGUMENT, Tree, Unit
-from bdpo_plugin.reference.fingerprint import model_fingerprint
 from bdpo_plugin.reference.scoring import Job, budgeted_batches, score_jobs
 from bdpo_plugin.run.batch import PreferenceBatch
 from bdpo_plugin.run.columns import SCORE_COLUMNS
 from bdpo_plugin.run.step import LossTerms, preference_step
 from benchmarks.material import build_model, build_pairs, build_tokenizer
 from benchmarks.meters import Memory
-from benchmarks.runs import console, json_option, save, spread
-from benchmarks.setting import Setting, setting_options, take_setting
+from benchmarks.runs import console, json_option, make_runs, save, spread
+from benchmarks.setting import FORWARDS, HOST_PART, Setting, setting_options, take_setting
 
 #: Tokens of a batch of the pass: the default of `bdpo_score_tokens`.
 _BUDGET = 4096
@@ -46,6 +45,7 @@ def main(repeats: int, sweep: bool, json_file: Path | None, **options: Any) -> N
     The floor of a step is a forward and a backward of the same model on the real tokens, each
     prompt once, its output layer on the response positions only, and their cross-entropy. The
     floor of the pass is a forward of the same kind. On a CPU the time is that of the processor.
+    What a run has to do for its pass beside the forwards is measured in a run of its own.
     """
     setting = take_setting(options)
     results = _sweep(setting) if sweep else _beside(setting, repeats)
@@ -53,6 +53,13 @@ def main(repeats: int, sweep: bool, json_file: Path | None, **options: Any) -> N
 
 
 def _beside(setting: Setting, repeats: int) -> dict[str, Any]:
+    with make_runs(setting) as runs:
+        took = runs.parts(until_forward=False)
+    fixed = {
+        part: times[setting.device == "cpu"]  # of wall and processor time
+        for part, times in took.items()
+        if part not in (HOST_PART, FORWARDS)
+    }
     model, device = build_model(setting), torch.device(setting.device)
     pairs, null = _pairs(setting)
     batches = [pairs[i : i + setting.batch] for i in range(0, len(pairs), setting.batch)]
@@ -82,7 +89,6 @@ def _beside(setting: Setting, repeats: int) -> dict[str, Any]:
             for batch in scored:
                 _floor(model, [(jobs[i].prompt, jobs[i].response) for i in batch], device)
 
-    measure("fingerprint", lambda: model_fingerprint(model))
     measure("first step, with its trials", lambda: _step(model, reader, batches[0], device))
     for _ in range(repeats):
         measure("pass: floor", read_all)
@@ -96,10 +102,13 @@ def _beside(setting: Setting, repeats: int) -> dict[str, Any]:
         floor, ours = (times[f"{name}: {kind}"] for kind in ("floor", "ours"))
         ratios = [a / b for a, b in zip(ours, floor, strict=True)]
         table.add_row(name, spread(floor), spread(ours), spread(ratios))
-    for name in ("fingerprint", "first step, with its trials"):
-        table.add_row(name, "", spread(times[name]), "")
+    rows = {"first step, with its trials": times["first step, with its trials"][0]}
+    rows |= {"fixed costs of a pass": sum(fixed.values())}
+    rows |= {f"  {part}": seconds for part, seconds in fixed.items() if seconds >= 0.005}
+    for name, seconds in rows.items():
+        table.add_row(name, "", f"{seconds:.2f}", "")
     console().print(table)
-    return times
+    return {**times, "fixed costs of a pass": fixed}
 
 
 def _sweep(setting: Setting) -> dict[str, Any]:

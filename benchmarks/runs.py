@@ -54,6 +54,11 @@ class Runs:
             options["bdpo_cache_dir"] = cache or tempfile.mkdtemp(dir=self.folder)
         return self._call({"method": method, "train": train, "options": options})
 
+    def parts(self, *, until_forward: bool, **options: Any) -> dict[str, list[float]]:
+        """What the parts of a run of ours took; see :func:`benchmarks.worker.run_parts`."""
+        options["bdpo_cache_dir"] = tempfile.mkdtemp(dir=self.folder)
+        return self._call({"options": options, "until_forward": until_forward})
+
     def _call(self, job: dict[str, Any]) -> dict[str, Any]:
         job |= {"setting": asdict(self.setting), "folder": str(self.folder)}
         output = self.folder / "result.json"

@@ -12,6 +12,10 @@ import click
 #: The hosts that have a trainer of their own, a subclass of TRL's.
 HOSTS = ("axolotl", "llamafactory")
 
+#: What :func:`benchmarks.worker.run_parts` calls the parts of a run that are no preparation of
+#: ours.
+HOST_PART, FORWARDS = "the host's own preparation", "the forwards"
+
 #: Options that a preset changes.
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu-21m": {},

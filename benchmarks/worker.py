@@ -10,20 +10,26 @@ import os
 import platform
 import sys
 import tempfile
+from contextlib import nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import psutil
 import torch
 from peft import LoraConfig
 
 from benchmarks import llamafactory
 from benchmarks.material import build_tokenizer, count_tokens, load_model, load_pairs, write
-from benchmarks.meters import Clock, Memory
-from benchmarks.setting import HOSTS, Setting
+from benchmarks.meters import Clock, Memory, Parts
+from benchmarks.setting import FORWARDS, HOST_PART, HOSTS, Setting
 
 PACKAGES = ("bdpo-plugin", "torch", "transformers", "trl", "peft", "bitsandbytes", *HOSTS)
+
+#: Where the functions are whose time is measured.
+_RUN, _REFERENCE = "bdpo_plugin.run", "bdpo_plugin.reference"
 
 
 def prepare(setting: Setting, folder: Path) -> dict[str, Any]:
@@ -93,6 +99,60 @@ def run(
         }
     peak = memory.peak()
     return result | {"peak_mib": peak, "peak_over_load_mib": peak - memory.loaded}
+
+
+def run_parts(
+    setting: Setting, folder: Path, options: dict[str, Any], until_forward: bool
+) -> dict[str, list[float]]:
+    """Of a run of ours without its training, what its parts took: by title, wall and processor
+    time in seconds, the latter with that of ended processes.
+
+    Args:
+        options: further training arguments.
+        until_forward: end it before the first forward of the reference.
+    """
+
+    class Ended(Exception):
+        pass
+
+    clock = Clock(setting.device)
+    parts = Parts(lambda: np.array([clock.now(), sum(os.times()[:4])]), _parts_of(setting.host))
+    first = f"{_REFERENCE}.dataset.score_jobs"
+    end = patch(first, side_effect=Ended) if until_forward else nullcontext()
+    with parts, end, suppress(Ended):
+        run(setting, folder, "bdpo", options, train=False)
+    return {title: took.tolist() for title, took in parts.took.items()}
+
+
+def _parts_of(host: str) -> dict[str, list[str]]:
+    """By title, the functions whose time is a part of a run of ours."""
+    if host == "llamafactory":
+        theirs = "llamafactory.train.dpo.workflow:get_dataset"
+        trainer, checked = "bdpo_plugin.hosts.llamafactory.trainer", {}
+    else:
+        theirs = "trl.trainer.dpo_trainer:DPOTrainer._prepare_dataset"
+        trainer = "bdpo_plugin.trainer.trainer"
+        checked = {
+            "rows checked": [f"{trainer}:check_datasets"],
+            "prompts checked": [f"{trainer}:misplaced_rows"],
+        }
+    tables = ("print_settings", "print_scores", "save_scores")
+    return {
+        HOST_PART: [theirs],
+        **checked,
+        "token ids read": [f"{trainer}:dataset_pairs"],
+        "pairs checked": [f"{_RUN}.datasets:check_pairs", f"{_RUN}.scorer:check_room"],
+        "null prompt": [f"{_RUN}.scorer:find_null_prompt"],
+        "fingerprints": [f"{_RUN}.scorer:Scorer._identify"],
+        "scores wanted": [f"{_REFERENCE}.dataset:wanted_scores"],
+        "scores looked up": [f"{_REFERENCE}.dataset:Exchange"],
+        "batches made": [f"{_REFERENCE}.dataset:budgeted_batches"],
+        "trials of packing": ["bdpo_plugin.model.reader:try_out"],
+        FORWARDS: [f"{_REFERENCE}.dataset:_compute"],
+        "scores written": [f"{_REFERENCE}.exchange:Exchange.write"],
+        "tables": [f"{_RUN}.scorer:{name}" for name in tables],
+        "the rest": [f"{_RUN}.mixin:RunMixin._prepared"],
+    }
 
 
 def _run_trl(
@@ -187,7 +247,10 @@ def _timed(trainer_class: type, clock: Clock) -> type:
 def main() -> None:
     job, output = json.loads(sys.argv[1]), Path(sys.argv[2])
     setting, folder = Setting(**job.pop("setting")), Path(job.pop("folder"))
-    result = run(setting, folder, **job) if job else prepare(setting, folder)
+    if "until_forward" in job:
+        result = run_parts(setting, folder, **job)
+    else:
+        result = run(setting, folder, **job) if job else prepare(setting, folder)
     output.write_text(json.dumps(result))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from operator import add
@@ -44,9 +44,10 @@ _CUTS: dict[str, Callable[[int | None], slice]] = {
     "keep_end": lambda limit: slice(None if limit is None else -limit, None),
 }
 
-#: Whether TRL lets a prompt end where its tokens and those with a response begin to differ
-#: (1.16), or cuts as many tokens as the prompt has off both (1.9).
-_SHORTENS = hasattr(dpo_trainer, "common_prefix_length")
+#: The texts whose tokens tell. TRL 1.16 ends a prompt where its tokens and those with a response
+#: begin to differ, so that what follows is right; TRL 1.9 leaves the prompt as it is, and cuts as
+#: many tokens off the text with a response.
+_TELLING = ("prompt",) if hasattr(dpo_trainer, "common_prefix_length") else ("chosen", "rejected")
 
 
 def preference_batch(batch: Mapping[str, Any]) -> PreferenceBatch:
@@ -152,24 +153,25 @@ def _misplaced(columns: Mapping[str, list[Any]], tokenizer: Any) -> dict[str, li
         dict(zip(there, row, strict=True))
         for row in zip(*(columns[name] for name in there), strict=True)
     ]
-    prompts, *responses = (columns[name] for name in TOKENISED)
-    trained = [prompts, *(list(map(add, prompts, ids)) for ids in responses)]
-    texts = list(zip(*(rendered(row, tokenizer) for row in rows), strict=True))
-    if _SHORTENS:  # then the tokens of prompt and response are those trained on, by construction
-        trained, texts = trained[:1], texts[:1]
     special = isinstance(rows[0]["prompt"], str)
-    tokenised = [
-        tokenizer(list(column), add_special_tokens=special)["input_ids"] for column in texts
-    ]
-    pairs = zip(zip(*tokenised, strict=True), zip(*trained, strict=True), strict=True)
-    return {"found": [ours != theirs for ours, theirs in pairs]}
+    texts = zip(*(rendered(row, tokenizer, _TELLING) for row in rows), strict=True)
+    found = np.zeros(len(rows), dtype=bool)
+    for part, of_part in zip(_TELLING, texts, strict=True):
+        tokens = tokenizer(list(of_part), add_special_tokens=special)["input_ids"]
+        trained = columns["prompt_ids"]
+        if part != "prompt":
+            trained = list(map(add, trained, columns[f"{part}_ids"]))
+        found |= [ours != theirs for ours, theirs in zip(tokens, trained, strict=True)]
+    return {"found": found.tolist()}
 
 
-def rendered(row: Mapping[str, Any], tokenizer: Any) -> tuple[str, str, str]:
-    """A row's prompt, prompt with chosen and prompt with rejected, as text."""
+def rendered(
+    row: Mapping[str, Any], tokenizer: Any, parts: Iterable[str] = ("prompt", "chosen", "rejected")
+) -> tuple[str, ...]:
+    """A row's prompt, prompt with chosen and prompt with rejected, as text, or some of these."""
     prompt = row["prompt"]
     if isinstance(prompt, str):
-        return prompt, prompt + row["chosen"], prompt + row["rejected"]
+        return tuple(prompt if part == "prompt" else prompt + row[part] for part in parts)
     tools = row.get("tools")
     render = partial(
         tokenizer.apply_chat_template,
@@ -177,8 +179,9 @@ def rendered(row: Mapping[str, Any], tokenizer: Any) -> tuple[str, str, str]:
         tools=json.loads(tools) if isinstance(tools, str) else tools,
         **(row.get("chat_template_kwargs") or {}),
     )
-    return (
-        render(prompt, add_generation_prompt=True),
-        render(prompt + row["chosen"]),
-        render(prompt + row["rejected"]),
+    return tuple(
+        render(prompt, add_generation_prompt=True)
+        if part == "prompt"
+        else render(prompt + row[part])
+        for part in parts
     )

@@ -60,6 +60,20 @@ def test_reference_pass(tmp_path):
 
 
 @pytest.mark.slow
+def test_startup(tmp_path):
+    """It ends before the first forward, and its parts are all that a run of ours does until then;
+    `benchmarks.floor` has them of whole runs."""
+    shown, saved = run("startup", tmp_path, "--pairs", "40")
+    took = saved["results"]
+    assert "Start-up on 40 pairs" in shown
+    assert took["the host's own preparation"][0] > 0
+    assert took["trials of packing"] == [0, 0]
+    ours = took["ours, all of it"][0]
+    assert ours > took["token ids read"][0] > 0
+    assert took["ours / host"][0] == pytest.approx(ours / took["the host's own preparation"][0])
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(
     bool(find_spec("llamafactory") or find_spec("axolotl")),
     reason="is the same in every environment: it runs beside TRL alone",

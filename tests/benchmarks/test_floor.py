@@ -38,4 +38,8 @@ def test_the_command(tmp_path):
     assert done.exit_code == 0, done.output
     times = json.loads(file.read_text())["results"]
     assert {"step: floor", "step: ours", "pass: floor", "pass: ours"} < set(times)
+    fixed = times.pop("fixed costs of a pass")
+    assert {"pairs checked", "fingerprints", "trials of packing", "the rest"} < set(fixed)
+    assert sum(fixed.values()) > 0
+    assert "the forwards" not in fixed
     assert all(len(of_one) == 1 and of_one[0] > 0 for of_one in times.values())
