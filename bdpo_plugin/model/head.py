@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from bdpo_plugin.model.device import moved
 from bdpo_plugin.model.traits import Traits, unwrapped
 
 T = TypeVar("T")
@@ -152,7 +153,7 @@ def select(states: Tensor, positions: Tensor) -> Tensor:
     # the virtual tokens of prompt learning come before the positions of the real ones
     states = states[:, -positions.shape[1] :].flatten(0, 1)
     # the CPU knows how many there are: no wait for the device
-    return states[positions.flatten().nonzero().squeeze(1).to(states.device)]
+    return states[moved(positions.flatten().nonzero().squeeze(1), states.device)]
 
 
 def statistics(
@@ -271,4 +272,4 @@ _frozen_head: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = _FrozenHead
 def sum_by_row(values: Tensor, positions: Tensor) -> Tensor:
     """(N,) values at the (B, T) positions that are True, row by row -> (B,) float32 sums."""
     spread = torch.zeros(positions.shape, dtype=torch.float32, device=values.device)
-    return spread.masked_scatter(positions.to(values.device), values.float()).sum(dim=1)
+    return spread.masked_scatter(moved(positions, values.device), values.float()).sum(dim=1)

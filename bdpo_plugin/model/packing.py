@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from bdpo_plugin.model.device import moved
 from bdpo_plugin.model.traits import RowRules
 from bdpo_plugin.model.tree import ARGUMENT, Tree, Unit
 
@@ -138,13 +139,18 @@ def trial_plans(rules: RowRules, length: int, common: int) -> tuple[Plan, Plan |
 
 
 def pack(
-    positions: Tensor, inputs: dict[str, Any], mask: Tensor, plan: Plan
+    positions: Tensor,
+    inputs: dict[str, Any],
+    mask: Tensor,
+    plan: Plan,
+    device: torch.device | None = None,
 ) -> tuple[Tensor, dict[str, Any], Tensor]:
     """A (B, T) batch as in `plan`.
 
     Args:
         positions, mask: the positions read and the attention mask, (B, T) bool, on the CPU.
-        inputs: of the model's forward, on its device.
+        inputs: of the model's forward.
+        device: of the model; default that of its inputs.
 
     Returns:
         the positions, (R, W) bool, on the CPU; the inputs of the model's forward; the (N,)
@@ -180,11 +186,11 @@ def pack(
     read[wanted] = True
 
     ids = inputs["input_ids"]
-    device = ids.device
+    device = device or ids.device
     position_ids = (mask.cumsum(dim=1) - 1).flatten()[source].masked_fill(~real, 0)
     packed_inputs = {name: value for name, value in inputs.items() if name != "attention_mask"} | {
-        "input_ids": ids.flatten()[source.to(device)].masked_fill(~real.to(device), 0),
-        "position_ids": position_ids.to(device),
+        "input_ids": ids.flatten()[source.to(ids.device)].masked_fill(~real.to(ids.device), 0),
+        "position_ids": moved(position_ids, device),
         "use_cache": False,  # a model with a cache to fill takes a row for one sequence
     }
     if plan.tree:
@@ -205,4 +211,4 @@ def in_order(states: Tensor, order: Tensor | None) -> Tensor:
     Args:
         order: (N,) the places that :func:`pack` told of; None where nothing was packed.
     """
-    return states if order is None else states.index_select(0, order.to(states.device))
+    return states if order is None else states.index_select(0, moved(order, states.device))

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from bdpo_plugin.model.device import moved
 from bdpo_plugin.model.head import (
     CHUNK_ELEMENTS,
     Head,
@@ -72,6 +73,7 @@ class ResponseReader:
         function: Callable[[Tensor, Head], T],
         *,
         may_pack: bool = True,
+        device: torch.device | None = None,
         **inputs: Any,
     ) -> tuple[T, Any]:
         """`function(hidden, head)`, called with the states at the chosen positions.
@@ -82,6 +84,8 @@ class ResponseReader:
             function: gets the (N, H) hidden states of the positions, row by row of the batch, and
                 returns something.
             may_pack: whether the batch may be run without its padding.
+            device: that the model takes its inputs on; default where they are. What is on the
+                CPU already need not come back from it, and is moved without a wait.
             inputs: of the model's forward.
 
         Returns:
@@ -89,17 +93,19 @@ class ResponseReader:
         """
         layer = output_layer(model)
         ids, mask, positions = _on_cpu(positions, **inputs)
+        device = device or inputs["input_ids"].device
         head, order = None, None
         if layer is not None:
             if layer not in self._abilities:
-                tried = try_out(model, layer, self.traits(model), inputs, ids, mask)
+                tried = try_out(model, layer, self.traits(model), _on(device, inputs), ids, mask)
                 self._abilities[layer] = tried
             if self._abilities[layer].chunked:
                 traits = self._traits[layer]
-                head = Head.of(layer, traits, self.chunk_elements, inputs["input_ids"].device)
-            plan = self._plan(model, layer, inputs, ids, mask) if may_pack else None
+                head = Head.of(layer, traits, self.chunk_elements, device)
+            plan = self._plan(model, layer, inputs, ids, mask, device) if may_pack else None
             if plan:
-                positions, inputs, order = pack(positions, inputs, mask, plan)
+                positions, inputs, order = pack(positions, inputs, mask, plan, device)
+        inputs = _on(device, inputs)
 
         def project(states: Tensor) -> Any:
             return function(in_order(states, order), head) if head else states
@@ -131,6 +137,7 @@ class ResponseReader:
         inputs: dict[str, Any],
         ids: Tensor,
         mask: Tensor,
+        device: torch.device,
     ) -> Plan | None:
         """How to pack a batch; with gradient, as has been tried with gradient as well. None where
         it keeps its padding."""
@@ -141,7 +148,8 @@ class ResponseReader:
         if torch.is_grad_enabled():
             if layer not in self._trained_rows:
                 with evaluation(model):
-                    tried = try_gradients(model, layer, rules, inputs, ids[mask])
+                    there = _on(device, inputs)
+                    tried = try_gradients(model, layer, rules, there, ids[mask])
                 self._trained_rows[layer] = Apart(*map(all, zip(rows, tried, strict=True)))
             rows = self._trained_rows[layer]
         return plan_rows(rules, ids, mask, rows)
@@ -155,3 +163,11 @@ def _on_cpu(
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids)
     ids, mask, positions = torch.stack([input_ids, mask, positions.to(input_ids)]).cpu()
     return ids, mask.bool(), positions.bool()
+
+
+def _on(device: torch.device, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a forward, on a device."""
+    return {
+        name: moved(value, device) if isinstance(value, Tensor) else value
+        for name, value in inputs.items()
+    }

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from bdpo_plugin.model.device import moved
+
 _VARLEN: Any
 try:
     from torch.nn.attention import varlen as _VARLEN
@@ -97,8 +99,8 @@ def _varlen(sizes: list[int], before: list[int], device: torch.device) -> Varlen
     lengths: dict[str, Any] = {}
     for kind, of_kind in (("q", sizes), ("k", [a + b for a, b in zip(sizes, before, strict=True)])):
         ends = torch.tensor([0, *accumulate(of_kind)], dtype=torch.int32)
-        lengths |= {f"cu_seq_lens_{kind}": ends.to(device), f"max_length_{kind}": max(of_kind)}
-    return Varlen(torch.cat(keys).to(device), lengths)
+        lengths |= {f"cu_seq_lens_{kind}": moved(ends, device), f"max_length_{kind}": max(of_kind)}
+    return Varlen(moved(torch.cat(keys), device), lengths)
 
 
 def _teach(name: str) -> None:

@@ -11,10 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bdpo_plugin.model.device import moved
 from bdpo_plugin.model.head import Head, block_rows, statistics, sum_by_row
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.objective.mutual_information import information_gain
 from bdpo_plugin.settings import BDPOError
+
+#: How many batches may be queued on a device before the scores of the first are read.
+BEHIND = {"cpu": 0}
 
 
 class Job(NamedTuple):
@@ -107,56 +111,95 @@ def score_jobs(
     """The scores of each batch, as it is done.
 
     A batch that does not fit in memory is halved, and one whose scores are not all finite is run
-    once more, padded, to be sure whose they are: in a packed row they spoil the others.
+    once more, padded, to be sure whose they are: in a packed row they spoil the others. Elsewhere
+    than on the CPU, a batch's scores are read once the next one is queued, so that the device does
+    not wait. What was queued before an error is yielded before it is raised.
 
     Args:
-        in_step: run the given batches and no other: the ranks of a sharded model have to run the
-            same number of them.
+        in_step: run the given batches and no other, and read each at once: the ranks of a sharded
+            model have to run the same number of them.
         left: of a batch whose turn it is, the part that is still wanted; default all of it.
 
     Raises:
         BDPOError: a single sequence, or a batch `in_step`, does not fit in the device's memory.
     """
-    todo = deque(batches)
-    while todo:
-        batch = left(todo.popleft())
-        if not batch:
-            continue
-        try:
+    todo = deque((batch, True) for batch in batches)  # and whether it may be packed
+    queued: deque[tuple[list[int], bool, Tensor]] = deque()
+    behind = 0 if in_step else BEHIND.get(device.type, 1)
+    while todo or queued:
+        if todo:
+            batch, may_pack = todo.popleft()
+            if not (batch := left(batch)):
+                continue
             of_batch = [jobs[i] for i in batch]
-            scores = _score(of_batch, model, reader, device)
-            if not in_step and len(batch) > 1 and not all(score.finite for score in scores):
-                scores = _score(of_batch, model, reader, device, may_pack=False)
-            yield batch, scores
-        except torch.OutOfMemoryError as error:
-            if in_step and len(batch) > 1:
-                raise BDPOError(
-                    "A scoring batch does not fit in the memory of the device. The ranks share the "
-                    "model, so that none can go on with smaller batches alone: lower "
-                    "`bdpo_score_tokens`. What has been scored is kept."
-                ) from error
-            if len(batch) == 1:
-                raise BDPOError(
-                    f"A sequence of {jobs[batch[0]].length} tokens alone does not fit in the "
-                    "memory of the device under the reference model: shorten the host's sequence "
-                    "length, or load the model in fewer bits."
-                ) from error
-            half = len(batch) // 2
-            rest = [batch[:half], batch[half:]]
-            # the batches that follow would not fit either
-            rest += [part for b in todo for part in (b[: -(-len(b) // 2)], b[-(-len(b) // 2) :])]
-            todo = deque(part for part in rest if part)
-            torch.cuda.empty_cache()
+            try:
+                sums = _queue(of_batch, model, reader, device, may_pack=may_pack)
+            except torch.OutOfMemoryError as error:
+                if in_step or len(batch) == 1:
+                    yield from _read_all(queued)
+                    raise _no_room(of_batch) from error
+                # the batches that follow would not fit either
+                parts = [(batch, may_pack), *todo]
+                todo = deque((half, packed) for b, packed in parts for half in _halves(b))
+                torch.cuda.empty_cache()
+                continue
+            except BaseException:
+                yield from _read_all(queued)
+                raise
+            queued.append((batch, may_pack, sums))
+        if len(queued) > behind or not todo:
+            batch, may_pack, sums = queued.popleft()
+            scores = _read(sums)
+            again = may_pack and not in_step and len(batch) > 1
+            if again and not all(score.finite for score in scores):
+                todo.appendleft((batch, False))
+            else:
+                yield batch, scores
 
 
-def _score(
+def _halves(batch: list[int]) -> list[list[int]]:
+    """A batch's two halves, the first the larger; of a single job, itself."""
+    middle = -(-len(batch) // 2)
+    return [half for half in (batch[:middle], batch[middle:]) if half]
+
+
+def _no_room(jobs: Sequence[Job]) -> BDPOError:
+    """Of a batch that does not fit in memory and cannot be halved."""
+    if len(jobs) > 1:
+        return BDPOError(
+            "A scoring batch does not fit in the memory of the device. The ranks share the "
+            "model, so that none can go on with smaller batches alone: lower "
+            "`bdpo_score_tokens`. What has been scored is kept."
+        )
+    return BDPOError(
+        f"A sequence of {jobs[0].length} tokens alone does not fit in the "
+        "memory of the device under the reference model: shorten the host's sequence "
+        "length, or load the model in fewer bits."
+    )
+
+
+def _read(sums: Tensor) -> list[Score]:
+    """(B, 1 or 2) sums, as :func:`_queue` makes them; here the device is waited for."""
+    return [Score(logps, *gain) if gain else Score(logps, None) for logps, *gain in sums.tolist()]
+
+
+def _read_all(
+    queued: deque[tuple[list[int], bool, Tensor]],
+) -> Iterator[tuple[list[int], list[Score]]]:
+    for batch, _, sums in queued:
+        yield batch, _read(sums)
+
+
+def _queue(
     jobs: list[Job],
     model: nn.Module,
     reader: ResponseReader,
     device: torch.device,
     *,
-    may_pack: bool = True,
-) -> list[Score]:
+    may_pack: bool,
+) -> Tensor:
+    """(B, 1) log-probabilities, or (B, 2) with the gains, of B jobs; on the device, which may not
+    be there yet."""
     rows = [(job.prompt, job.response) for job in jobs]
     rows += [(job.null, job.response) for job in jobs if job.null is not None]
     with_gain = len(rows) > len(jobs)
@@ -170,12 +213,9 @@ def _score(
         attention_mask[i, :length] = 1
         positions[i, len(prompt) - 1 : length - 1] = True
     tokens = torch.from_numpy(np.concatenate([r for _, r in rows]))
-    input_ids, attention_mask, positions = (
-        t.to(device) for t in (input_ids, attention_mask, positions)
-    )
 
     def read(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-        labels = tokens.to(hidden.device)
+        labels = moved(tokens, hidden.device)
         if not with_gain:
             return statistics(hidden, head, labels, extras=False).logps, hidden.new_zeros(0)
         half = len(hidden) // 2
@@ -197,11 +237,10 @@ def _score(
         positions,
         read,
         may_pack=may_pack,
+        device=device,
         input_ids=input_ids,
         attention_mask=attention_mask,
         use_cache=False,
     )
-    positions = positions[: len(jobs)]
-    sums = sum_by_row(logps, positions).tolist()
-    gain_sums = sum_by_row(gains, positions).tolist() if with_gain else [None] * len(jobs)
-    return [Score(logp, gain) for logp, gain in zip(sums, gain_sums, strict=True)]
+    columns = [logps, gains] if with_gain else [logps]
+    return torch.stack([sum_by_row(column, positions[: len(jobs)]) for column in columns], dim=1)

@@ -28,6 +28,7 @@ from transformers import PretrainedConfig
 
 from bdpo_plugin.model.head import sum_by_row
 from bdpo_plugin.model.reader import ResponseReader
+from bdpo_plugin.reference import scoring
 from bdpo_plugin.reference.reference import Reference
 from bdpo_plugin.reference.scoring import Job, budgeted_batches, score_jobs
 from bdpo_plugin.settings import BDPOError
@@ -272,6 +273,84 @@ def test_sum_by_row():
     assert sums.dtype == torch.float32
 
 
+# --- read one batch late -------------------------------------------------------------------
+
+
+@pytest.fixture(params=[0, 1], ids=["at once", "late"])
+def behind(request, monkeypatch):
+    """As on the CPU, and as on a GPU, where the next batch is queued before one is read."""
+    monkeypatch.setitem(scoring.BEHIND, "cpu", request.param)
+    return request.param
+
+
+def test_a_batch_is_read_once_the_next_is_queued(tokenizer, behind):
+    model = small_model(tokenizer)
+    jobs, batches = random_jobs(6), [[0, 1], [2], [3, 4, 5]]
+    wanted = scores_of(model, jobs)
+    reader = ResponseReader()
+    with torch.no_grad(), counted_rows(model) as rows:
+        list(score_jobs(model, reader, jobs[:1], [[0]], CPU))  # its trials
+        rows.clear()
+        seen = []
+        for batch, scores in score_jobs(model, reader, jobs, batches, CPU):
+            seen.append((batch, len(rows)))
+            assert_same(scores, [wanted[i] for i in batch])
+    forwards = [1, 2, 3] if not behind else [2, 3, 3]
+    assert seen == list(zip(batches, forwards, strict=True))
+
+
+def test_ranks_in_step_read_at_once(tokenizer, behind):
+    """One that cannot go on tells the others after the batch before."""
+    model, reader = small_model(tokenizer), ResponseReader()
+    batches = [[0, 1], [2, 3]]
+    with torch.no_grad(), counted_rows(model) as rows:
+        found = score_jobs(model, reader, random_jobs(4), batches, CPU, in_step=True)
+        next(found)
+        once = len(rows)
+        next(found)
+    assert len(rows) == once + 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, torch.OutOfMemoryError])
+def test_what_was_computed_before_an_error_is_not_lost(tokenizer, behind, error):
+    model, reader = small_model(tokenizer), ResponseReader()
+    jobs = random_jobs(6)
+    scores_of(model, jobs[:1], reader=reader)
+    turns = itertools.count()
+
+    def fail(*_):
+        if next(turns) == 2:
+            raise error("at the third batch")
+
+    model.register_forward_pre_hook(fail)
+    done = []
+
+    def run():
+        for batch, _ in score_jobs(model, reader, jobs, [[0, 1], [2, 3], [4]], CPU):
+            done.append(batch)
+
+    with torch.no_grad(), pytest.raises(BDPOError if error is torch.OutOfMemoryError else error):
+        run()
+    assert done == [[0, 1], [2, 3]]
+
+
+def test_a_score_that_is_not_finite_spoils_no_other(tokenizer, behind):
+    """Its batch is run once more, padded, to be sure whose it is."""
+    model = small_model(tokenizer, "untied")
+    jobs = random_jobs(6)
+    bad = Job(jobs[2].prompt, np.append(jobs[2].response, 1000))
+    reader = ResponseReader()
+    wanted = scores_of(model, jobs, reader=reader)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[1000] = math.nan
+    jobs[2] = bad
+    with counted_rows(model) as rows:
+        found = scores_of(model, jobs, batches=[[0, 1, 2], [3, 4, 5]], reader=reader)
+    assert rows == [3, 3, 3]
+    assert [score.finite for score in found] == [i != 2 for i in range(6)]
+    assert_same(found[:2] + found[3:], wanted[:2] + wanted[3:])
+
+
 # --- out of memory -------------------------------------------------------------------------
 
 
@@ -292,7 +371,7 @@ def limited(model, rows):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 16])
-def test_a_batch_that_does_not_fit_is_halved(tokenizer, rows):
+def test_a_batch_that_does_not_fit_is_halved(tokenizer, rows, behind):
     jobs = random_jobs(17)
     wanted = scores_of(small_model(tokenizer), jobs)
     model = small_model(tokenizer)
@@ -319,7 +398,7 @@ def test_each_pair_of_rows_of_an_expected_score_counts_as_one(tokenizer):
         scores_of(model, random_jobs(4, gain=True), reader=reader)
 
 
-def test_batches_done_before_are_not_done_again(tokenizer):
+def test_batches_done_before_are_not_done_again(tokenizer, behind):
     model, jobs = small_model(tokenizer), random_jobs(12)
     _, reader = limited(model, 3)
     batches = [[0, 1, 2], [3, 4, 5, 6, 7, 8], [9, 10, 11]]
