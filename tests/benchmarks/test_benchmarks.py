@@ -63,7 +63,8 @@ def test_reference_pass(tmp_path):
 def test_startup(tmp_path):
     """It ends before the first forward, and its parts are all that a run of ours does until then;
     `benchmarks.floor` has them of whole runs."""
-    shown, saved = run("startup", tmp_path, "--pairs", "40")
+    host = "llamafactory" if find_spec("llamafactory") else "trl"
+    shown, saved = run("startup", tmp_path, "--pairs", "40", "--host", host)
     took = saved["results"]
     assert "Start-up on 40 pairs" in shown
     assert took["the host's own preparation"][0] > 0

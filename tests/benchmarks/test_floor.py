@@ -10,7 +10,7 @@ from benchmarks.material import build_model
 from benchmarks.setting import Setting
 
 SMALL = {"hidden": 32, "intermediate": 32, "layers": 1, "heads": 2, "kv_heads": 2}
-SMALL |= {"vocabulary": 120, "pairs": 3, "batch": 2, "response": 9.0}
+SMALL |= {"host": "trl", "vocabulary": 120, "pairs": 3, "batch": 2, "response": 9.0}
 
 
 def test_the_floor_runs_each_prompt_once_and_reads_the_responses():
