@@ -27,9 +27,10 @@ from benchmarks.real_models.study.design import (
     Sizes,
     Training,
 )
-from benchmarks.real_models.study.material import shorten
+from benchmarks.real_models.study.material import half, shorten
 from benchmarks.real_models.study.train import Bench
 
+MAIN = PRESETS["smollm2-cpu"].arms
 SIZES = Sizes(harmful=2, unsafe=2, safe=2, ordinary=2, answer=4, hh=3, nll=2)
 TRAINING = Training(xstest=8, hh=4, epochs=1, batch=4, tokens=48, rate=1e-2)
 PRESET = Preset(
@@ -110,6 +111,33 @@ def test_nothing_held_out_is_trained_on(bench) -> None:
     assert not evaluated & {json.dumps(pair) for pair in bench.material.hh}
 
 
+def test_halves_are_alike_but_for_their_imbalance(bench) -> None:
+    def pairs(arm):
+        return bench.pairs(Job(preset=PRESET, arm=arm, seed=0))
+
+    def labels(found):
+        return sorted(pair["label"] for pair in found)
+
+    twice = bench.material.training(replace(TRAINING, xstest=16, hh=8), 0)
+    for one, other in (("imbalanced", "balanced"), ("one-half", "other-half")):
+        both = [pairs(one), pairs(other)]
+        assert labels(both[0]) == labels(both[1]) == labels(pairs("dpo"))
+        assert sorted(map(json.dumps, both[0] + both[1])) == sorted(map(json.dumps, twice))
+
+
+def test_a_couple_is_parted_by_its_imbalance() -> None:
+    pairs = [{"label": label} for label in "aabbaa"]
+    tokens = [(5, 5), (30, 9), (7, 7), (8, 8), (6, 5), (30, 8)]
+    gaps = [0.1, 0.9, 0.5, 0.4, 0.2, 0.3]  # couples: 0 and 4, 1 and 5, 2 and 3
+    pairs = [{**pair, "gap": gap} for pair, gap in zip(pairs, gaps, strict=True)]
+    for seed in range(5):
+        found = [pair["gap"] for pair in half(pairs, gaps, tokens, "imbalanced", seed)]
+        assert found == [0.9, 0.5, 0.2]
+        assert [p["gap"] for p in half(pairs, gaps, tokens, "balanced", seed)] == [0.1, 0.4, 0.3]
+    one = {tuple(p["gap"] for p in half(pairs, gaps, tokens, "one", seed)) for seed in range(20)}
+    assert len(one) > 3
+
+
 def test_the_likelihood_of_an_answer_is_the_models_own(bench) -> None:
     import torch
 
@@ -144,13 +172,13 @@ def test_each_arm_is_what_its_name_says(runs) -> None:
 
 
 def test_tables_say_what_is_missing_and_which_claim_holds(runs, tmp_path) -> None:
-    preset = replace(PRESET, arms=tuple(ARMS))
+    preset = replace(PRESET, arms=MAIN)
     for arm, found in runs.items():
         about = {"arm": arm, "seed": 0, "settings": Job(preset=PRESET, arm=arm, seed=0).settings}
         record = about | {"training": vars(TRAINING), **found}
         (tmp_path / f"{arm}.json").write_text(json.dumps(record))
     text = report.write(tmp_path, preset, "small").read_text()
-    assert f"5 of {len(ARMS) + 1} runs: **not complete**" in text
+    assert f"5 of {len(MAIN) + 1} runs: **not complete**" in text
     assert "**P1 does not hold**" in text  # one seed has no interval
     assert (tmp_path / "choice.png").stat().st_size > 1000
 
@@ -205,9 +233,10 @@ def test_the_name_of_a_run_says_all_that_it_depends_on() -> None:
 
 def test_presets() -> None:
     cpu, gpu = (list(PRESETS[name].jobs()) for name in ("smollm2-cpu", "smollm2-gpu"))
-    assert len(cpu) == 1 + 3 * len(ARMS)
-    assert len(gpu) == 1 + 10 * (len(ARMS) + 4 * 3)
+    assert len(cpu) == 1 + 3 * len(MAIN)
+    assert len(gpu) == 1 + 10 * (len(MAIN) + 4 * 3)
     assert len({job.name for job in gpu}) == len(gpu)
+    assert set(ARMS) == {*MAIN, *PRESETS["smollm2-cpu-halves"].arms}
     used = {job.seed for job in cpu + gpu}
     assert not used & set(design.TUNING_SEEDS)
 

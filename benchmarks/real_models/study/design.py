@@ -14,7 +14,8 @@ HELD_OUT = (
     *("safe_targets", "contrast_safe_targets"),
     *("privacy_public", "privacy_fictional", "contrast_privacy"),
 )
-#: Of each arm: keys of B-DPO. `beta` is a factor of the preset's, `margin` SafeDPO's, in nats.
+#: Of each arm: keys of B-DPO. `beta` is a factor of the preset's, `margin` SafeDPO's, in nats,
+#: `half` that of twice as many pairs that is trained on (`material.half`).
 ARMS: dict[str, dict[str, Any]] = {
     "dpo": {"bdpo_alpha": 0},
     "bdpo": {},
@@ -26,6 +27,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "bw": {"bdpo_scaling": False},
     "sf": {"bdpo_balance": False},
     "safedpo": {"bdpo_alpha": 0, "margin": 2.0},
+    "imbalanced": {"bdpo_alpha": 0, "half": "imbalanced"},
+    "balanced": {"bdpo_alpha": 0, "half": "balanced"},
+    "one-half": {"bdpo_alpha": 0, "half": "one"},
+    "other-half": {"bdpo_alpha": 0, "half": "other"},
 }
 NAMES = {
     "untrained": "before training",
@@ -39,6 +44,10 @@ NAMES = {
     "bw": "balance weights only (BW)",
     "sf": "scaling factor only (SF)",
     "safedpo": "SafeDPO, margin 2",
+    "imbalanced": "DPO on the imbalanced half",
+    "balanced": "DPO on the balanced half",
+    "one-half": "control: DPO on a half by chance",
+    "other-half": "control: DPO on the other half by chance",
 }
 
 
@@ -128,7 +137,7 @@ class Job:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Keys of B-DPO, ``beta`` and ``margin`` of the run itself."""
+        """Keys of B-DPO, ``beta`` and ``margin`` of the run itself, ``half`` where it has one."""
         keys = {"bdpo_alpha": 1.5} | ARMS.get(self.arm, {}) | self.keys
         beta = self.preset.training.beta * keys.pop("beta", 1)
         return {"beta": beta, "margin": 0.0, **keys}
@@ -145,9 +154,11 @@ class Job:
         return f"{self.arm}-{self.seed}-{digest}"
 
 
-_MAIN = tuple(ARMS)
+_MAIN = tuple(arm for arm, keys in ARMS.items() if "half" not in keys)
+_HALVES = tuple(arm for arm in ARMS if arm not in _MAIN)
 PRESETS = {
     "smollm2-cpu": Preset(seeds=(0, 1, 2), arms=_MAIN, dtype="bfloat16"),
+    "smollm2-cpu-halves": Preset(seeds=(0, 1, 2), arms=_HALVES, dtype="bfloat16"),
     "smollm2-gpu": Preset(
         seeds=tuple(range(10)),
         arms=_MAIN,

@@ -78,6 +78,43 @@ class Material:
         return pairs
 
 
+def half(
+    pairs: Sequence[Pair],
+    gaps: Sequence[float],
+    tokens: Sequence[tuple[int, int]],
+    name: str,
+    seed: int,
+) -> list[Pair]:
+    """One of two halves of pairs that are alike in label and length, in the pairs' order.
+
+    Each pair is coupled with the one of its label whose two answers are nearest in length. Of a
+    couple, the ``imbalanced`` half has the pair whose mutual information differs more between
+    chosen and rejected, the ``balanced`` half the other one; ``one`` and ``other`` are by a coin.
+
+    Args:
+        gaps: (B,) absolute difference of the mutual information, nats per token.
+        tokens: (B,) of chosen and rejected.
+    """
+    draw = random.Random(seed)
+    by_label: dict[str, list[int]] = {}
+    for i in draw.sample(range(len(pairs)), len(pairs)):
+        by_label.setdefault(pairs[i]["label"], []).append(i)
+    taken = []
+    for left in by_label.values():
+        while len(left) > 1:
+            i = left.pop()
+            near = [
+                sum(abs(a - b) for a, b in zip(tokens[i], tokens[j], strict=True)) for j in left
+            ]
+            couple = [i, left.pop(near.index(min(near)))]
+            if name in ("imbalanced", "balanced"):
+                couple.sort(key=lambda k: gaps[k], reverse=True)
+            else:
+                draw.shuffle(couple)
+            taken.append(couple[0 if name in ("imbalanced", "one") else 1])
+    return [pairs[i] for i in sorted(taken)]
+
+
 def load(folder: Path, tokenizer: Any, tokens: int, sizes: Sizes) -> Material:
     """Read and choose; the same for every arm and seed.
 

@@ -38,6 +38,8 @@ COMPARISONS = (
     ("bdpo", "dpo-low"),
     ("bdpo", "dpo-high"),
     ("safedpo", "dpo"),
+    ("imbalanced", "balanced"),
+    ("one-half", "other-half"),
     ("dpo", "untrained"),
 )
 _TRAINING = {
@@ -196,11 +198,13 @@ def _training(records: Records) -> Iterator[str]:
     yield ""
     yield (
         "Means of the last epoch over the seeds, margins and log-ratios without beta; the weights "
-        "of the chosen answers, lowest and highest; minutes of a training and its evaluation."
+        "of the chosen answers, lowest and highest; the mean absolute difference of the mutual "
+        "information of chosen and rejected, where it was recorded; minutes of a training and its "
+        "evaluation."
     )
     yield ""
-    yield f"| | {' | '.join(_TRAINING)} | weight of chosen | minutes |"
-    yield f"| --- |{' --- |' * (len(_TRAINING) + 2)}"
+    yield f"| | {' | '.join(_TRAINING)} | weight of chosen | imbalance [nats/token] | minutes |"
+    yield f"| --- |{' --- |' * (len(_TRAINING) + 3)}"
     for arm in _arms(records):
         if arm == "untrained":
             continue
@@ -208,6 +212,8 @@ def _training(records: Records) -> Iterator[str]:
         cells = [f"{f * fmean(r[key] for r in of_arm):.3g}" for key, f in _TRAINING.values()]
         weights = [weight for record in of_arm for weight in record["weight_chosen"]]
         cells.append(f"{min(weights):.2f} to {max(weights):.2f}")
+        gaps = [abs(gap) for record in of_arm for gap in record.get("imbalance", [])]
+        cells.append(f"{fmean(gaps):.2f}" if gaps else "–")
         cells.append(f"{fmean(r['seconds'] for r in of_arm) / 60:.1f}")
         yield f"| {NAMES.get(arm, arm)} | {' | '.join(cells)} |"
     yield ""

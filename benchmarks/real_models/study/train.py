@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import time
+from dataclasses import replace
 from functools import cached_property
+from operator import sub
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -22,7 +24,7 @@ from bdpo_plugin import BalanceWeights, BDPOConfig, BDPOTrainer
 from bdpo_plugin.sources.forms import Pair
 from benchmarks.real_models.study.design import Job, Preset
 from benchmarks.real_models.study.evaluate import Evaluation
-from benchmarks.real_models.study.material import Material, load
+from benchmarks.real_models.study.material import Material, half, load
 
 
 class SafeDPOTrainer(BDPOTrainer):
@@ -77,7 +79,7 @@ class Bench:
         began = time.perf_counter()
         if job.arm == "untrained":
             return {**self.evaluation(self.model()), "seconds": time.perf_counter() - began}
-        pairs = self.material.training(job.preset.training, job.seed)
+        pairs = self.pairs(job)
         with TemporaryDirectory() as output:
             trainer = self.trainer(job, pairs, Path(output))
             with contextlib.redirect_stdout(io.StringIO()):
@@ -93,11 +95,26 @@ class Bench:
             "train_margin": fmean(e["rewards/margins"] for e in last) / job.settings["beta"],
             "train_accuracy": fmean(entry["rewards/accuracies"] for entry in last),
             "train_chosen": fmean(e["rewards/chosen"] for e in last) / job.settings["beta"],
+            "imbalance": _imbalance(data),
             "weight_chosen": list(data["bdpo_weight_chosen"]),
             "weight_rejected": list(data["bdpo_weight_rejected"]),
             "train_seconds": trained,
             "seconds": time.perf_counter() - began,
         }
+
+    def pairs(self, job: Job) -> list[Pair]:
+        """The training pairs of a job."""
+        training, name = job.preset.training, job.settings.get("half")
+        if not name:
+            return self.material.training(training, job.seed)
+        twice = replace(training, xstest=2 * training.xstest, hh=2 * training.hh)
+        pairs = self.material.training(twice, job.seed)
+        with TemporaryDirectory() as output:
+            scored = self.trainer(job, pairs, Path(output)).train_dataset
+        gaps = [*map(abs, _imbalance(scored))]
+        lengths = [map(len, scored[side]) for side in ("chosen_ids", "rejected_ids")]
+        tokens = list(zip(*lengths, strict=True))
+        return half([pairs[row] for row in scored["bdpo_row"]], gaps, tokens, name, job.seed)
 
     def trainer(self, job: Job, pairs: list[Pair], output: Path) -> BDPOTrainer:
         """The trainer of a job, with the model, the adapter and the scored pairs.
@@ -141,6 +158,11 @@ class Bench:
                 peft_config=LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"),
                 weigh=_margins(pairs, settings["margin"]) if safe else None,
             )
+
+
+def _imbalance(scored: Dataset) -> list[float]:
+    """Of each pair the mutual information of chosen less rejected, nats per token."""
+    return [*map(sub, scored["bdpo_mi_chosen"], scored["bdpo_mi_rejected"])]
 
 
 def _row(pair: Pair) -> dict[str, Any]:
