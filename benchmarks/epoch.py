@@ -1,4 +1,4 @@
-"""``python -m benchmarks.epoch``: one epoch of the host's DPO trainer beside one of ours."""
+"""``python -m benchmarks.epoch``: an epoch of the host's DPO trainer beside one of ours."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ MEASURES = {
 
 @click.command()
 @click.option("--repeats", default=3, show_default=True, help="Runs of each, alternating.")
+@click.option("--epochs", default=1, show_default=True, help="Of training, in each run.")
+@click.option(
+    "--precomputed",
+    is_flag=True,
+    help="The host's DPO once more, with TRL's precompute_ref_log_probs.",
+)
 @click.option("--warm", is_flag=True, help="Ours once more, with the scores of the first run.")
 @click.option(
     "--collecting",
@@ -34,9 +40,15 @@ MEASURES = {
 @json_option
 @setting_options
 def main(
-    repeats: int, warm: bool, collecting: bool, json_file: Path | None, **options: Any
+    repeats: int,
+    epochs: int,
+    precomputed: bool,
+    warm: bool,
+    collecting: bool,
+    json_file: Path | None,
+    **options: Any,
 ) -> None:
-    """One epoch of the host's own DPO trainer and of B-DPO's, in turn, and their ratios.
+    """An epoch, or several, of the host's own DPO trainer and of B-DPO's, in turn; their ratios.
 
     Model, data, batch, dtype and order are the same, and each run is a new process. B-DPO's
     time includes its pass over the data with the reference model.
@@ -44,25 +56,36 @@ def main(
     setting = take_setting(options)
     if collecting and setting.host != "axolotl":
         raise click.UsageError("--collecting needs --host axolotl: no other trainer does it")
-    methods = ["DPO", "B-DPO"] + ["B-DPO, warm"] * warm + ["B-DPO, collecting"] * collecting
+    if precomputed and setting.host == "llamafactory":
+        raise click.UsageError("--precomputed: LLaMA-Factory does not precompute")
+    methods: dict[str, dict[str, Any]] = {"DPO": {"method": "dpo"}}
+    if precomputed:
+        methods["DPO, precomputed"] = {"method": "dpo", "precompute_ref_log_probs": True}
+    methods["B-DPO"] = {"method": "bdpo"}
+    if warm:
+        methods["B-DPO, warm"] = {"method": "bdpo"}
+    if collecting:
+        methods["B-DPO, collecting"] = {"method": "bdpo-collecting"}
     results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
     with make_runs(setting) as runs, progress(repeats * len(methods)) as show:
         for turn in range(repeats):
             cache = tempfile.mkdtemp(dir=runs.folder)
-            for method in methods:
-                show(f"{method}, run {turn + 1} of {repeats}")
-                if method == "DPO":
-                    result = runs.run("dpo")
-                elif method == "B-DPO, collecting":
-                    result = runs.run("bdpo-collecting")
-                else:
-                    result = runs.run("bdpo", cache=cache)
-                results[method].append(result)
+            for name, of_method in methods.items():
+                show(f"{name}, run {turn + 1} of {repeats}")
+                kept = {"cache": cache} if of_method["method"] == "bdpo" else {}
+                results[name].append(runs.run(**of_method, **kept, num_train_epochs=epochs))
     screen = console()
-    title = f"One epoch, {setting.host}, {setting.device}, adapter {setting.adapter}"
+    length = "One epoch" if epochs == 1 else f"{epochs} epochs"
+    title = f"{length}, {setting.host}, {setting.device}, adapter {setting.adapter}"
     screen.print(comparison(title, results, MEASURES, "DPO"))
     screen.print(describe(setting, runs.machine), highlight=False)
-    save(json_file, setting=asdict(setting), machine=runs.machine, results=results)
+    save(
+        json_file,
+        setting=asdict(setting),
+        epochs=epochs,
+        machine=runs.machine,
+        results=results,
+    )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,34 +72,34 @@ def _beside(setting: Setting, repeats: int) -> dict[str, Any]:
         function()
         times.setdefault(name, []).append(_now(device) - start)
 
-    jobs = [
-        Job(prompt, response)
-        for of_pair in pairs
-        for of_prompt in (of_pair, [(null, response) for _, response in of_pair])
-        for prompt, response in of_prompt
-    ]
-    scored = budgeted_batches(jobs, _BUDGET)
+    texts = [text for pair in pairs for text in pair]
+    bare = [Job(prompt, response) for prompt, response in texts]
+    jobs = {
+        "pass": bare + [Job(null, response) for _, response in texts],
+        "pass without the null prompt": bare,
+    }
 
-    def score() -> None:
+    def score(jobs: list[Job]) -> None:
         with torch.no_grad(), evaluation(model):
-            for _ in score_jobs(model, reader, jobs, scored, device):
+            for _ in score_jobs(model, reader, jobs, budgeted_batches(jobs, _BUDGET), device):
                 pass
 
-    def read_all() -> None:
+    def read_all(jobs: list[Job]) -> None:
         with torch.no_grad(), evaluation(model):
-            for batch in scored:
+            for batch in budgeted_batches(jobs, _BUDGET):
                 _floor(model, [(jobs[i].prompt, jobs[i].response) for i in batch], device)
 
     measure("first step, with its trials", lambda: _step(model, reader, batches[0], device))
     for _ in range(repeats):
-        measure("pass: floor", read_all)
-        measure("pass: ours", score)
+        for name, of_pass in jobs.items():
+            measure(f"{name}: floor", partial(read_all, of_pass))
+            measure(f"{name}: ours", partial(score, of_pass))
         measure("step: floor", lambda: [_train_floor(model, b, device) for b in batches])
         measure("step: ours", lambda: [_step(model, reader, b, device) for b in batches])
     table = Table(title=f"{len(pairs)} pairs, {setting.device}: seconds, median (min to max)")
     for column in ("", "floor", "ours", "ours / floor"):
         table.add_column(column)
-    for name in ("step", "pass"):
+    for name in ("step", *jobs):
         floor, ours = (times[f"{name}: {kind}"] for kind in ("floor", "ours"))
         ratios = [a / b for a, b in zip(ours, floor, strict=True)]
         table.add_row(name, spread(floor), spread(ours), spread(ratios))

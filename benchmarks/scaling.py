@@ -12,7 +12,7 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.runs import console, describe, json_option, make_runs, progress, save
+from benchmarks.runs import Runs, console, describe, json_option, make_runs, progress, save
 from benchmarks.setting import Setting, setting_options, take_setting
 
 SWEEPS = (
@@ -26,6 +26,7 @@ MEASURES = {
     "train_s": "training [s]",
     "peak_over_load_mib": "peak memory beyond what is loaded [MiB]",
 }
+RATIOS = {"wall_s": "wall time", "cpu_s": "processor time", "peak_mib": "peak memory"}
 
 
 class _Sweep(click.ParamType):
@@ -58,6 +59,11 @@ class _Sweep(click.ParamType):
 )
 @click.option("--no-host", is_flag=True, help="B-DPO alone.")
 @click.option(
+    "--within",
+    type=float,
+    help="MiB of peak memory at which a sweep ends: the largest value within it is told.",
+)
+@click.option(
     "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the curves into a PNG."
 )
 @json_option
@@ -65,6 +71,7 @@ class _Sweep(click.ParamType):
 def main(
     sweeps: tuple[tuple[str, list[Any]], ...],
     no_host: bool,
+    within: float | None,
     plot: Path | None,
     json_file: Path | None,
     **options: Any,
@@ -84,11 +91,14 @@ def main(
                 with make_runs(_at(setting, option, value)) as runs:
                     for method in methods:
                         show(f"{option} {value}, {method}")
-                        results[method].append(runs.run(method))
+                        if within is None or _fits(results[method], within):
+                            results[method] += _run(runs, method, within)
             curves[option] = {"values": values, "results": results}
     screen = console()
     for option, curve in curves.items():
         screen.print(table(option, curve))
+        if within is not None:
+            screen.print(_largest(option, curve, within))
     screen.print(describe(setting, runs.machine), highlight=False)
     if plot:
         _draw(curves, plot)
@@ -97,7 +107,38 @@ def main(
 
 def _at(setting: Setting, option: str, value: Any) -> Setting:
     changed = replace(setting, **{option: value})
-    return replace(changed, longest=max(changed.longest, math.ceil(changed.response)))
+    return replace(
+        changed,
+        longest=max(changed.longest, math.ceil(changed.response)),
+        pairs=max(changed.pairs, changed.batch),
+    )
+
+
+def _run(runs: Runs, method: str, within: float | None) -> list[dict[str, Any]]:
+    """The run; one with infinite memory where it does not fit into a GPU whose limit is sought."""
+    try:
+        return [runs.run(method)]
+    except click.ClickException as error:
+        if within is None or "OutOfMemoryError" not in error.message:
+            raise
+        return [dict.fromkeys([*MEASURES, *RATIOS], math.inf)]
+
+
+def _fits(results: list[dict[str, Any]], within: float) -> bool:
+    return not results or results[-1]["peak_mib"] <= within
+
+
+def _largest(option: str, curve: dict[str, Any], within: float) -> str:
+    """Of each method the largest value of the option that fits."""
+    told = []
+    for method, results in curve["results"].items():
+        fitting = [
+            value
+            for value, result in zip(curve["values"], results, strict=False)
+            if _fits([result], within)
+        ]
+        told.append(f"{method} {max(fitting):g}" if fitting else f"{method} none of them")
+    return f"Largest {option} within {within:g} MiB: {', '.join(told)}"
 
 
 def table(option: str, curve: dict[str, Any]) -> Table:
@@ -109,14 +150,23 @@ def table(option: str, curve: dict[str, Any]) -> Table:
     shown.add_column("exponent", justify="right", style="bold")
     for method, results in curve["results"].items():
         for key, name in MEASURES.items():
-            costs = [result[key] for result in results]
+            costs = [result[key] for result in results if math.isfinite(result[key])]
             if not all(costs):
                 continue
             fit = ""
             if len(costs) > 1:
-                logs = [[math.log(x) for x in column] for column in (curve["values"], costs)]
+                columns = (curve["values"][: len(costs)], costs)
+                logs = [[math.log(x) for x in column] for column in columns]
                 fit = f"{statistics.linear_regression(*logs).slope:.2f}"
-            shown.add_row(escape(f"{method}: {name}"), *(f"{cost:.3g}" for cost in costs), fit)
+            cells = [f"{cost:.3g}" for cost in costs]
+            cells += [""] * (len(curve["values"]) - len(costs))
+            shown.add_row(escape(f"{method}: {name}"), *cells, fit)
+    if {"dpo", "bdpo"} <= set(curve["results"]):
+        pairs = list(zip(*(curve["results"][method] for method in ("bdpo", "dpo")), strict=False))
+        for key, name in RATIOS.items():
+            shown.add_row(
+                f"bdpo / dpo: {name}", *(f"{ours[key] / theirs[key]:.2f}" for ours, theirs in pairs)
+            )
     return shown
 
 

@@ -65,11 +65,11 @@ def run(
     options: dict[str, Any],
     train: bool,
 ) -> dict[str, Any]:
-    """One epoch, or the precomputation alone, of the host's trainer or of ours.
+    """Training, one epoch if `options` do not say more, or the precomputation alone.
 
     Args:
-        method: ``dpo``, ``bdpo``, or ``bdpo-collecting``: ours with the garbage collection of
-            Axolotl's trainer after each step.
+        method: of the host's trainer, ``dpo``, or of ours: ``bdpo``, or ``bdpo-collecting``, with
+            the garbage collection of Axolotl's trainer after each step.
         options: further training arguments.
 
     Returns:
@@ -87,7 +87,7 @@ def run(
     result = {"load": load, "pass_s": clock.in_pass}
     if train:
         wall = clock.ended - start
-        tokens = count_tokens(folder)
+        tokens = count_tokens(folder) * options.get("num_train_epochs", 1)
         result |= {
             "wall_s": wall,
             "cpu_s": clock.cpu_ended - clock.cpu_started,

@@ -1,6 +1,7 @@
 """The benchmarks run, beside the host of this environment, and their tables say what was run."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -36,14 +37,17 @@ def run(name, tmp_path, *options):
 def test_epoch_of_both(tmp_path):
     hosts = [host for host in ("axolotl", "llamafactory") if find_spec(host)] or ["trl"]
     collecting = ["--collecting"] if hosts[0] == "axolotl" else []
-    shown, saved = run("epoch", tmp_path, "--repeats", "1", "--warm", *collecting)
+    precomputed = ["--precomputed"] if hosts[0] != "llamafactory" else []
+    given = ("--repeats", "1", "--epochs", "2", "--warm", *collecting, *precomputed)
+    shown, saved = run("epoch", tmp_path, *given)
     assert saved["setting"]["host"] == hosts[0]
-    assert f"One epoch, {hosts[0]}, cpu, adapter none" in shown
+    assert f"2 epochs, {hosts[0]}, cpu, adapter none" in shown
     methods = {"DPO", "B-DPO", "B-DPO, warm"} | ({"B-DPO, collecting"} if collecting else set())
+    methods |= {"DPO, precomputed"} if precomputed else set()
     assert set(saved["results"]) == methods
     for method, (result,) in saved["results"].items():
-        assert result["steps"] == 2
-        assert result["tokens"] > 4 * 2 * 12
+        assert result["steps"] == 4
+        assert result["tokens"] > 2 * 4 * 2 * 12
         assert result["tokens_per_s"] == pytest.approx(result["tokens"] / result["wall_s"])
         assert 0 < result["train_s"] <= result["wall_s"]
         assert 0 < result["peak_over_load_mib"] < result["peak_mib"]
@@ -87,6 +91,27 @@ def test_scaling(tmp_path):
     steps = [result["steps"] for result in saved["curves"]["pairs"]["results"]["bdpo"]]
     assert steps == [1, 2]
     assert plot.stat().st_size > 5000
+
+
+def test_the_largest_within_a_limit_of_memory():
+    """A method whose last run was over it has fewer runs than the other."""
+    from benchmarks import scaling
+
+    def made(*peaks):
+        keys = [*scaling.MEASURES, *scaling.RATIOS]
+        return [dict.fromkeys(keys, 2.0) | {"peak_mib": peak} for peak in peaks]
+
+    results = {"dpo": made(100.0, 400.0), "bdpo": made(90.0, 200.0, 310.0)}
+    curve = {"values": [1, 2, 4], "results": results}
+    assert scaling._largest("batch", curve, 300.0) == "Largest batch within 300 MiB: dpo 1, bdpo 2"
+    results["dpo"] = [dict.fromkeys(results["dpo"][0], math.inf)]  # not even one fitted into a GPU
+    assert "dpo none of them, bdpo 2" in scaling._largest("batch", curve, 300.0)
+    columns = {
+        column.header: list(column.cells) for column in scaling.table("batch", curve).columns
+    }
+    ratio = columns[""].index("bdpo / dpo: peak memory")
+    assert columns["1"][ratio] == "0.00"
+    assert columns["2"][ratio] == ""
 
 
 def test_an_option_without_sense_is_refused():
