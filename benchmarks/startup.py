@@ -15,16 +15,16 @@ from benchmarks.setting import HOST_PART, setting_options, take_setting
 
 
 @click.command(context_settings={"default_map": {"pairs": 100_000}})
-@click.option("--processes", default=1, show_default=True, help="The host's dataset_num_proc.")
+@click.option("--processes", type=int, help="The host's dataset_num_proc.  [default: none]")
 @json_option
 @setting_options
-def main(processes: int, json_file: Path | None, **options: Any) -> None:
+def main(processes: int | None, json_file: Path | None, **options: Any) -> None:
     """What a run of ours does before the first forward of its reference, beside what the host
     takes in the same run to tokenise the same pairs."""
     setting = take_setting(options)
     key = "preprocessing_num_workers" if setting.host == "llamafactory" else "dataset_num_proc"
     with make_runs(setting) as runs:
-        took = runs.parts(until_forward=True, **{key: processes})
+        took = runs.parts(until_forward=True, **({key: processes} if processes else {}))
     ours = np.sum([of_part for title, of_part in took.items() if title != HOST_PART], axis=0)
     took |= {"ours, all of it": ours.tolist(), "ours / host": (ours / took[HOST_PART]).tolist()}
     table = Table(title=f"Start-up on {setting.pairs:,} pairs, {setting.host} [s]")
