@@ -29,13 +29,13 @@ METRICS = (
 def scored_rows(monkeypatch):
     """Counts the sequences that the reference really runs on."""
     count = []
-    real = scoring._score
+    real = scoring._queue
 
-    def counting(jobs, *args):
+    def counting(jobs, *args, **options):
         count.append(len(jobs))
-        return real(jobs, *args)
+        return real(jobs, *args, **options)
 
-    monkeypatch.setattr(scoring, "_score", counting)
+    monkeypatch.setattr(scoring, "_queue", counting)
     return count
 
 
@@ -169,20 +169,20 @@ def test_a_run_that_breaks_in_the_pass_goes_on_where_it_was(tmp_path, scored_row
     trainer(output_dir=tmp_path / "whole", bdpo_score_tokens=400)
     whole = sum(scored_rows)
     wanted = scores(tmp_path / "whole")
-    counting = scoring._score
+    counting = scoring._queue
 
-    def failing(jobs, *args):
+    def failing(jobs, *args, **options):
         if len(scored_rows) == 5:
             raise KeyboardInterrupt
-        return counting(jobs, *args)
+        return counting(jobs, *args, **options)
 
     scored_rows.clear()
-    monkeypatch.setattr(scoring, "_score", failing)
+    monkeypatch.setattr(scoring, "_queue", failing)
     options = {"bdpo_score_tokens": 400, "bdpo_cache_dir": str(tmp_path / "new")}
     with pytest.raises(KeyboardInterrupt):
         trainer(output_dir=tmp_path / "broken", **options)
     done = sum(scored_rows)
-    monkeypatch.setattr(scoring, "_score", counting)
+    monkeypatch.setattr(scoring, "_queue", counting)
     scored_rows.clear()
     trainer(output_dir=tmp_path / "again", **options)
     assert done > 0
