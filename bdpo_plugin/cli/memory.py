@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 from bdpo_plugin.run.inspected import Plan
 
 _GIB = 2**30
-#: Bytes of 16-bit activations that a layer keeps for its backward pass, for each token and hidden
-#: entry, without the attention's scores, which fused kernels do not keep (Korthikanti et al.,
-#: arXiv 2205.05198, section 4.1).
-_KEPT = 34
+#: Activations that a layer keeps for its backward pass, for each token and hidden entry, without
+#: the attention's scores, which fused kernels do not keep (Korthikanti et al., arXiv 2205.05198,
+#: section 4.1: 34 bytes of 16 bits each).
+_KEPT = 17
 #: The most logits that are held at once (`bdpo_plugin/model/head.py`).
 _LOGITS = 128 * 2**20
 
@@ -53,11 +53,9 @@ def estimate(plan: Plan) -> Memory:
     trained = total if plan.rank == 0 else _adapter(model, plan)
     text = config.get_text_config()
     tokens = 2 * plan.rows * plan.max_length
-    of_layer = tokens * text.hidden_size * _KEPT
+    states = tokens * text.hidden_size * plan.computed_bytes
     layers = text.num_hidden_layers
-    kept = tokens * text.hidden_size * 2 * layers + of_layer if plan.checkpointing else (
-        of_layer * layers
-    )  # fmt: skip
+    kept = states * (layers + _KEPT if plan.checkpointing else layers * _KEPT)
     moments = 2 * trained * (1 if plan.eight_bit_optimizer else plan.trained_bytes)
     found = Memory(
         weights=weights,
@@ -65,7 +63,7 @@ def estimate(plan: Plan) -> Memory:
         gradients=trained * plan.trained_bytes,
         optimizer=moments,
         activations=kept + 3 * _LOGITS,
-        scoring=plan.pass_tokens * text.hidden_size * _KEPT + 2 * _LOGITS,
+        scoring=plan.pass_tokens * text.hidden_size * plan.computed_bytes * _KEPT + 2 * _LOGITS,
     )
     return Memory(*(size / _GIB for size in found))
 

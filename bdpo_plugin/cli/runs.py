@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from bdpo_plugin.settings import RECIPE
+
 if TYPE_CHECKING:
     import pyarrow
 
@@ -100,6 +102,7 @@ def read_settings(directory: Path) -> dict[str, Any]:
             except (UnicodeDecodeError, yaml.YAMLError) as error:
                 raise click.ClickException(f"{path} cannot be read: {error}") from error
             if isinstance(content, dict):
+                content.pop(RECIPE, None)  # what came of another run
                 found |= dict(_flat(content))
     return {k: v for k, v in found.items() if v is not None and not _OTHER.search(k)}
 
@@ -112,7 +115,7 @@ def _flat(content: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]
             yield from _flat(value, "" if name == "settings" else f"{before}{name}.")
         else:
             # a set, which PEFT writes in any order
-            yield before + name, sorted(value) if name == "target_modules" else value
+            yield f"{before}{name}", sorted(value) if name == "target_modules" else value
 
 
 def named(directories: tuple[Path, ...]) -> list[tuple[Path, str]]:

@@ -19,6 +19,7 @@ class Plan:
         model: name or folder.
         bytes_per_weight: of the frozen base, or of the model where all is trained.
         trained_bytes: of a trained weight.
+        computed_bytes: of an activation.
         rank: of the LoRA adapter; 0 where the whole model is trained; None where how much is
             trained cannot be told.
         targets: names of the modules with an adapter; None for all linear ones.
@@ -32,6 +33,7 @@ class Plan:
     model: str
     bytes_per_weight: float
     trained_bytes: float
+    computed_bytes: int
     rank: int | None
     targets: Sequence[str] | None
     rows: int

@@ -97,6 +97,7 @@ def plan(model, **changes) -> Plan:
     given = {
         "bytes_per_weight": 4,
         "trained_bytes": 4,
+        "computed_bytes": 2,
         "rank": 0,
         "targets": None,
         "rows": 2,
@@ -125,6 +126,8 @@ def test_memory_of_weights_and_optimizer_is_counted(model) -> None:
     assert found.optimizer == pytest.approx(2 * weights)
     assert estimate(plan(folder, eight_bit_optimizer=True)).optimizer == pytest.approx(weights / 2)
     assert estimate(plan(folder, checkpointing=True)).activations < found.activations
+    in_full = estimate(plan(folder, computed_bytes=4)).activations
+    assert found.activations < in_full < 2 * found.activations  # the logits stay as they are
 
 
 @pytest.mark.parametrize("targets", [None, ["q_proj", "down_proj"]])

@@ -154,13 +154,18 @@ def test_settings_are_those_of_the_run_and_name_no_account(runs, tmp_path) -> No
     _, root = runs
     shutil.copytree(root / "bdpo", tmp_path / "run")
     recipe = tmp_path / "run" / "bdpo" / "recipe.yml"
-    recipe.write_text("learning_rate: 0.5\nhub_token: hf_x\noutput_dir: /x\ntrl: {beta: 3}\n")
+    recipe.write_text(
+        "learning_rate: 0.5\nhub_token: hf_x\noutput_dir: /x\n"
+        "trl: {beta: 3}\nmax_memory: {0: 9GB}\n"
+        "bdpo_recipe: {title: a title, expected: {losses: {1: 0.7}}}\n"
+    )
     found = read_settings(tmp_path / "run")
     assert found["max_steps"] == 4
     assert found["r"] == 4
     assert found["bdpo_weighting"] == "softmax"
     assert found["target_modules"] == sorted(found["target_modules"])
-    assert (found["learning_rate"], found["trl.beta"]) == (0.5, 3)
+    assert (found["learning_rate"], found["trl.beta"], found["max_memory.0"]) == (0.5, 3, "9GB")
+    assert not [name for name in found if name.startswith("bdpo_recipe")]  # of another run
     assert "base_model_name_or_path" in found
     assert not {"hub_token", "output_dir"} & set(found)
 

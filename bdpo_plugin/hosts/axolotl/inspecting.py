@@ -151,6 +151,7 @@ def _plan(cfg: Any) -> Plan:
         model=cfg.base_model,
         bytes_per_weight=next((size for key, size in quantised.items() if cfg.get(key)), half),
         trained_bytes=4 if adapter else half,
+        computed_bytes=half,
         rank=cfg.lora_r if lora else (None if adapter else 0),
         targets=None if cfg.lora_target_linear or not isinstance(targets, list) else targets,
         rows=cfg.micro_batch_size,

@@ -84,6 +84,7 @@ def _plan(
         if not full
         else (half if finetuning_args.pure_bf16 else 4),
         trained_bytes=half if finetuning_args.pure_bf16 else 4,
+        computed_bytes=half,
         rank=finetuning_args.lora_rank if lora else (0 if full else None),
         targets=None if "all" in targets else targets,
         rows=training_args.per_device_train_batch_size,
