@@ -275,15 +275,17 @@ def test_another_mapping_takes_the_place_of_the_one_before(told, tmp_path) -> No
 # --- pin ----------------------------------------------------------------------------------------
 
 
+PIN = [sys.executable, "-c", "from bdpo_plugin.cli import main; main()", "recipes", "pin"]
+
+
 def test_pin_writes_the_commits_of_the_hub(tmp_path) -> None:
     file = tmp_path / "mine.yml"
     shutil.copy(RECIPES["axolotl/qwen3-0.6b"], file)
-    command = [sys.executable, "-c", "from bdpo_plugin.cli import main; main()", "recipes", "pin"]
     with FakeHub() as hub:
         for _ in range(2):
             environment = {**os.environ, **hub.environment}
             done = subprocess.run(
-                [*command, str(file)], env=environment, capture_output=True, text=True
+                [*PIN, str(file)], env=environment, capture_output=True, text=True
             )
             assert done.returncode == 0, done.stdout + done.stderr
         assert "Nothing to pin" in done.stdout
@@ -297,10 +299,15 @@ def test_pin_writes_the_commits_of_the_hub(tmp_path) -> None:
     assert recipe.text.startswith(before.text[:200])
 
 
-def test_pin_without_a_network_changes_nothing(tmp_path) -> None:
+@pytest.mark.parametrize("offline", ["1", "0"])
+def test_pin_without_a_network_changes_nothing(offline, tmp_path) -> None:
     file = tmp_path / "mine.yml"
     shutil.copy(RECIPES["llamafactory/qwen3-0.6b"], file)
-    code, shown = bdpo("recipes", "pin", str(file))
-    assert code == 1
-    assert "the hub does not answer" in shown
+    nowhere = {"HF_HUB_OFFLINE": offline, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = subprocess.run(
+        [*PIN, str(file)], env={**os.environ, **nowhere}, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "Error: the hub does not answer: " in done.stderr
+    assert "Traceback" not in done.stderr
     assert file.read_text() == RECIPES["llamafactory/qwen3-0.6b"].read_text()

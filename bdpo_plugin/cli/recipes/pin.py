@@ -9,6 +9,7 @@ import click
 
 from bdpo_plugin.cli.recipes.about import sound
 from bdpo_plugin.cli.recipes.files import Recipe, read_recipe
+from bdpo_plugin.cli.recipes.hub import asking
 from bdpo_plugin.cli.recipes.sharing import is_local, is_pinned, revision
 
 
@@ -19,13 +20,9 @@ def pin(file: Path) -> None:
 
     What is pinned already stays. Needs a network. Models and data that are paths have no commit.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
     recipe = sound(read_recipe(file, str(file)))
-    hub = HfApi()
     pinned = {}
-    try:
+    with asking("the hub does not answer") as hub:
         if not is_local(recipe.model) and not is_pinned(revision(recipe)):
             wanted = revision(recipe) or "main"
             pinned[recipe.model] = str(hub.model_info(recipe.model, revision=wanted).sha)
@@ -42,8 +39,6 @@ def pin(file: Path) -> None:
             about = {**recipe.about, "data": {k: v for k, v in new.items() if v}}
             text = recipe.with_about(about)
             recipe = Recipe(recipe.name, file, text, recipe.config, about)
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise click.ClickException(f"the hub does not answer: {error}") from error
     file.write_text(recipe.text, encoding="utf-8")
     for name, commit in pinned.items():
         click.echo(f"{name}: {commit}")

@@ -12,6 +12,7 @@ import click
 from bdpo_plugin.cli.recipes.check import tell
 from bdpo_plugin.cli.recipes.facts import read_record
 from bdpo_plugin.cli.recipes.files import read_recipe
+from bdpo_plugin.cli.recipes.hub import asking
 from bdpo_plugin.cli.recipes.sharing import Finding, findings
 from bdpo_plugin.settings import BDPOSettings
 from bdpo_plugin.shareable import without_secrets
@@ -57,16 +58,10 @@ def publish(
         return
     if repo is None:
         raise click.UsageError("--push needs --repo NAMESPACE/NAME")
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    hub = HfApi()
     names = [file.relative_to(run_dir).as_posix() for file in files]
-    try:
+    with asking("the hub did not take it") as hub:
         hub.create_repo(repo, private=private or None, exist_ok=True)
         done = hub.upload_folder(repo_id=repo, folder_path=run_dir, allow_patterns=names)
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise click.ClickException(f"the hub did not take it: {error}") from error
     click.echo(f"Uploaded {len(files)} files to {repo}: {done.commit_url}")
 
 
