@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.sources.forms import read_rows, read_text
+from bdpo_plugin.sources.loading import load_train
 from bdpo_plugin.sources.selection import Sorted
 
 HUB = "Anthropic/hh-rlhf"
@@ -31,16 +31,8 @@ def sort(
     if Path(data).is_file():
         text = read_text(Path(data))
     else:
-        from datasets import load_dataset
-        from datasets.exceptions import DatasetsError
-
-        try:
-            rows = load_dataset(data, data_dir=subset, revision=revision, split="train")
-        except (OSError, ValueError, DatasetsError) as error:
-            raise BDPOError(
-                f"--data {data} could not be loaded: {error}. A dataset of the hub is wanted, or a "
-                "file of JSON lines, also as .gz."
-            ) from error
+        files = "a file of JSON lines, also as .gz"
+        rows = load_train(data, data, data_dir=subset, revision=revision, files=files)
         text = "\n".join(map(json.dumps, rows))
     label = subset.partition("-")[0]
     for reason, pair in read_rows(text, data):

@@ -8,6 +8,7 @@ from typing import Any
 
 from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.sources.forms import Pair, pair_of
+from bdpo_plugin.sources.loading import load_train
 from bdpo_plugin.sources.selection import Sorted
 
 HUB = "PKU-Alignment/PKU-SafeRLHF"
@@ -28,19 +29,11 @@ def load_rows(data: str = HUB, revision: str | None = None) -> Iterable[Mapping[
     Raises:
         BDPOError: it cannot be loaded, or a column of :data:`COLUMNS` is missing.
     """
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
-    try:
-        if Path(data).is_file():
-            rows = load_dataset("json", data_files=data, split="train")
-        else:
-            rows = load_dataset(data, revision=revision, split="train")
-    except (OSError, ValueError, DatasetsError) as error:
-        raise BDPOError(
-            f"--data {data} could not be loaded: {error}. A dataset of the hub is wanted, or a "
-            "JSON or JSONL file."
-        ) from error
+    files = "a JSON or JSONL file"
+    if Path(data).is_file():
+        rows = load_train(data, "json", data_files=data, files=files)
+    else:
+        rows = load_train(data, data, revision=revision, files=files)
     if missing := [column for column in COLUMNS if column not in rows.column_names]:
         raise BDPOError(
             f"{data} has no column {', '.join(missing)}. Its columns have to be those of "

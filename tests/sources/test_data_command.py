@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -95,6 +98,21 @@ def test_refused(sources, tmp_path, name, change, words, monkeypatch) -> None:
     shown = run(name, *sources[name], *change, "--output", output, code=1)
     assert words in " ".join(shown.split())
     assert not output.exists()
+
+
+@pytest.mark.parametrize("name", ["pku-saferlhf", "hh-rlhf"])
+def test_no_network_is_told(name, tmp_path) -> None:
+    nowhere = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    command = [sys.executable, "-c", "from bdpo_plugin.cli import main; main()", "data", name]
+    done = subprocess.run(
+        [*command, "--output", tmp_path / "made.jsonl"],
+        env={**os.environ, **nowhere, "HF_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "could not be loaded" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_too_few_are_told(sources, tmp_path) -> None:
