@@ -26,6 +26,6 @@ def load_train(data: str, *args: Any, files: str, **kwargs: Any) -> Dataset:
         return load_dataset(*args, split="train", **kwargs)
     except Exception as error:  # without a network the hub's client raises what it likes
         raise BDPOError(
-            f"--data {data} could not be loaded: {str(error).rstrip('.')}. A dataset of the hub is wanted, and a "
-            f"network, or {files}."
+            f"--data {data} could not be loaded: {str(error).rstrip('.')}. A dataset of the hub is "
+            f"wanted, and a network, or {files}."
         ) from error
