@@ -9,7 +9,16 @@ from typing import Any
 
 import click
 
-from benchmarks.runs import comparison, console, describe, json_option, make_runs, progress, save
+from benchmarks.runs import (
+    METHODS,
+    comparison,
+    console,
+    describe,
+    json_option,
+    make_runs,
+    progress,
+    save,
+)
 from benchmarks.setting import setting_options, take_setting
 
 MEASURES = {
@@ -58,12 +67,8 @@ def main(
         raise click.UsageError("--collecting needs --host axolotl: no other trainer does it")
     if precomputed and setting.host == "llamafactory":
         raise click.UsageError("--precomputed: LLaMA-Factory does not precompute")
-    methods: dict[str, dict[str, Any]] = {"DPO": {"method": "dpo"}}
-    if precomputed:
-        methods["DPO, precomputed"] = {"method": "dpo", "precompute_ref_log_probs": True}
-    methods["B-DPO"] = {"method": "bdpo"}
-    if warm:
-        methods["B-DPO, warm"] = {"method": "bdpo"}
+    asked = {"DPO, precomputed": precomputed, "B-DPO, warm": warm}
+    methods = {name: of_method for name, of_method in METHODS.items() if asked.get(name, True)}
     if collecting:
         methods["B-DPO, collecting"] = {"method": "bdpo-collecting"}
     results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}

@@ -74,32 +74,35 @@ def _beside(setting: Setting, repeats: int) -> dict[str, Any]:
 
     texts = [text for pair in pairs for text in pair]
     bare = [Job(prompt, response) for prompt, response in texts]
-    jobs = {
-        "pass": bare + [Job(null, response) for _, response in texts],
-        "pass without the null prompt": bare,
+    passes = {
+        name: (jobs, budgeted_batches(jobs, _BUDGET))
+        for name, jobs in {
+            "pass": bare + [Job(null, response) for _, response in texts],
+            "pass without the null prompt": bare,
+        }.items()
     }
 
-    def score(jobs: list[Job]) -> None:
+    def score(jobs: list[Job], batches: list[list[int]]) -> None:
         with torch.no_grad(), evaluation(model):
-            for _ in score_jobs(model, reader, jobs, budgeted_batches(jobs, _BUDGET), device):
+            for _ in score_jobs(model, reader, jobs, batches, device):
                 pass
 
-    def read_all(jobs: list[Job]) -> None:
+    def read_all(jobs: list[Job], batches: list[list[int]]) -> None:
         with torch.no_grad(), evaluation(model):
-            for batch in budgeted_batches(jobs, _BUDGET):
+            for batch in batches:
                 _floor(model, [(jobs[i].prompt, jobs[i].response) for i in batch], device)
 
     measure("first step, with its trials", lambda: _step(model, reader, batches[0], device))
     for _ in range(repeats):
-        for name, of_pass in jobs.items():
-            measure(f"{name}: floor", partial(read_all, of_pass))
-            measure(f"{name}: ours", partial(score, of_pass))
+        for name, of_pass in passes.items():
+            measure(f"{name}: floor", partial(read_all, *of_pass))
+            measure(f"{name}: ours", partial(score, *of_pass))
         measure("step: floor", lambda: [_train_floor(model, b, device) for b in batches])
         measure("step: ours", lambda: [_step(model, reader, b, device) for b in batches])
     table = Table(title=f"{len(pairs)} pairs, {setting.device}: seconds, median (min to max)")
     for column in ("", "floor", "ours", "ours / floor"):
         table.add_column(column)
-    for name in ("step", *jobs):
+    for name in ("step", *passes):
         floor, ours = (times[f"{name}: {kind}"] for kind in ("floor", "ours"))
         ratios = [a / b for a, b in zip(ours, floor, strict=True)]
         table.add_row(name, spread(floor), spread(ours), spread(ratios))

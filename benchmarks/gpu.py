@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from benchmarks.runs import Runs, json_option, make_runs, progress, save
+from benchmarks.runs import METHODS, Runs, json_option, make_runs, progress, save
 from benchmarks.setting import PRESETS, Setting
 
 _QWEN = PRESETS["gpu-7b"]
@@ -35,12 +35,6 @@ ROWS = (
     ("0.5B", "lora", "sdpa"),
     ("7B", "qlora", "flash_attention_2"),
 )
-METHODS: dict[str, dict[str, Any]] = {
-    "DPO": {"method": "dpo"},
-    "DPO, precomputed": {"method": "dpo", "precompute_ref_log_probs": True},
-    "B-DPO": {"method": "bdpo"},
-    "B-DPO, warm": {"method": "bdpo"},
-}
 RATIOS = (("B-DPO", "DPO"), ("B-DPO, warm", "DPO"), ("B-DPO", "DPO, precomputed"))
 _NEEDS = {"flash_attention_2": "flash_attn", "qlora": "bitsandbytes"}
 

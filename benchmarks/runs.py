@@ -23,6 +23,13 @@ from rich.table import Table
 from benchmarks.setting import Setting
 
 ROOT = Path(__file__).parents[1]
+#: What :meth:`Runs.run` is called with for each; the warm one has the cache of the one before.
+METHODS: dict[str, dict[str, Any]] = {
+    "DPO": {"method": "dpo"},
+    "DPO, precomputed": {"method": "dpo", "precompute_ref_log_probs": True},
+    "B-DPO": {"method": "bdpo"},
+    "B-DPO, warm": {"method": "bdpo"},
+}
 _QUIET = {
     "AXOLOTL_DO_NOT_TRACK": "1",
     "DO_NOT_TRACK": "1",

@@ -32,7 +32,7 @@ def sort(
         text = read_text(Path(data))
     else:
         files = "a file of JSON lines, also as .gz"
-        rows = load_train(data, data, data_dir=subset, revision=revision, files=files)
+        rows = load_train("--data", data, data_dir=subset, revision=revision, files=files)
         text = "\n".join(map(json.dumps, rows))
     label = subset.partition("-")[0]
     for reason, pair in read_rows(text, data):

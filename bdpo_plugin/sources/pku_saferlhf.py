@@ -29,11 +29,10 @@ def load_rows(data: str = HUB, revision: str | None = None) -> Iterable[Mapping[
     Raises:
         BDPOError: it cannot be loaded, or a column of :data:`COLUMNS` is missing.
     """
-    files = "a JSON or JSONL file"
+    source: dict[str, Any] = {"revision": revision}
     if Path(data).is_file():
-        rows = load_train(data, "json", data_files=data, files=files)
-    else:
-        rows = load_train(data, data, revision=revision, files=files)
+        source = {"path": "json", "data_files": data}
+    rows = load_train("--data", data, files="a JSON or JSONL file", **source)
     if missing := [column for column in COLUMNS if column not in rows.column_names]:
         raise BDPOError(
             f"{data} has no column {', '.join(missing)}. Its columns have to be those of "

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from peft import LoraConfig
 
 from bdpo_plugin.run.scored import Place, Scored, Source, read_scores, texts
+from bdpo_plugin.sources.loading import load_train
 from bdpo_plugin.trainer.config import BDPOConfig
 from bdpo_plugin.trainer.data import dataset_pairs
 from bdpo_plugin.trainer.trainer import BDPOTrainer
@@ -33,10 +34,10 @@ def score(model: str, dataset: str, output_dir: Path, max_length: int) -> Scored
         BDPOError: what a run would raise.
     """
     path = Path(dataset)
-    source = {"path": dataset}
+    source = {}
     if path.is_file():
         source = {"path": _LOADERS.get(path.suffix, "json"), "data_files": dataset}
-    rows = load_dataset(**source, split="train")
+    rows = load_train("--dataset", dataset, files="a JSON, JSONL or Parquet file", **source)
     cpu = not torch.cuda.is_available()
     trainer = BDPOTrainer(
         model,

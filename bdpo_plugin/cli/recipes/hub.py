@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -23,16 +23,13 @@ def asking(failed: str) -> Iterator[HfApi]:
         click.ClickException: it does not.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import OfflineModeIsEnabled
 
-    errors: list[type[Exception]] = [OfflineModeIsEnabled, OSError]
-    try:
+    errors: tuple[type[Exception], ...] = (OSError,)  # the client's own errors are such
+    with suppress(ImportError):  # before its release 1.0 it goes by requests, whose errors are too
         from httpx import HTTPError
-    except ImportError:
-        pass  # before its release 1.0 the hub's client goes by requests, whose errors are OSErrors
-    else:
-        errors.append(HTTPError)
+
+        errors += (HTTPError,)
     try:
         yield HfApi()
-    except tuple(errors) as error:
+    except errors as error:
         raise click.ClickException(f"{failed}: {error}") from error
