@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -23,13 +23,12 @@ def asking(failed: str) -> Iterator[HfApi]:
         click.ClickException: it does not.
     """
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
-    errors: tuple[type[Exception], ...] = (OSError,)  # the client's own errors are such
-    with suppress(ImportError):  # before its release 1.0 it goes by requests, whose errors are too
-        from httpx import HTTPError
-
-        errors += (HTTPError,)
     try:
         yield HfApi()
-    except errors as error:
+    except Exception as error:
+        # the bases name the errors of the library that the client goes by: requests, httpx, httpx2
+        if not isinstance(error, (OSError, *HfHubHTTPError.__bases__)):
+            raise
         raise click.ClickException(f"{failed}: {error}") from error
