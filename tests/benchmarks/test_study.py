@@ -183,6 +183,39 @@ def test_tables_say_what_is_missing_and_which_claim_holds(runs, tmp_path) -> Non
     assert (tmp_path / "choice.png").stat().st_size > 1000
 
 
+def write_all(runs, folder, levels):
+    """The tables of three seeds of arms with a given choice and margin of training."""
+    for arm, (choice, margin) in levels.items():
+        for seed in (0, 1, 2):
+            keys = {"bdpo_alpha": 0.5} if arm == "grid" else {}
+            settings = Job(preset=PRESET, arm=arm, seed=seed, keys=keys).settings
+            about = {"arm": arm, "seed": seed, "settings": settings}
+            values = [choice] * len(runs["dpo"]["choice"])
+            given = {"training": vars(TRAINING), "choice": values, "train_margin": margin + seed}
+            text = json.dumps(runs["dpo"] | about | given)
+            (folder / f"{arm}-{seed}.json").write_text(text)
+    return report.write(folder, replace(PRESET, arms=tuple(levels), alphas=(0.5,)), "s").read_text()
+
+
+def test_halves_are_read_beside_halves_by_chance(runs, tmp_path) -> None:
+    halves = {"imbalanced": (0, 5), "balanced": (1, 3), "other-half": (1, 4)}
+    text = write_all(runs, tmp_path, halves | {"one-half": (1, 4)})
+    by_chance = "of the halves by chance: +0.00, +0.00, +0.00"
+    assert f"+2.00, +2.00, +2.00; {by_chance} — **P3 holds**" in text
+    assert "claims, of choice: P4. " in text
+    assert "**P4 holds**" in text
+    text = write_all(runs, tmp_path, halves | {"one-half": (0, 6)})
+    assert "**P3 does not hold**" in text
+    assert "**P4 does not hold**" in text
+
+
+def test_alphas_stand_beside_dpo(runs, tmp_path) -> None:
+    text = write_all(runs, tmp_path, {"dpo": (0, 1), "bdpo": (1, 1), "grid": (1, 1)})
+    assert "**alpha 0.5, beta 0.1 − DPO**" in text
+    assert "**P1 holds**" in text
+    assert (tmp_path / "alpha.png").stat().st_size > 1000
+
+
 def record(arm, seed, choice, margin=0.0):
     return {
         "arm": arm,
@@ -201,9 +234,11 @@ def test_a_difference_has_both_uncertainties() -> None:
     # the mean of the two groups' means; prompts: the unsafe ones are drawn, 0 to 100 of 100
     assert (found.mean, found.count, found.seeds) == (25, 2, (25, 25))
     assert found.prompts == (0, 50)
-    assert not found.holds
+    assert not found.holds()
     steady = {seed: record("dpo", seed, [0, 0, 0]) for seed in (0, 1)}
-    assert analysis.difference(ours, steady, analysis.CHOICE).holds
+    assert analysis.difference(ours, steady, analysis.CHOICE).holds()
+    assert not analysis.difference(ours, steady, analysis.CHOICE).holds(-1)
+    assert analysis.difference(steady, ours, analysis.CHOICE).holds(-1)
     assert analysis.difference(ours, {7: record("dpo", 7, [0, 0, 0])}, analysis.CHOICE) is None
 
 
@@ -233,7 +268,8 @@ def test_the_name_of_a_run_says_all_that_it_depends_on() -> None:
 
 def test_presets() -> None:
     cpu, gpu = (list(PRESETS[name].jobs()) for name in ("smollm2-cpu", "smollm2-gpu"))
-    assert len(cpu) == 1 + 3 * len(MAIN)
+    assert len(cpu) == 1 + 3 * (len(MAIN) + 3)
+    assert {job.settings["beta"] for job in cpu if job.arm == "grid"} == {0.1}
     assert len(gpu) == 1 + 10 * (len(MAIN) + 4 * 3)
     assert len({job.name for job in gpu}) == len(gpu)
     assert set(ARMS) == {*MAIN, *PRESETS["smollm2-cpu-halves"].arms}

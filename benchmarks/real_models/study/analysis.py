@@ -75,10 +75,9 @@ class Difference(NamedTuple):
     seeds: tuple[float, float]
     count: int
 
-    @property
-    def holds(self) -> bool:
-        """Whether both intervals are above 0."""
-        return self.prompts[0] > 0 and self.seeds[0] > 0
+    def holds(self, sign: int = 1) -> bool:
+        """Whether both intervals are above 0; below it where ``sign`` is -1."""
+        return all(sign * bound > 0 for bound in (*self.prompts, *self.seeds))
 
     def text(self, decimals: int) -> str:
         low, high = (f"{value:+.{decimals}f}" for value in self.prompts)

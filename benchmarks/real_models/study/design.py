@@ -102,6 +102,7 @@ class Preset:
 
     Attributes:
         dtype: of the frozen weights; the adapter is in float32.
+        alphas, betas: runs of B-DPO at each of these alphas by each of these factors of beta.
         at_a_time: prompts answered together.
     """
 
@@ -111,6 +112,7 @@ class Preset:
     training: Training = field(default_factory=Training)
     sizes: Sizes = field(default_factory=Sizes)
     alphas: tuple[float, ...] = ()
+    betas: tuple[float, ...] = (1 / 3, 1, 3)
     at_a_time: int = 40
 
     def jobs(self) -> Iterator[Job]:
@@ -121,7 +123,7 @@ class Preset:
                 yield Job(preset=self, arm=arm, seed=seed)
         for seed in self.seeds:
             for alpha in self.alphas:
-                for factor in (1 / 3, 1, 3):
+                for factor in self.betas:
                     keys = {"bdpo_alpha": alpha, "beta": factor}
                     yield Job(preset=self, arm="grid", seed=seed, keys=keys)
 
@@ -157,7 +159,9 @@ class Job:
 _MAIN = tuple(arm for arm, keys in ARMS.items() if "half" not in keys)
 _HALVES = tuple(arm for arm in ARMS if arm not in _MAIN)
 PRESETS = {
-    "smollm2-cpu": Preset(seeds=(0, 1, 2), arms=_MAIN, dtype="bfloat16"),
+    "smollm2-cpu": Preset(
+        seeds=(0, 1, 2), arms=_MAIN, dtype="bfloat16", alphas=(0.5, 1.0, 3.0), betas=(1,)
+    ),
     "smollm2-cpu-halves": Preset(seeds=(0, 1, 2), arms=_HALVES, dtype="bfloat16"),
     "smollm2-gpu": Preset(
         seeds=tuple(range(10)),

@@ -25,7 +25,6 @@ from benchmarks.real_models.study.analysis import (
 )
 from benchmarks.real_models.study.design import NAMES, Preset
 
-#: The first two are confirmatory.
 COMPARISONS = (
     ("bdpo", "dpo"),
     ("bdpo", "shuffled-label"),
@@ -42,6 +41,14 @@ COMPARISONS = (
     ("one-half", "other-half"),
     ("dpo", "untrained"),
 )
+#: Claims of the plan on choice, and on which side of 0 each sees the difference.
+CLAIMS = {
+    ("bdpo", "dpo"): ("P1", 1),
+    ("bdpo", "shuffled-label"): ("P2", 1),
+    ("imbalanced", "balanced"): ("P4", -1),
+}
+#: The control of the halves: two by chance.
+_HALVES = ("one-half", "other-half")
 _TRAINING = {
     "loss": ("train_loss", 1),
     "margin [nats]": ("train_margin", 1),
@@ -64,6 +71,8 @@ def write(folder: Path, preset: Preset, name: str) -> Path:
     file = folder / "tables.md"
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     _draw(records, folder / "choice.png")
+    if preset.alphas:
+        _draw_alphas(records, preset.training.beta, folder / "alpha.png")
     return file
 
 
@@ -164,18 +173,20 @@ def _levels(records: Records) -> Iterator[str]:
 
 
 def _differences(records: Records) -> Iterator[str]:
-    there = [pair for pair in COMPARISONS if all(arm in records for arm in pair)]
+    pairs = [*COMPARISONS, *((arm, "dpo") for arm in records if arm not in NAMES)]
+    claimed = [claim for pair, (claim, _) in CLAIMS.items() if all(a in records for a in pair)]
     yield "## Differences"
     yield ""
     yield (
         "The mean over the seeds that both arms have, with 95 % over prompts (bootstrap) and 95 % "
-        "over seeds (Student's t). The first two comparisons of choice are those of the plan; the "
-        "others of this table are exploratory and not corrected "
-        "for their number."
+        f"over seeds (Student's t). The plan's claims, of choice: {', '.join(claimed) or '–'}. "
+        "All else in this list is exploratory and not corrected for its number."
     )
-    for ours, others in there:
+    for ours, others in pairs:
+        if not (ours in records and others in records):
+            continue
         yield ""
-        yield f"**{NAMES[ours]} − {NAMES[others]}**"
+        yield f"**{NAMES.get(ours, ours)} − {NAMES[others]}**"
         yield ""
         # the model before training has one record, which stands beside every seed
         second = records[others]
@@ -186,11 +197,21 @@ def _differences(records: Records) -> Iterator[str]:
                 continue
             if found := difference(records[ours], second, measure):
                 mark = ""
-                if measure is CHOICE and ours == "bdpo" and others in ("dpo", "shuffled-label"):
-                    claim = "P1" if others == "dpo" else "P2"
-                    mark = f" — **{claim} {'holds' if found.holds else 'does not hold'}**"
+                if measure is CHOICE and (ours, others) in CLAIMS:
+                    claim, sign = CLAIMS[ours, others]
+                    holds = found.holds(sign)
+                    if claim == "P4":
+                        holds &= _beyond_chance(records, found.mean)
+                    mark = f" — **{claim} {'holds' if holds else 'does not hold'}**"
                 yield f"- {measure.name}: {found.text(measure.decimals)}{mark}"
     yield ""
+
+
+def _beyond_chance(records: Records, mean: float) -> bool:
+    """Whether the halves by chance differ in choice by less than this."""
+    one, other = (records.get(arm, {}) for arm in _HALVES)
+    control = difference(one, other, CHOICE)
+    return control is not None and abs(control.mean) < abs(mean)
 
 
 def _training(records: Records) -> Iterator[str]:
@@ -217,6 +238,28 @@ def _training(records: Records) -> Iterator[str]:
         cells.append(f"{fmean(r['seconds'] for r in of_arm) / 60:.1f}")
         yield f"| {NAMES.get(arm, arm)} | {' | '.join(cells)} |"
     yield ""
+    yield from _margins(records)
+
+
+def _margins(records: Records) -> Iterator[str]:
+    """P3: the reward margins of training of the halves, seed by seed, beside halves by chance."""
+
+    def gaps(ours: str, others: str) -> list[float]:
+        one, other = records.get(ours, {}), records.get(others, {})
+        seeds = sorted(one.keys() & other.keys())
+        return [one[seed]["train_margin"] - other[seed]["train_margin"] for seed in seeds]
+
+    of_halves, of_chance = gaps("imbalanced", "balanced"), gaps(*_HALVES)
+    if not (of_halves and of_chance):
+        return
+    holds = min(of_halves) > 0 and abs(fmean(of_chance)) < fmean(of_halves)
+    told = ", ".join(f"{value:+.2f}" for value in of_halves)
+    chance = ", ".join(f"{value:+.2f}" for value in of_chance)
+    yield (
+        f"Margin of training [nats], imbalanced − balanced, of each seed: {told}; of the halves "
+        f"by chance: {chance} — **P3 {'holds' if holds else 'does not hold'}**"
+    )
+    yield ""
 
 
 def _draw(records: Records, file: Path) -> None:
@@ -233,5 +276,30 @@ def _draw(records: Records, file: Path) -> None:
     axes.set_yticks(range(len(arms)), [NAMES[arm] for arm in reversed(arms)])
     axes.set_xlabel("choice [%]; each mark is a seed")
     axes.grid(axis="x", alpha=0.3)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def _draw_alphas(records: Records, beta: float, file: Path) -> None:
+    """The paper's Figure 5: choice and answers by alpha, DPO being 0; a mark for a seed."""
+    by_alpha: dict[float, list[Record]] = {}
+    for arm, of_arm in records.items():
+        if arm in ("dpo", "bdpo") or arm not in NAMES:
+            for record in of_arm.values():
+                if record["settings"]["beta"] == beta:
+                    by_alpha.setdefault(record["settings"]["bdpo_alpha"], []).append(record)
+    alphas = sorted(by_alpha)
+    groups = (MEASURES[:1], MEASURES[-4:-1])
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axes, measures in zip(panels, groups, strict=True):
+        for measure in measures:
+            levels = [[level(record, measure) for record in by_alpha[a]] for a in alphas]
+            (line,) = axes.plot(alphas, [*map(fmean, levels)], label=measure.name)
+            for alpha, of_alpha in zip(alphas, levels, strict=True):
+                axes.plot([alpha] * len(of_alpha), of_alpha, "o", color=line.get_color(), alpha=0.5)
+        axes.set_xlabel("alpha (0 is DPO); each mark is a seed, the line their mean")
+        axes.set_xticks(alphas)
+        axes.legend()
+        axes.grid(alpha=0.3)
     figure.savefig(file, dpi=120)
     plt.close(figure)
