@@ -107,7 +107,17 @@ def _row(cells: list[str], record: Record) -> str:
 
 
 def _arms(records: Records) -> list[str]:
-    return [arm for arm in NAMES if arm in records] + [arm for arm in records if arm not in NAMES]
+    return [arm for arm in NAMES if arm in records] + _grid(records)
+
+
+def _grid(records: Records) -> list[str]:
+    """The arms of the grid, by alpha, then by beta."""
+
+    def place(arm: str) -> tuple[float, float]:
+        settings = next(iter(records[arm].values()))["settings"]
+        return settings["bdpo_alpha"], settings["beta"]
+
+    return sorted((arm for arm in records if arm not in NAMES), key=place)
 
 
 def _head(records: Records, preset: Preset, name: str) -> Iterator[str]:
@@ -173,7 +183,7 @@ def _levels(records: Records) -> Iterator[str]:
 
 
 def _differences(records: Records) -> Iterator[str]:
-    pairs = [*COMPARISONS, *((arm, "dpo") for arm in records if arm not in NAMES)]
+    pairs = [*COMPARISONS, *((arm, "dpo") for arm in _grid(records))]
     claimed = [claim for pair, (claim, _) in CLAIMS.items() if all(a in records for a in pair)]
     yield "## Differences"
     yield ""
@@ -283,11 +293,10 @@ def _draw(records: Records, file: Path) -> None:
 def _draw_alphas(records: Records, beta: float, file: Path) -> None:
     """The paper's Figure 5: choice and answers by alpha, DPO being 0; a mark for a seed."""
     by_alpha: dict[float, list[Record]] = {}
-    for arm, of_arm in records.items():
-        if arm in ("dpo", "bdpo") or arm not in NAMES:
-            for record in of_arm.values():
-                if record["settings"]["beta"] == beta:
-                    by_alpha.setdefault(record["settings"]["bdpo_alpha"], []).append(record)
+    for arm in ("dpo", "bdpo", *_grid(records)):
+        for record in records.get(arm, {}).values():
+            if record["settings"]["beta"] == beta:
+                by_alpha.setdefault(record["settings"]["bdpo_alpha"], []).append(record)
     alphas = sorted(by_alpha)
     groups = (MEASURES[:1], MEASURES[-4:-1])
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
@@ -299,7 +308,7 @@ def _draw_alphas(records: Records, beta: float, file: Path) -> None:
                 axes.plot([alpha] * len(of_alpha), of_alpha, "o", color=line.get_color(), alpha=0.5)
         axes.set_xlabel("alpha (0 is DPO); each mark is a seed, the line their mean")
         axes.set_xticks(alphas)
-        axes.legend()
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=8)
         axes.grid(alpha=0.3)
     figure.savefig(file, dpi=120)
     plt.close(figure)
