@@ -93,9 +93,9 @@ def write(
         file.parent.mkdir(parents=True, exist_ok=True)
         datasets = json.loads(known.read_text("utf-8")) if known.exists() else {}
         datasets[file.stem] = {"file_name": file.name, **RANKING}
-        _replace(file, "".join(lines))
-        _replace(file.with_suffix(".manifest.json"), json.dumps(manifest, indent=1) + "\n")
-        _replace(known, json.dumps(datasets, indent=2) + "\n")
+        write_whole(file, "".join(lines))
+        write_whole(file.with_suffix(".manifest.json"), json.dumps(manifest, indent=1) + "\n")
+        write_whole(known, json.dumps(datasets, indent=2) + "\n")
     except (OSError, ValueError) as error:
         raise BDPOError(f"{file} and the files beside it cannot be written: {error}") from error
 
@@ -105,7 +105,8 @@ def digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _replace(file: Path, text: str) -> None:
+def write_whole(file: Path, text: str) -> None:
+    """Put a text into a file at once, so that a kill leaves the one before, or the new one."""
     temporary = file.with_name(file.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(file)

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from bdpo_plugin.sources.selection import write_whole
 from benchmarks.real_models.refusal import outcome, read_prompts, wanted
 from benchmarks.real_models.runs import Run, Setting
 from benchmarks.safety_world.analysis import difference, wilson
@@ -95,7 +96,7 @@ def write(
     lines = [*_head(about, rows, headings, failed), *_levels(setting, rows, headings)]
     lines += _differences(rows, [name for name in headings if name != _COST])
     file = setting.output / "results.md"
-    _replace(file, "\n".join(lines) + "\n")
+    write_whole(file, "\n".join(lines) + "\n")
     kept = {
         "about": about,
         "setting": asdict(setting),
@@ -105,14 +106,8 @@ def write(
             for run, found in table
         ],
     }
-    _replace(file.with_suffix(".json"), json.dumps(kept, indent=1, default=str) + "\n")
+    write_whole(file.with_suffix(".json"), json.dumps(kept, indent=1, default=str) + "\n")
     return file
-
-
-def _replace(file: Path, text: str) -> None:
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
 
 
 def _head(

@@ -23,7 +23,7 @@ import yaml
 
 from bdpo_plugin.settings import PREFIX, BDPOError
 from bdpo_plugin.sources import pku_saferlhf
-from bdpo_plugin.sources.selection import digest, select, write
+from bdpo_plugin.sources.selection import digest, select, write, write_whole
 from benchmarks.real_models.check import check
 
 HERE = Path(__file__).parent
@@ -267,9 +267,7 @@ class Run:
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    temporary.replace(file)
+    write_whole(file, json.dumps(content, indent=1))
 
 
 def _digest(value: Any) -> str:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import traceback
 from collections.abc import Iterable
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from benchmarks.pool import finished
 from benchmarks.safety_world.pretrain import source_digest
 from benchmarks.safety_world.versions import package_digest
 
@@ -32,8 +31,7 @@ from benchmarks.safety_world.versions import package_digest
 _SOURCES = ("words", "world", "pretrain", "data", "evaluate", "information", "train", "weighting")
 
 
-#: Jobs of one pool of processes, as trainers leave memory behind. (The pool's own way to replace
-#: its processes, `max_tasks_per_child`, can hang with those of Python 3.11.)
+#: Jobs of one pool of processes.
 _LIFETIME = 100
 
 
@@ -112,24 +110,20 @@ def run_all(stages: Iterable[Iterable[Job]], work: Path, *, processes: int = 2) 
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    context = multiprocessing.get_context("spawn")
     with Progress(*columns, console=Console(stderr=True)) as bar:
         for number, jobs in enumerate(todo, 1):
             task = bar.add_task(f"stage {number} of {len(todo)}", total=len(jobs))
-            for first in range(0, len(jobs), _LIFETIME):
-                with ProcessPoolExecutor(processes, context, _single_thread) as pool:
-                    futures: dict[Future, Job] = {
-                        pool.submit(keep, j, work, j.file(work)): j
-                        for j in jobs[first : first + _LIFETIME]
-                    }
-                    for future in as_completed(futures):
-                        job = futures[future]
-                        lost = future.exception()  # a process that died takes its jobs with it
-                        if problem := repr(lost) if lost else future.result():
-                            failed[job.file(work).stem] = problem
-                            text = escape(problem[-600:])
-                            bar.console.print(f"[red]FAILED[/] {job.name}\n{text}")
-                        bar.update(task, advance=1, description=f"stage {number}: {job.name}")
+            calls = ((job, work, job.file(work)) for job in jobs)
+            ended = finished(
+                keep, calls, processes=processes, lifetime=_LIFETIME, begin=_single_thread
+            )
+            for (job, *_), future in ended:
+                lost = future.exception()
+                if problem := repr(lost) if lost else future.result():
+                    failed[job.file(work).stem] = problem
+                    text = escape(problem[-600:])
+                    bar.console.print(f"[red]FAILED[/] {job.name}\n{text}")
+                bar.update(task, advance=1, description=f"stage {number}: {job.name}")
     return failed
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from bdpo_plugin.sources.selection import write_whole
+from benchmarks.pool import finished
 from benchmarks.real_models.study.design import PRESETS, Job, grid
 from benchmarks.real_models.study.worker import perform
 
@@ -94,26 +93,19 @@ def _run(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=screen) as bar:
         task = bar.add_task("runs", total=len(jobs))
-        for start in range(0, len(jobs), _RUNS * workers):
-            some = jobs[start : start + _RUNS * workers]
-            spawn = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-                waiting = {pool.submit(perform, job, where): job for job in some}
-                for future in as_completed(waiting):
-                    job = waiting[future]
-                    record, error = future.result()
-                    if error:
-                        failed.append(job.name)
-                        screen.print(f"[red]FAILED[/] {job.name}\n{escape(error)}")
-                    else:
-                        _write(record, folder / f"{job.name}.json")
-                    bar.advance(task)
+        calls = ((job, where) for job in jobs)
+        ended = finished(perform, calls, processes=workers, lifetime=_RUNS * workers)
+        for (job, _), future in ended:
+            lost = future.exception()
+            record, error = ({}, repr(lost)) if lost else future.result()
+            if error:
+                failed.append(job.name)
+                screen.print(f"[red]FAILED[/] {job.name}\n{escape(error)}")
+            else:
+                text = json.dumps(record, ensure_ascii=False) + "\n"
+                write_whole(folder / f"{job.name}.json", text)
+            bar.advance(task)
     return failed
-
-
-def _write(record: dict[str, Any], file: Path) -> None:
-    file.with_suffix(".tmp").write_text(json.dumps(record, ensure_ascii=False) + "\n")
-    file.with_suffix(".tmp").replace(file)
 
 
 if __name__ == "__main__":
