@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from real_runs import make_tiny
 
 from bdpo_plugin.tiny import preference_pairs
-from benchmarks.real_models.study import __main__ as study
 from benchmarks.real_models.study import analysis, design, report
+from benchmarks.real_models.study.__main__ import main
 from benchmarks.real_models.study.design import (
     ARMS,
     HELD_OUT,
@@ -171,12 +171,16 @@ def test_each_arm_is_what_its_name_says(runs) -> None:
     assert runs["dpo"]["nll"] != runs["untrained"]["nll"]
 
 
+def write_record(folder, found, arm, seed, **keys):
+    settings = Job(preset=PRESET, arm=arm, seed=seed, keys=keys).settings
+    about = {"arm": arm, "seed": seed, "settings": settings, "training": vars(TRAINING)}
+    (folder / f"{arm}-{seed}.json").write_text(json.dumps(found | about))
+
+
 def test_tables_say_what_is_missing_and_which_claim_holds(runs, tmp_path) -> None:
     preset = replace(PRESET, arms=MAIN)
     for arm, found in runs.items():
-        about = {"arm": arm, "seed": 0, "settings": Job(preset=PRESET, arm=arm, seed=0).settings}
-        record = about | {"training": vars(TRAINING), **found}
-        (tmp_path / f"{arm}.json").write_text(json.dumps(record))
+        write_record(tmp_path, found, arm, 0)
     text = report.write(tmp_path, preset, "small").read_text()
     assert f"5 of {len(MAIN) + 1} runs: **not complete**" in text
     assert "**P1 does not hold**" in text  # one seed has no interval
@@ -188,12 +192,9 @@ def write_all(runs, folder, levels):
     for arm, (choice, margin) in levels.items():
         for seed in (0, 1, 2):
             keys = {"bdpo_alpha": 0.5} if arm == "grid" else {}
-            settings = Job(preset=PRESET, arm=arm, seed=seed, keys=keys).settings
-            about = {"arm": arm, "seed": seed, "settings": settings}
             values = [choice] * len(runs["dpo"]["choice"])
-            given = {"training": vars(TRAINING), "choice": values, "train_margin": margin + seed}
-            text = json.dumps(runs["dpo"] | about | given)
-            (folder / f"{arm}-{seed}.json").write_text(text)
+            found = runs["dpo"] | {"choice": values, "train_margin": margin + seed}
+            write_record(folder, found, arm, seed, **keys)
     return report.write(folder, replace(PRESET, arms=tuple(levels), alphas=(0.5,)), "s").read_text()
 
 
@@ -277,22 +278,18 @@ def test_presets() -> None:
     assert not used & set(design.TUNING_SEEDS)
 
 
-def test_the_command_goes_on_where_it_was(runs, model, data, tmp_path, monkeypatch) -> None:
-    preset = replace(PRESET, seeds=(0, 1, 2), arms=("dpo",))
-    monkeypatch.setitem(PRESETS, "smollm2-cpu", preset)
-    monkeypatch.setattr(study, "_RUNS", 1)  # a process for each run
-    folder = tmp_path / "smollm2-cpu"
-    folder.mkdir()
-    first = folder / f"{next(preset.jobs()).name}.json"
-    about = {"arm": "untrained", "seed": 0, "training": vars(TRAINING)}
-    first.write_text(json.dumps(runs["untrained"] | about))
-    time = first.stat().st_mtime_ns
+def test_the_command_goes_on_where_it_was(model, data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(PRESETS, "smollm2-cpu", replace(PRESET, arms=("dpo",)))
     where = ["--model", model, "--data", data, "--work", tmp_path / "work", "--results", tmp_path]
-    given = map(str, ("--preset", "smollm2-cpu", *where, "--most", 2))
-    result = CliRunner().invoke(study.main, list(given))
-    assert result.exit_code == 0, result.output
-    assert "4 runs, 1 of them finished; 2 now" in result.output
-    assert first.stat().st_mtime_ns == time
-    found = {json.loads(file.read_text())["seed"] for file in folder.glob("dpo-*.json")}
-    assert found == {0, 1}
-    assert "3 of 4 runs: **not complete**" in (folder / "tables.md").read_text()
+
+    def run(*more):
+        given = map(str, ("--preset", "smollm2-cpu", *where, *more))
+        result = CliRunner().invoke(main, list(given))
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "2 runs, 0 of them finished; 1 now" in run("--most", 1)
+    first = {file: file.stat().st_mtime_ns for file in (tmp_path / "smollm2-cpu").glob("*.json")}
+    assert "2 runs, 1 of them finished; 1 now" in run()
+    assert all(file.stat().st_mtime_ns == time for file, time in first.items())
+    assert "not complete" not in (tmp_path / "smollm2-cpu" / "tables.md").read_text()

@@ -131,20 +131,30 @@ def level(record: Record, measure: Measure) -> float:
     return float(np.mean([np.mean(group) for group in measure.values(record)]))
 
 
+def by_seed(
+    ours: Mapping[int, Record], others: Mapping[int, Record], measure: Measure
+) -> list[float]:
+    """Ours less the others, in the order of the seeds that both have."""
+    return [level(a, measure) - level(b, measure) for a, b in _both(ours, others)]
+
+
 def difference(
     ours: Mapping[int, Record], others: Mapping[int, Record], measure: Measure
 ) -> Difference | None:
     """Ours less the others, over the seeds that both have; None where there is none."""
-    seeds = sorted(ours.keys() & others.keys())
-    if not seeds:
+    of_seeds = by_seed(ours, others, measure)
+    if not of_seeds:
         return None
-    of_seeds = [level(ours[seed], measure) - level(others[seed], measure) for seed in seeds]
-    groups = zip(*(_groups(ours[seed], others[seed], measure) for seed in seeds), strict=True)
+    groups = zip(*(_groups(a, b, measure) for a, b in _both(ours, others)), strict=True)
     draw = np.random.default_rng(0)
     means = np.mean([_resampled(np.mean(group, axis=0), draw) for group in groups], axis=0)
     low, high = np.quantile(means, [0.025, 0.975])
     mean = float(np.mean(of_seeds))
-    return Difference(mean, (float(low), float(high)), student(of_seeds), len(seeds))
+    return Difference(mean, (float(low), float(high)), student(of_seeds), len(of_seeds))
+
+
+def _both(ours: Mapping[int, Record], others: Mapping[int, Record]) -> list[tuple[Record, Record]]:
+    return [(ours[seed], others[seed]) for seed in sorted(ours.keys() & others.keys())]
 
 
 def _groups(ours: Record, others: Record, measure: Measure) -> list[Any]:

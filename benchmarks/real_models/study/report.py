@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import NamedTuple
 
 import matplotlib
 
@@ -15,7 +16,10 @@ from benchmarks.real_models.judge import Judge
 from benchmarks.real_models.study.analysis import (
     CHOICE,
     MEASURES,
+    Difference,
+    Measure,
     Record,
+    by_seed,
     difference,
     labelled,
     level,
@@ -41,14 +45,28 @@ COMPARISONS = (
     ("one-half", "other-half"),
     ("dpo", "untrained"),
 )
-#: Claims of the plan on choice, and on which side of 0 each sees the difference.
+
+
+class Claim(NamedTuple):
+    """Of the plan, on the choice of one arm less that of another.
+
+    Attributes:
+        sign: the side of 0 on which it sees the difference.
+        control: two arms whose difference has to be smaller.
+    """
+
+    name: str
+    sign: int = 1
+    control: tuple[str, str] | None = None
+
+
+_HALVES, _BY_CHANCE = ("imbalanced", "balanced"), ("one-half", "other-half")
 CLAIMS = {
-    ("bdpo", "dpo"): ("P1", 1),
-    ("bdpo", "shuffled-label"): ("P2", 1),
-    ("imbalanced", "balanced"): ("P4", -1),
+    ("bdpo", "dpo"): Claim("P1"),
+    ("bdpo", "shuffled-label"): Claim("P2"),
+    _HALVES: Claim("P4", -1, _BY_CHANCE),
 }
-#: The control of the halves: two by chance.
-_HALVES = ("one-half", "other-half")
+_MARGIN = Measure("margin of training [nats]", lambda record: [[record["train_margin"]]], 2)
 _TRAINING = {
     "loss": ("train_loss", 1),
     "margin [nats]": ("train_margin", 1),
@@ -184,7 +202,7 @@ def _levels(records: Records) -> Iterator[str]:
 
 def _differences(records: Records) -> Iterator[str]:
     pairs = [*COMPARISONS, *((arm, "dpo") for arm in _grid(records))]
-    claimed = [claim for pair, (claim, _) in CLAIMS.items() if all(a in records for a in pair)]
+    claimed = [claim.name for p, claim in CLAIMS.items() if all(arm in records for arm in p)]
     yield "## Differences"
     yield ""
     yield (
@@ -206,22 +224,30 @@ def _differences(records: Records) -> Iterator[str]:
             if measure.relative and others == "untrained":
                 continue
             if found := difference(records[ours], second, measure):
-                mark = ""
-                if measure is CHOICE and (ours, others) in CLAIMS:
-                    claim, sign = CLAIMS[ours, others]
-                    holds = found.holds(sign)
-                    if claim == "P4":
-                        holds &= _beyond_chance(records, found.mean)
-                    mark = f" — **{claim} {'holds' if holds else 'does not hold'}**"
+                claim = CLAIMS.get((ours, others)) if measure is CHOICE else None
+                mark = _verdict(claim, found, records) if claim else ""
                 yield f"- {measure.name}: {found.text(measure.decimals)}{mark}"
     yield ""
 
 
-def _beyond_chance(records: Records, mean: float) -> bool:
-    """Whether the halves by chance differ in choice by less than this."""
-    one, other = (records.get(arm, {}) for arm in _HALVES)
-    control = difference(one, other, CHOICE)
-    return control is not None and abs(control.mean) < abs(mean)
+def _verdict(claim: Claim, found: Difference, records: Records) -> str:
+    holds = found.holds(claim.sign)
+    if claim.control:
+        holds &= _smaller(_by_seed(records, claim.control, CHOICE), found.mean)
+    return _told(claim.name, holds)
+
+
+def _told(claim: str, holds: bool) -> str:
+    return f" — **{claim} {'holds' if holds else 'does not hold'}**"
+
+
+def _by_seed(records: Records, arms: tuple[str, str], measure: Measure) -> list[float]:
+    return by_seed(*(records.get(arm, {}) for arm in arms), measure)
+
+
+def _smaller(by_chance: list[float], mean: float) -> bool:
+    """Whether there is a control, and its mean, of either sign, is smaller than this one."""
+    return bool(by_chance) and abs(fmean(by_chance)) < abs(mean)
 
 
 def _training(records: Records) -> Iterator[str]:
@@ -253,21 +279,15 @@ def _training(records: Records) -> Iterator[str]:
 
 def _margins(records: Records) -> Iterator[str]:
     """P3: the reward margins of training of the halves, seed by seed, beside halves by chance."""
-
-    def gaps(ours: str, others: str) -> list[float]:
-        one, other = records.get(ours, {}), records.get(others, {})
-        seeds = sorted(one.keys() & other.keys())
-        return [one[seed]["train_margin"] - other[seed]["train_margin"] for seed in seeds]
-
-    of_halves, of_chance = gaps("imbalanced", "balanced"), gaps(*_HALVES)
+    of_halves, of_chance = (_by_seed(records, p, _MARGIN) for p in (_HALVES, _BY_CHANCE))
     if not (of_halves and of_chance):
         return
-    holds = min(of_halves) > 0 and abs(fmean(of_chance)) < fmean(of_halves)
+    holds = min(of_halves) > 0 and _smaller(of_chance, fmean(of_halves))
     told = ", ".join(f"{value:+.2f}" for value in of_halves)
     chance = ", ".join(f"{value:+.2f}" for value in of_chance)
     yield (
         f"Margin of training [nats], imbalanced − balanced, of each seed: {told}; of the halves "
-        f"by chance: {chance} — **P3 {'holds' if holds else 'does not hold'}**"
+        f"by chance: {chance}{_told('P3', holds)}"
     )
     yield ""
 
