@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import ModelCard
 
 from bdpo_plugin.run.report import control_note, mi_unit, quantiles, score_file
+from bdpo_plugin.run.weighing import settings_in_force
 from bdpo_plugin.settings import BDPOSettings
 from bdpo_plugin.shareable import without_secrets
 
@@ -38,6 +39,7 @@ def complete_card(
     *,
     recipe: Path | None = None,
     cite: bool = False,
+    weighing: str | None = None,
 ) -> None:
     """Put the tags, the settings and the figures of a run into the card in its folder.
 
@@ -47,18 +49,24 @@ def complete_card(
         recipe: the configuration that the host was started with; what looks like a secret in it is
             left out.
         cite: whether the host's card does not cite the paper.
+        weighing: the callable that weighs the pairs in the place of some settings, in words.
     """
     path = Path(folder, "README.md")
     card = ModelCard.load(path, ignore_metadata_errors=True)
     card.data.tags = sorted({*(card.data.tags or ()), *TAGS})
     before = card.text.partition(f"\n{_TITLE}\n")[0].rstrip()
-    section = "\n\n".join(_section(Path(folder), settings, recipe, cite=cite))
+    section = "\n\n".join(_section(Path(folder), settings, recipe, weighing, cite=cite))
     card.text = f"{before}\n\n{_TITLE}\n\n{section}\n"
     card.save(path)
 
 
 def _section(
-    folder: Path, settings: BDPOSettings, recipe: Path | None, *, cite: bool
+    folder: Path,
+    settings: BDPOSettings,
+    recipe: Path | None,
+    weighing: str | None,
+    *,
+    cite: bool,
 ) -> Iterator[str]:
     if settings.control is not None:
         yield f"**{control_note(settings)}**"
@@ -70,11 +78,13 @@ def _section(
         "with less weight. By `bdpo-plugin`, whose reading of the method is that of its "
         "documentation."
     )
-    keys = {k: v for k, v in settings.to_keys().items() if k != "bdpo_cache_dir"}
+    keys = settings_in_force(settings, weigh=weighing is not None)
     unset = {"bdpo_null_prompt": "derived", "bdpo_control": "none"}
     yield _table(
         [f"`{key}`", unset[key] if value is None else f"`{value!r}`"] for key, value in keys.items()
     )
+    if weighing is not None:
+        yield f"The pairs are weighed by a callable of its author's: `{weighing}`."
     if (scores := folder / "bdpo" / score_file("")).is_file():
         yield _figures(scores, mi_unit(settings))
     for file, words in _PICTURES.items():

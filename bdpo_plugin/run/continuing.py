@@ -1,19 +1,24 @@
-"""What a checkpoint says of the run that wrote it, and what keeps two runs apart."""
+"""What a checkpoint says of the run that wrote it, and whether another run may go on from it."""
 
 from __future__ import annotations
 
 import json
-import os
-import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
-from weakref import WeakValueDictionary
+from typing import Any
 
+from bdpo_plugin.run.dates import CLOCK, TemplateDates
+from bdpo_plugin.run.weighing import difference, in_words
 from bdpo_plugin.settings import BDPOError
+from bdpo_plugin.visible import visible
 
 #: Beside the weights in every folder that a run saves them to.
 FILE = "bdpo_run.json"
+#: Entries of the description: digests of the training pairs, the second one without the dates that
+#: the chat template writes; the date itself; the token ids of the null prompt.
+PAIRS, UNDATED, DATE, NULL_PROMPT = "training pairs", "undated pairs", "date", "null prompt"
+#: Those that are records of callables, or None where the run has none.
+CALLABLES = ("weigh", "pair_loss")
 
 
 def write_description(folder: str | Path, description: Mapping[str, Any]) -> None:
@@ -23,15 +28,26 @@ def write_description(folder: str | Path, description: Mapping[str, Any]) -> Non
 
 
 def check_checkpoint(
-    checkpoint: str | Path, description: Mapping[str, Any], *, optimizer: bool = True
-) -> None:
+    checkpoint: str | Path,
+    description: Mapping[str, Any],
+    tokenizer: Any,
+    dates: TemplateDates | None,
+    *,
+    optimizer: bool = True,
+) -> list[str]:
     """Refuse a checkpoint that this run could not continue exactly.
 
     Args:
         checkpoint: the folder.
         description: of this run, as :func:`write_description` writes it. An entry of None, here
-            or there, is not known and not compared.
+            or there, is not known and not compared; for :data:`CALLABLES` it says that the run has
+            none.
+        tokenizer: of this run.
+        dates: that its chat template writes.
         optimizer: whether the host keeps the optimizer's state in a file of the folder.
+
+    Returns:
+        what the user should know of a checkpoint that can be continued.
 
     Raises:
         BDPOError: it is not whole, not of a B-DPO run, or of a run that differs.
@@ -56,8 +72,69 @@ def check_checkpoint(
         raise refusal(f"it has no {FILE}, so it was not written by a B-DPO run") from None
     except (OSError, ValueError) as error:
         raise refusal(f"its {FILE} cannot be read ({error})") from error
-    if changed := list(_changes(before, json.loads(json.dumps(description)))):
+    now = json.loads(json.dumps(description))
+    changed, warnings = _compared(before, now, tokenizer, dates)
+    if changed:
         raise refusal(f"it was written by a run that differs in {'; '.join(changed)}")
+    return warnings
+
+
+def _compared(
+    before: dict[str, Any], now: dict[str, Any], tokenizer: Any, dates: TemplateDates | None
+) -> tuple[list[str], list[str]]:
+    """In what two runs differ, and what the user should know where they do not."""
+    changed, warnings = [], []
+    for name in CALLABLES:
+        there, here = before.pop(name, False), now.pop(name)
+        differs = None if there is False else (there != here)
+        if there and here:
+            differs = difference(there, here)
+        if differs:
+            changed.append(f"`{name}`: {in_words(there)} there, {in_words(here)} here")
+        elif differs is None and (there or here):
+            told = "not recorded" if there is False else in_words(there)
+            warnings.append(
+                f"It cannot be told whether `{name}` is what the checkpoint was trained with: "
+                f"{told} there, {in_words(here)} here."
+            )
+    nulls = before.pop(NULL_PROMPT, None), now.pop(NULL_PROMPT, None)
+    undated = before.pop(UNDATED, None), now.pop(UNDATED, None)
+    days = before.pop(DATE, None), now.pop(DATE, None)
+    texts = [ids and str(tokenizer.decode(ids)) for ids in nulls]
+    if None not in nulls and nulls[0] != nulls[1]:
+        a, b = (dates.without(text) if dates else text for text in texts)
+        if a != b:
+            there, here = _apart(*texts)
+            changed.append(f"the null prompt: {there} there, {here} here")
+        else:
+            warnings.append(_date_words(*days))
+    pairs = before.pop(PAIRS, None), now.pop(PAIRS, None)
+    if None not in pairs and pairs[0] != pairs[1]:
+        if None in undated or undated[0] != undated[1]:
+            changed.append(
+                f"the training pairs: other ones, in another order, or tokenised otherwise (their "
+                f"digests: {pairs[0]} there, {pairs[1]} here){_clock(tokenizer, undated)}"
+            )
+        else:
+            warnings.append(_date_words(*days))
+    return [*changed, *_changes(before, now)], list(dict.fromkeys(warnings))
+
+
+def _date_words(there: str | None, here: str | None) -> str:
+    return (
+        f"The chat template writes today's date into the prompts: {there} where the checkpoint was "
+        f"trained, {here} here. Nothing else of the prompts has changed, so the run goes on."
+    )
+
+
+def _clock(tokenizer: Any, undated: tuple[Any, Any]) -> str:
+    """What to add of a template that reads the clock in a way that cannot be told."""
+    if CLOCK not in str(getattr(tokenizer, "chat_template", None)) or None not in undated:
+        return ""
+    return (
+        f". The chat template reads the clock (`{CLOCK}`) in a form that is not known here: write "
+        "a fixed date in its place"
+    )
 
 
 def _changes(before: Any, now: Any, name: str = "") -> Iterator[str]:
@@ -68,40 +145,10 @@ def _changes(before: Any, now: Any, name: str = "") -> Iterator[str]:
         yield f"`{name}`: {before} there, {now} here"
 
 
-class OutputFolder:
-    """An output folder that only the trainers of this process write to, as long as this lives.
-
-    The operating system lets go of the lock when the process ends, however it ends. Where it has
-    no such locks (Windows, some network file systems), there is none.
-
-    Raises:
-        BDPOError: a trainer of another process has the folder.
-    """
-
-    _of_process: ClassVar[WeakValueDictionary[Path, OutputFolder]] = WeakValueDictionary()
-
-    @classmethod
-    def take(cls, path: str | Path) -> OutputFolder:
-        """The folder, which several trainers of one process may have."""
-        folder = Path(path).resolve()
-        return cls._of_process.get(folder) or cls._of_process.setdefault(folder, cls(folder))
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / ".bdpo.lock").open("a+")
-        try:
-            import fcntl
-
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            self._file.seek(0)
-            raise BDPOError(
-                f"Another B-DPO run has the output folder {folder} ({self._file.read().strip()}): "
-                "their checkpoints would overwrite each other. Give this run a folder of its own, "
-                "or end the other one."
-            ) from error
-        except (ImportError, OSError):
-            return
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._file.flush()
+def _apart(*texts: str) -> list[str]:
+    """Two texts from shortly before the place where they begin to differ."""
+    pairs = zip(*texts, strict=False)
+    same = next((place for place, (a, b) in enumerate(pairs) if a != b), min(map(len, texts)))
+    start = max(0, same - 40)
+    parts = [text[start : start + 200] for text in texts]
+    return [json.dumps(visible(part), ensure_ascii=False) for part in parts]

@@ -1,13 +1,13 @@
-"""The datasets of a run: made ready for training, and known again.
+"""The datasets of a run: their useless pairs dropped, and what each batch needs added.
 
-A dataset is ready once its useless pairs are dropped and it has what each batch needs. Only what
-was made ready by this very trainer is trained on or evaluated.
+All of them are looked at before the first is scored, so that a run does not stop after its pass at
+what could be seen before. Only what this very trainer has prepared is trained on or evaluated.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +17,8 @@ from datasets import Dataset, IterableDataset
 from bdpo_plugin.pairs import Pair, check_pairs
 from bdpo_plugin.reference.reference import Reference
 from bdpo_plugin.run.columns import LENGTH, longest, with_columns
+from bdpo_plugin.run.continuing import DATE, PAIRS, UNDATED
+from bdpo_plugin.run.dates import TemplateDates
 from bdpo_plugin.run.report import print_problems, score_file
 from bdpo_plugin.run.scorer import Scorer, is_blank
 from bdpo_plugin.settings import PREFIX, BDPOError
@@ -42,35 +44,48 @@ class Tokenised:
     rows: Sequence[int]
 
 
-def prepare(
+@dataclass(frozen=True)
+class Usable:
+    """The rows of a dataset that can be trained on: B pairs.
+
+    Attributes:
+        name: of the dataset, for the user.
+        dataset: of the host, tokenised, without the other rows.
+        pairs: the same, read.
+        rows: the numbers of the pairs in the user's dataset.
+        groups: of each pair, the value of the column that `bdpo_control` names, if it names one.
+    """
+
+    name: str
+    dataset: Dataset
+    pairs: Sequence[Pair]
+    rows: Sequence[int]
+    groups: Sequence[str] | None
+
+
+def usable_rows(
     dataset: Dataset,
     tokenised: Tokenised,
     name: str,
     *,
     tokenizer: Any,
-    settle: Callable[[Sequence[Pair]], Scorer],
-    reference: Callable[[], Reference] | None,
+    control_column: str | None,
     main: bool,
-    train: bool = False,
-    later: bool = False,
-) -> Dataset:
-    """The usable rows of a dataset, with their scores where they are computed in advance.
+) -> Usable:
+    """The rows of a dataset that can be trained on; what is wrong with the others is printed.
 
     Args:
         dataset: of a host, tokenised.
         tokenised: the same, read.
         name: of the dataset, for the user.
         tokenizer: of the run.
-        settle: the scorer of the run, whose null prompt the first usable pairs settle.
-        reference: of the run; None where each batch is scored in its step.
+        control_column: that `bdpo_control` names, if it names one.
         main: whether this process is the one that tells the user.
-        train: whether these are the pairs that are trained on.
-        later: whether the dataset was given after the trainer was made, when it may have the name
-            of another.
 
     Raises:
-        BDPOError: no pair is left, or the reference cannot score one.
+        BDPOError: no pair is left, or there is no such column.
     """
+    check_control_column(control_column, dataset.column_names, name)
     report = check_pairs(
         tokenised.pairs,
         name,
@@ -87,42 +102,100 @@ def prepare(
     kept = [place for place in range(report.total) if place not in dropped]
     if dropped:
         dataset = dataset.select(kept)
-    pairs = [tokenised.pairs[place] for place in kept]
-    rows = [tokenised.rows[place] for place in kept]
-    scorer = settle(pairs)
-    content = digest(pairs) if train or later else ""
-    if train:
-        scorer.facts["training pairs"] = content
-    columns = {LENGTH: longest(pairs)}
+    return Usable(
+        name,
+        dataset,
+        [tokenised.pairs[place] for place in kept],
+        [tokenised.rows[place] for place in kept],
+        [str(value) for value in dataset[control_column]] if control_column else None,
+    )
+
+
+def with_scores(
+    usable: Usable,
+    scorer: Scorer,
+    reference: Callable[[], Reference] | None,
+    *,
+    train: bool = False,
+    later: bool = False,
+) -> Dataset:
+    """A dataset with what each batch needs.
+
+    Args:
+        usable: its rows.
+        scorer: of the run.
+        reference: of the run; None where each batch is scored in its step.
+        train: whether these are the pairs that are trained on.
+        later: whether the dataset was given after the trainer was made, when it may have the name
+            of another.
+
+    Raises:
+        BDPOError: the reference cannot score a pair.
+    """
+    columns = {LENGTH: longest(usable.pairs)}
     if reference is not None:
-        file = score_file("" if train else name, content if later else "")
-        groups = _groups(dataset, scorer.settings.control_column, name)
-        columns |= scorer.score_dataset(pairs, rows, name, reference(), file, groups)
-    return with_columns(dataset, columns)
-
-
-def _groups(dataset: Dataset, column: str | None, name: str) -> list[str] | None:
-    """The values of the column that `bdpo_control` names, if it names one."""
-    if column is None:
-        return None
-    if column not in dataset.column_names:
-        raise BDPOError(
-            f"`bdpo_control: shuffled:{column}`: the {name} data has no column `{column}` once the "
-            f"host has tokenised it, only {', '.join(dataset.column_names)}. Name one of these, or "
-            "shuffle among all pairs: `bdpo_control: shuffled`. (LLaMA-Factory keeps no column of "
-            "the user's.)"
+        content = digest(usable.pairs) if later else ""
+        file = score_file("" if train else usable.name, content)
+        columns |= scorer.score_dataset(
+            usable.pairs, usable.rows, usable.name, reference(), file, usable.groups
         )
-    return [str(value) for value in dataset[column]]
+    return with_columns(usable.dataset, columns)
+
+
+def check_control_column(column: str | None, columns: Sequence[str], name: str) -> None:
+    """Refuse a column that `bdpo_control` names and a dataset does not have.
+
+    Args:
+        column: that it names, if it names one.
+        columns: those of the dataset that last until it is scored.
+        name: of the dataset, for the user.
+    """
+    if column is not None and column not in columns:
+        raise BDPOError(
+            f"`bdpo_control: shuffled:{column}`: the {name} data has no column `{column}`, only "
+            f"{', '.join(columns)}. Name a column that the training data and all evaluation data "
+            "have, or shuffle among all pairs: `bdpo_control: shuffled`."
+        )
 
 
 def digest(pairs: Sequence[Pair]) -> str:
     """What the pairs are, by content and order, in 32 hexadecimal digits."""
+    return _digest(ids.tobytes() for pair in pairs for side in pair for ids in side)
+
+
+def _digest(parts: Iterable[bytes]) -> str:
     found = hashlib.blake2b(digest_size=16)
-    for pair in pairs:
-        for ids in (ids for side in pair for ids in side):
-            found.update(len(ids).to_bytes(8, "little"))
-            found.update(ids.tobytes())
+    for part in parts:
+        found.update(len(part).to_bytes(8, "little"))
+        found.update(part)
     return found.hexdigest()
+
+
+def description_of(
+    pairs: Sequence[Pair], tokenizer: Any, dates: TemplateDates | None
+) -> dict[str, str]:
+    """What a checkpoint says of the pairs that it was trained on.
+
+    Args:
+        pairs: of the training data.
+        tokenizer: of the run.
+        dates: that its chat template writes into the prompts.
+    """
+    described = {PAIRS: digest(pairs)}
+    if dates is None:
+        return described
+
+    def parts() -> Iterator[bytes]:
+        for pair in pairs:
+            for prompt, response in pair:
+                text = str(tokenizer.decode(prompt))
+                if DATE not in described and (date := dates.first(text)):
+                    described[DATE] = date
+                yield dates.without(text).encode(errors="replace")
+                yield response.tobytes()
+
+    described[UNDATED] = _digest(parts())
+    return described
 
 
 class ReadyDatasets:
@@ -150,6 +223,11 @@ class ReadyDatasets:
         return any(dataset is stream for stream in self._streams)
 
 
+def is_reserved(column: str) -> bool:
+    """Whether a column is named as a result of a run."""
+    return column.startswith(PREFIX) or column in TRL_COLUMNS
+
+
 def drop_reserved(dataset: Any, name: str, *, main: bool) -> Any:
     """The dataset, or stream, without the columns that could be taken for results.
 
@@ -159,7 +237,7 @@ def drop_reserved(dataset: Any, name: str, *, main: bool) -> Any:
         main: whether this process is the one that tells the user.
     """
     columns = dataset.column_names or list(next(iter(dataset), {}))
-    found = [column for column in columns if column.startswith(PREFIX) or column in TRL_COLUMNS]
+    found = list(filter(is_reserved, columns))
     if not found:
         return dataset
     if main:

@@ -20,12 +20,24 @@ from bdpo_plugin.run.batch import PreferenceBatch
 from bdpo_plugin.run.card import complete_card
 from bdpo_plugin.run.columns import LENGTH, batch_scores, unscored
 from bdpo_plugin.run.continuing import check_checkpoint, write_description
-from bdpo_plugin.run.datasets import ReadyDatasets, Tokenised, prepare
+from bdpo_plugin.run.datasets import (
+    ReadyDatasets,
+    Tokenised,
+    Usable,
+    description_of,
+    stream_refusal,
+    usable_rows,
+    with_scores,
+)
+from bdpo_plugin.run.dates import TemplateDates
+from bdpo_plugin.run.main_rank import by_main
 from bdpo_plugin.run.record import FirstSteps, first_steps, write_record
 from bdpo_plugin.run.reference_source import ReferenceSource
+from bdpo_plugin.run.report import print_warning
 from bdpo_plugin.run.scorer import Scorer, Weigh
 from bdpo_plugin.run.step import LossTerms, Metrics, preference_step
 from bdpo_plugin.run.stream import StreamFilter
+from bdpo_plugin.run.weighing import CallableRecord
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 
 if TYPE_CHECKING:
@@ -56,6 +68,8 @@ class RunMixin(_Trainer):
 
     #: Whose command starts a run of this trainer.
     host = "trl"
+    #: The formats, of `strftime`, of dates that the host itself writes into prompts.
+    host_dates: Sequence[str] = ()
     #: The loss of each pair; a subclass that studies another may have it here.
     pair_loss = staticmethod(bdpo_loss)
 
@@ -72,6 +86,7 @@ class RunMixin(_Trainer):
         self._weigh = weigh
         self._ready = ReadyDatasets()
         self._streams: list[StreamFilter] = []
+        self._usable: dict[tuple[str, str], Usable] = {}  # by name and fingerprint
         if args.length_column_name == "length":  # the host's default, which data may have too
             args.length_column_name = LENGTH
 
@@ -88,8 +103,47 @@ class RunMixin(_Trainer):
 
     # The datasets -------------------------------------------------------------------------------
 
+    def _given_datasets(self) -> dict[str, Any]:
+        """The datasets that the trainer was given, by name."""
+        evaluation = self.eval_dataset
+        if not isinstance(evaluation, dict):
+            evaluation = {"eval": evaluation}
+        given = {"train": self.train_dataset, **evaluation}
+        return {name: dataset for name, dataset in given.items() if dataset is not None}
+
+    def _look_at_datasets(self) -> None:
+        """Look at all datasets before the first is scored.
+
+        Raises:
+            BDPOError: what would end the run after the pass over the training data.
+        """
+        given = self._given_datasets()
+        if self.settings.precompute:
+            for name, dataset in given.items():
+                if not isinstance(dataset, Dataset):
+                    raise stream_refusal(name)
+        looked = [self._look_at(d, name) for name, d in given.items() if isinstance(d, Dataset)]
+        if looked and self.settings.precompute:
+            scorer = self._settled(looked[0].pairs)
+            for usable in looked:
+                scorer.check_room(usable.pairs, usable.rows, self._source.at_rest())
+
+    def _look_at(self, dataset: Dataset, name: str) -> Usable:
+        """The usable rows of a tokenised dataset."""
+        usable = usable_rows(
+            dataset,
+            self._tokenised(dataset, name),
+            name,
+            tokenizer=self._tokenizer,
+            control_column=self.settings.control_column,
+            main=self.is_world_process_zero(),
+        )
+        self._usable[name, dataset._fingerprint] = usable
+        return usable
+
     def _prepare_datasets(self) -> None:
         """Make ready what the trainer was given, tokenised by its host."""
+        self._look_at_datasets()
         if self.train_dataset is not None:
             self.train_dataset = self._prepared(self.train_dataset, "train", train=True)
         if isinstance(self.eval_dataset, dict):
@@ -105,19 +159,18 @@ class RunMixin(_Trainer):
         """A tokenised dataset, ready for training; a stream as it is."""
         if not isinstance(dataset, Dataset):
             return dataset
-        return self._ready.add(
-            prepare(
-                dataset,
-                self._tokenised(dataset, name),
-                name,
-                tokenizer=self._tokenizer,
-                settle=self._settled,
-                reference=self._source.at_rest if self.settings.precompute else None,
-                main=self.is_world_process_zero(),
-                train=train,
-                later=later,
-            )
-        )
+        key = (name, dataset._fingerprint)
+        usable = self._usable.pop(key, None) or self._look_at(dataset, name)
+        scorer = self._settled(usable.pairs)
+        if train:
+            scorer.facts |= description_of(usable.pairs, self._tokenizer, self._dates)
+        reference = self._source.at_rest if self.settings.precompute else None
+        return self._ready.add(with_scores(usable, scorer, reference, train=train, later=later))
+
+    @cached_property
+    def _dates(self) -> TemplateDates | None:
+        """The dates that the chat template writes into the prompts."""
+        return TemplateDates.of(self._tokenizer, self.host_dates)
 
     def _settled(self, pairs: Sequence[Pair]) -> Scorer:
         """The scorer of the run."""
@@ -193,15 +246,27 @@ class RunMixin(_Trainer):
                 raise BDPOError(f"There is no checkpoint in {self.args.output_dir} to resume from.")
         if resume_from_checkpoint:
             plain = not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
-            check_checkpoint(resume_from_checkpoint, self._description(), optimizer=plain)
+            warnings = check_checkpoint(
+                resume_from_checkpoint,
+                self._description(),
+                self._tokenizer,
+                self._dates,
+                optimizer=plain,
+            )
+            if self.is_world_process_zero():
+                for warning in warnings:
+                    print_warning(warning)
         if (steps := first_steps()) is not None:
-            self.add_callback(FirstSteps(steps))  # after all others
-        if self.is_world_process_zero():
-            write_record(self)
+            self.add_callback(FirstSteps(steps, self.args.output_dir))  # after all others
+        self._write_record()
         done = super().train(resume_from_checkpoint or None, *args, **kwargs)
-        if self.is_world_process_zero():
-            write_record(self, done.metrics)
+        self._write_record(done.metrics)
         return done
+
+    def _write_record(self, finished: Mapping[str, float] | None = None) -> None:
+        folder = Path(self.args.output_dir, "bdpo")
+        main = self.is_world_process_zero()
+        by_main(main, lambda: write_record(self, finished), f"write its record into {folder}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         loaded = self.model if model is None else model
@@ -224,8 +289,15 @@ class RunMixin(_Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
-            complete_card(self.args.output_dir, self.settings, recipe=self.recipe)
+            weighing = self.scorer.weighing
+            complete_card(
+                self.args.output_dir,
+                self.settings,
+                recipe=self.recipe,
+                weighing=weighing.words() if weighing else None,
+            )
 
     def _description(self) -> dict[str, Any]:
         """What the run's losses depend on beside the host's own settings."""
-        return {**self.scorer.description(), "loss": asdict(self._terms)}
+        own = None if self.pair_loss is bdpo_loss else CallableRecord.of(self.pair_loss).to_dict()
+        return {**self.scorer.description(), "pair_loss": own, "loss": asdict(self._terms)}

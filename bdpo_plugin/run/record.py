@@ -16,6 +16,8 @@ import torch
 import yaml
 from transformers import TrainerCallback
 
+from bdpo_plugin.run.report import print_warning
+from bdpo_plugin.run.weighing import settings_in_force
 from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.shareable import without_secrets
 
@@ -24,6 +26,8 @@ RECORD = "run.json"
 CONFIGURATION = "recipe.yml"
 #: The environment variable that ends a run after so many steps, with nothing saved but its log.
 FIRST_STEPS = "BDPO_FIRST_STEPS"
+#: The output folder of the run for which it is meant, as `bdpo recipes check --run` sets it.
+FIRST_STEPS_IN = "BDPO_FIRST_STEPS_IN"
 
 _PACKAGES = (
     *("bdpo-plugin", "axolotl", "llamafactory", "trl", "transformers", "peft", "accelerate"),
@@ -76,7 +80,10 @@ def _record(trainer: Any) -> dict[str, Any]:
         "host": trainer.host,
         "seed": args.seed,
         "data_seed": args.data_seed,
-        "settings": scorer.settings.to_keys() | {"bdpo_cache_dir": None},
+        "settings": settings_in_force(scorer.settings, weigh=scorer.weigh is not None),
+        "weigh": description["weigh"],
+        "pair_loss": description["pair_loss"],
+        "control": scorer.settings.control,
         "loss": description["loss"],
         "rows": description.get("training pairs"),
         "pairs": len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else None,
@@ -131,11 +138,28 @@ class FirstSteps(TrainerCallback):
     """Ends the process after the first steps of a run, whose schedule is that of the whole run.
 
     Nothing is saved but the log, as ``trainer_state.json`` in the output folder. Evaluation stays,
-    as it draws from the random numbers that dropout draws from.
+    as it draws from the random numbers that dropout draws from. The process ends with status 0
+    where :data:`FIRST_STEPS_IN` names the output folder, and else with 1 and a message: the
+    variable may have been left in somebody's shell.
+
+    Args:
+        steps: how many.
+        output_dir: of the run.
     """
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, output_dir: str) -> None:
         self._steps = steps
+        self._wanted = os.environ.get(FIRST_STEPS_IN) == output_dir
+
+    def _told(self, ends: str) -> str:
+        return (
+            f"`{FIRST_STEPS}={self._steps}` is set in the environment: this run {ends} after "
+            f"{self._steps} steps, and no model is saved. For a whole run: `unset {FIRST_STEPS}`."
+        )
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero and not self._wanted:
+            print_warning(self._told("will end"))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_save = False
@@ -148,4 +172,7 @@ class FirstSteps(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
             state.save_to_json(str(Path(args.output_dir, "trainer_state.json")))
-        raise SystemExit(0)  # past what hosts do with a finished model
+        # past what hosts do with a finished model
+        if self._wanted:
+            raise SystemExit(0)
+        raise SystemExit(self._told("has ended") if state.is_world_process_zero else 1)

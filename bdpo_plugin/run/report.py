@@ -20,6 +20,7 @@ from torch import Tensor
 from bdpo_plugin.objective import BalanceWeights
 from bdpo_plugin.reference.dataset import PairScores
 from bdpo_plugin.reference.null_prompt import NullPrompt
+from bdpo_plugin.run.weighing import CallableRecord, settings_in_force
 from bdpo_plugin.settings import BDPOSettings
 from bdpo_plugin.visible import visible
 
@@ -46,13 +47,15 @@ def save_scores(
     weights: BalanceWeights,
     settings: BDPOSettings,
     groups: Sequence[str] | None = None,
+    weighing: CallableRecord | None = None,
 ) -> None:
     """Write the scores of a dataset as Parquet, one row a pair, atomically.
 
     Columns: ``row`` in the host's tokenised dataset, token counts, log-probabilities in nats,
     MI, weights and scale; and ``control_group``, where a control shuffled within groups. The
-    file's metadata has the settings as ``bdpo_*``, and the unit of the MI as ``mi_unit``. The MI is
-    the pair's own under a control too; the weights are not.
+    file's metadata has the settings as ``bdpo_*``, the unit of the MI as ``mi_unit``, and as
+    ``weigh`` the callable that weighed the pairs in the place of some settings. The MI is the
+    pair's own under a control too; the weights are not.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table(
@@ -72,7 +75,10 @@ def save_scores(
     if groups is not None:
         table = table.append_column("control_group", [list(groups)])
     metadata = {"mi_unit": mi_unit(settings)}
-    metadata |= {k: str(v) for k, v in settings.to_keys().items() if k != "bdpo_cache_dir"}
+    in_force = settings_in_force(settings, weigh=weighing is not None)
+    metadata |= {key: str(value) for key, value in in_force.items()}
+    if weighing is not None:
+        metadata["weigh"] = weighing.words()
     table = table.replace_schema_metadata(metadata)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # two runs may have one folder
     try:
@@ -87,10 +93,11 @@ def print_settings(
     reference: str,
     null_prompt: NullPrompt,
     *,
-    custom: bool = False,
+    weighing: str | None = None,
     warnings: Sequence[str] = (),
 ) -> None:
-    """The table of what holds for the whole run; `custom` where a callable weighs the pairs."""
+    """The table of what holds for the whole run; `weighing` is the callable that
+    weighs the pairs, if one does."""
     table = _table("B-DPO")
     table.add_row("reference", _shown(reference))
     matched = ""
@@ -99,19 +106,31 @@ def print_settings(
     table.add_row("null prompt", _shown(f"{null_prompt.text!r}\n{null_prompt.source}{matched}"))
     for warning in (*null_prompt.warnings, *warnings):
         table.add_row("[bold red]WARNING", _shown(warning))
-    weighting = f"{settings.weighting}, alpha {settings.alpha:g}"
-    if not settings.balance:
-        weighting += ", balance weights off"
-    if not settings.scaling:
-        weighting += ", scaling factor off"
     if settings.control is not None:
         table.add_row("[bold red]CONTROL", f"[bold red]{_shown(control_note(settings))}")
-    table.add_row("weights", "given as a callable" if custom else weighting)
+    table.add_row("weights", _shown(weighting_in_words(settings, weighing)))
     unit = "nats per token" if settings.mi_normalize else "nats"
     table.add_row("mutual information", f"{settings.mi_estimator}, {unit}")
     when = "before training" if settings.precompute else "in each step"
     table.add_row("scored", f"{when}, {settings.score_tokens} tokens at a time")
     _print(table)
+
+
+def weighting_in_words(settings: BDPOSettings, weighing: str | None = None) -> str:
+    """How the pairs of a run are weighed.
+
+    Args:
+        settings: of the run.
+        weighing: the callable that weighs them, in words, if one does.
+    """
+    if weighing is not None:
+        return f"given as a callable: {weighing}"
+    words = f"{settings.weighting}, alpha {settings.alpha:g}"
+    if not settings.balance:
+        words += ", balance weights off"
+    if not settings.scaling:
+        words += ", scaling factor off"
+    return words
 
 
 def control_note(settings: BDPOSettings) -> str:

@@ -24,8 +24,10 @@ from bdpo_plugin.reference.null_prompt import NullPrompt, find_null_prompt
 from bdpo_plugin.reference.reference import Reference
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.run.columns import longest, score_columns
-from bdpo_plugin.run.continuing import OutputFolder
+from bdpo_plugin.run.continuing import NULL_PROMPT
 from bdpo_plugin.run.control import controlled
+from bdpo_plugin.run.main_rank import by_main
+from bdpo_plugin.run.output_lock import OutputLock
 from bdpo_plugin.run.report import (
     print_scores,
     print_settings,
@@ -34,6 +36,7 @@ from bdpo_plugin.run.report import (
     save_scores,
 )
 from bdpo_plugin.run.room import check_room
+from bdpo_plugin.run.weighing import CallableRecord, settings_in_force
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 
 #: MI (chosen, rejected), each (B,), -> the weights of the pairs.
@@ -53,6 +56,7 @@ class Scorer:
         weigh: in the place of :func:`balance_weights`; see :class:`BDPOTrainer`.
 
     Attributes:
+        weighing: what `weigh` is, in words; None where settings decide.
         reader: which reads the policy in the steps as well.
         facts: what this run was scored with, as far as it is known: ``null prompt``,
             ``reference`` and ``training pairs``, for its checkpoints.
@@ -75,9 +79,15 @@ class Scorer:
         self.null_prompt = null_prompt
         self.seed = seed
         self.weigh = weigh
+        # before it is called, as that may change it
+        self.weighing = None if weigh is None else CallableRecord.of(weigh)
         self.reader = ResponseReader()
-        self.facts: dict[str, Any] = {"null prompt": list(null_prompt.ids)}
-        self._folder = OutputFolder.take(output_dir) if accelerator.is_main_process else None
+        self.facts: dict[str, Any] = {NULL_PROMPT: list(null_prompt.ids)}
+        by_main(
+            accelerator.is_main_process,
+            lambda: setattr(self, "_lock", OutputLock.take(output_dir)),
+            f"lock {output_dir}",
+        )
         self._stores: dict[tuple[str, ...], ScoreStore] = {}
         self._told_unreadable = False
 
@@ -105,17 +115,18 @@ class Scorer:
                 settings,
                 reference.description,
                 null_prompt,
-                custom=weigh is not None,
+                weighing=scorer.weighing.words() if scorer.weighing else None,
                 warnings=_long_sequences(pairs, limit),
             )
         return scorer
 
     def description(self) -> dict[str, Any]:
         """What decides the scores and weights of this run's training pairs, for its checkpoints."""
-        unimportant = ("bdpo_precompute", "bdpo_score_tokens", "bdpo_cache_dir", "bdpo_null_prompt")
-        settings = {k: v for k, v in self.settings.to_keys().items() if k not in unimportant}
+        unimportant = ("bdpo_precompute", "bdpo_score_tokens", "bdpo_null_prompt")
+        settings = settings_in_force(self.settings, weigh=self.weigh is not None)
         return {
-            "settings": settings | {"weigh": getattr(self.weigh, "__qualname__", None)},
+            "settings": {k: v for k, v in settings.items() if k not in unimportant},
+            "weigh": self.weighing and self.weighing.to_dict(),
             **self.facts,
         }
 
@@ -137,7 +148,7 @@ class Scorer:
             file: name of the Parquet file that they are saved to.
             groups: of each pair, for a control that shuffles within groups.
         """
-        self._check_room(pairs, rows, reference)  # which takes less time than to read the weights
+        self.check_room(pairs, rows, reference)  # which takes less time than to read the weights
         identity = self._identify(reference)
         self.facts["reference"] = identity
         store = self._store(identity)
@@ -145,7 +156,14 @@ class Scorer:
         weights = self._weights(scores, groups)
         if self.accelerator.is_main_process:
             print_scores(name, self.settings, scores, weights)
-            save_scores(self.output_dir / file, rows, scores, weights, self.settings, groups)
+        path = self.output_dir / file
+        by_main(
+            self.accelerator.is_main_process,
+            lambda: save_scores(
+                path, rows, scores, weights, self.settings, groups, weighing=self.weighing
+            ),
+            f"write {path}",
+        )
         return score_columns(scores, weights)
 
     def _identify(self, reference: Reference) -> list[str] | None:
@@ -189,14 +207,15 @@ class Scorer:
                 "A pair of this batch has no response token left after truncation. Streaming data "
                 "cannot be checked in advance: filter such pairs out."
             )
-        self._check_room(pairs, None, reference)
+        self.check_room(pairs, None, reference)
         scores = self._scores(pairs, reference)
         columns = score_columns(scores, self._weights(scores))
         return {name: column.to(self.accelerator.device) for name, column in columns.items()}
 
-    def _check_room(
+    def check_room(
         self, pairs: Sequence[Pair], rows: Sequence[int] | None, reference: Reference
     ) -> None:
+        """Refuse pairs for which a model has no positions; `rows` are None in a batch."""
         limit = self.reader.traits(reference.model).position_limit
         check_room(pairs, rows, len(self.null_prompt.ids), limit)
 

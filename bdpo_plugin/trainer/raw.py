@@ -13,6 +13,8 @@ from trl import extract_prompt
 from bdpo_plugin.pairs import DataReport
 from bdpo_plugin.rows import Problem, RowCheck, RowReport, raise_problems, raise_row
 from bdpo_plugin.run.columns import ROW
+from bdpo_plugin.run.datasets import check_control_column, is_reserved, stream_refusal
+from bdpo_plugin.settings import BDPOSettings
 from bdpo_plugin.trainer.data import READ, rendered
 
 #: Columns by which TRL may tell text from conversations, though it reads nothing else of them.
@@ -62,6 +64,24 @@ def check_datasets(
             empty[id(dataset)] = _check_rows(dataset, report, tokenizer)
     raise_problems(reports)
     return empty
+
+
+def check_scorable(datasets: Iterable[tuple[str, Any]], settings: BDPOSettings) -> None:
+    """Refuse what would keep a dataset from being scored before training.
+
+    Args:
+        datasets: each with its name.
+        settings: of the run.
+
+    Raises:
+        BDPOError: one is a stream, or lacks the column that `bdpo_control` names.
+    """
+    for name, dataset in datasets:
+        if isinstance(dataset, IterableDataset) and settings.precompute:
+            raise stream_refusal(name)
+        if isinstance(dataset, Dataset):
+            kept = [c for c in dataset.column_names if not (is_reserved(c) or c in _MISTAKEN)]
+            check_control_column(settings.control_column, kept, name)
 
 
 def _general_problems(dataset: Any, tokenizer: Any, pad_token: str | None) -> Iterator[str]:

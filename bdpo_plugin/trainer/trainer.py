@@ -14,12 +14,12 @@ from trl.models import prepare_deepspeed
 from bdpo_plugin.pairs import Pair, first_rows
 from bdpo_plugin.run.card import NAME, PAPER, TAGS
 from bdpo_plugin.run.columns import ROW, SCORE_COLUMNS, ScoreCollator
-from bdpo_plugin.run.datasets import Tokenised, drop_reserved, nothing_left, peek, stream_refusal
+from bdpo_plugin.run.datasets import Tokenised, drop_reserved, nothing_left, peek
 from bdpo_plugin.run.mixin import RunMixin
 from bdpo_plugin.run.reference_source import ReferenceSource
 from bdpo_plugin.run.report import add_peak_memory, print_problems
 from bdpo_plugin.run.scorer import Weigh, is_blank
-from bdpo_plugin.run.step import LossTerms, MetricSums
+from bdpo_plugin.run.step import TOTAL, LossTerms, MetricSums
 from bdpo_plugin.run.stream import StreamFilter, TellStreams
 from bdpo_plugin.run.token_ids import token_rows
 from bdpo_plugin.settings import BDPOError
@@ -28,6 +28,7 @@ from bdpo_plugin.trainer.config import BDPOConfig
 from bdpo_plugin.trainer.data import TOKENISED, dataset_pairs, misplaced_rows, preference_batch
 from bdpo_plugin.trainer.raw import (
     check_datasets,
+    check_scorable,
     checked_stream,
     given_arguments,
     given_datasets,
@@ -77,9 +78,9 @@ class BDPOTrainer(RunMixin, DPOTrainer):
         self._made = False
         check_columns([*rest, *kwargs.values()])
         given = given_arguments(rest, kwargs)
-        self._empty = check_datasets(
-            given_datasets(given), given.get("processing_class"), args.pad_token
-        )
+        named = given_datasets(given)
+        check_scorable(named, self.settings)
+        self._empty = check_datasets(named, given.get("processing_class"), args.pad_token)
         super().__init__(model, ref_model, args, *rest, **kwargs)
         reduce = partial(self.accelerator.reduce, reduction="sum")
         self._sums = {"train": MetricSums(reduce), "eval": MetricSums(reduce)}
@@ -159,8 +160,6 @@ class BDPOTrainer(RunMixin, DPOTrainer):
         self._signature_columns: Any = [*columns, *(c for c in wanted if c not in columns)]
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        if isinstance(dataset, IterableDataset):
-            raise stream_refusal(name)
         if dataset in self._ready:
             return dataset
         if self._source.released:
@@ -170,6 +169,8 @@ class BDPOTrainer(RunMixin, DPOTrainer):
                 "trainer was made with. Give it to the trainer's constructor as an `eval_dataset`, "
                 "or set `bdpo_precompute: false`."
             )
+        if not self._made and (name, dataset._fingerprint) not in self._usable:
+            self._look_at_datasets()
         train = dataset is self.train_dataset
         return self._prepared(dataset, name, train=train, later=self._made)
 
@@ -216,12 +217,13 @@ class BDPOTrainer(RunMixin, DPOTrainer):
             return loss, model(**preference_batch(inputs).inputs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        mode = "train" if self.model.training else "eval"
-        for step in self._sums[mode].drain():
-            tokens = step.pop("num_tokens")
-            self._total_train_tokens += round(tokens) if mode == "train" else 0
-            for name, value in step.items():
-                self._metrics[mode][name].append(value)
-            self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        # before an evaluation's tokens are told, those of the steps since the last log are counted
+        for mode, sums in self._sums.items():
+            for step in sums.drain():
+                tokens = step.pop(TOTAL)
+                self._total_train_tokens += round(tokens) if mode == "train" else 0
+                for name, value in step.items():
+                    self._metrics[mode][name].append(value)
+                self._metrics[mode][TOTAL] = [self._total_train_tokens]
         add_peak_memory(logs, self.args.device)
         super().log(logs, start_time)

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from peft import (
 from running import history, pairs, sharp_model, trainer
 
 from bdpo_plugin import BDPOError
-from bdpo_plugin.run.continuing import FILE, OutputFolder
+from bdpo_plugin.run.continuing import FILE
 
 LINEAR = ["q_proj", "v_proj"]
 OPTIONS = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "learning_rate": 5e-3}
@@ -196,25 +195,3 @@ def test_saved_weights_say_what_they_were_trained_with(tmp_path):
     }
     assert said["reference"]
     assert said["training pairs"]
-
-
-def _hold(folder, held, done):
-    kept = OutputFolder.take(folder)
-    held.set()
-    done.wait(60)
-    del kept
-
-
-def test_two_runs_do_not_train_into_one_folder(tmp_path):
-    context = multiprocessing.get_context("fork")
-    held, done = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(tmp_path, held, done))
-    other.start()
-    assert held.wait(60)
-    with pytest.raises(BDPOError, match=rf"Another B-DPO run has.*process {other.pid} on"):
-        make(tmp_path)
-    assert not (tmp_path / "bdpo").exists()
-    other.kill()  # as by a crash: the folder is free again
-    other.join()
-    make(tmp_path)
-    make(tmp_path).train()  # one process may have several trainers on a folder

@@ -12,12 +12,13 @@ from running import scores
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
+FAILING = Path(__file__).with_name("failing_writes.py")
 HOSTS = ["", *(["axolotl"] if importlib.util.find_spec("axolotl") else [])]
 
 
-def run(processes, directory, host):
+def run(processes, directory, host, script=SCRIPT):
     """The output; beside Axolotl the processes are warm, and else torchrun's own."""
-    command = [sys.executable, str(SCRIPT), str(directory), host]
+    command = [sys.executable, str(script), str(directory), *([host] if script == SCRIPT else [])]
     server = None
     if host:
         from axolotl_runs import server as server_of_axolotl
@@ -57,3 +58,14 @@ def test_two_processes_are_one(tmp_path, host):
                 assert two[name] == pytest.approx(one[name], rel=1e-5, abs=1e-4), name
                 compared += 1
     assert compared >= 4 * 12
+
+
+def test_where_the_main_process_cannot_write_all_stop(tmp_path):
+    out = run(2, tmp_path, HOSTS[-1], FAILING)
+    for file, words in (
+        ("reference_scores.parquet", "could not write"),
+        ("run.json", "could not write its record into"),
+        ("recipe.yml", "could not write its record into"),
+    ):
+        assert f"rank 0, {file}: This run {words} {tmp_path}" in out
+        assert f"rank 1, {file}: Rank 0 of this run could not go on. This run {words}" in out

@@ -79,7 +79,11 @@ def prepare(
     file = folder / "recipe.yml"
     file.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
     steps = max(STEPS, *losses) if max(losses) > STEPS else max(losses)
-    environment = {"BDPO_FIRST_STEPS": str(steps), "WANDB_MODE": "disabled"}
+    environment = {
+        "BDPO_FIRST_STEPS": str(steps),
+        "BDPO_FIRST_STEPS_IN": config["output_dir"],
+        "WANDB_MODE": "disabled",
+    }
     return command(recipe, file, arguments), environment
 
 

@@ -1,0 +1,233 @@
+"""What weighs the pairs of a run, in words and in a form that two runs can be compared by.
+
+Mostly that is settings. It may be a callable of the user's (the trainer's argument `weigh`), which
+cannot be written down whole: its name is, with a digest of its source and one of what it computes
+with, such as the values that it captures.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from platform import python_version
+from types import CodeType, FunctionType
+from typing import Any
+
+import datasets
+import torch
+from datasets.fingerprint import Hasher
+
+from bdpo_plugin.settings import BDPOSettings
+
+_RELEASES = ", ".join(
+    (f"python {python_version()}", f"torch {torch.__version__}", f"datasets {datasets.__version__}")
+)
+#: The keys that a callable takes the place of.
+OVERRIDDEN = ("bdpo_alpha", "bdpo_weighting", "bdpo_balance", "bdpo_scaling")
+
+
+def settings_in_force(settings: BDPOSettings, *, weigh: bool) -> dict[str, Any]:
+    """The keys that decide a run, without the folder of the scores.
+
+    Args:
+        weigh: whether a callable weighs the pairs, in the place of :data:`OVERRIDDEN`.
+    """
+    without = ("bdpo_cache_dir", *(OVERRIDDEN if weigh else ()))
+    return {key: value for key, value in settings.to_keys().items() if key not in without}
+
+
+@dataclass(frozen=True)
+class CallableRecord:
+    """A callable, as far as it can be written down. No part of it depends on where in memory
+    something lies, so that the next process finds the same.
+
+    Of functions that it calls, those of its own module are read as well. Those of other modules
+    are known by name alone.
+
+    Attributes:
+        name: module and qualified name.
+        source: digest of its source, where a file has it. None for a lambda, whose line may have
+            much else in it: its bytecode is in `content`.
+        values: the numbers among what it computes with, by name: captured values, defaults,
+            global variables, attributes.
+        content: digest of all that it computes with; None where something of it cannot be read.
+        made_with: the releases that `content` depends on.
+    """
+
+    name: str
+    source: str | None
+    values: dict[str, str]
+    content: str | None
+    made_with: str = _RELEASES
+
+    @classmethod
+    def of(cls, given: Callable[..., Any]) -> CallableRecord:
+        """The record of a callable. It raises nothing, whatever the callable is."""
+        return cls(
+            name=_or_none(_name, given) or _name(type(given)),
+            source=_or_none(_source, given),
+            values=_or_none(_numbers, given) or {},
+            content=_or_none(lambda given: Hasher.hash(_content(given)), given),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def words(self) -> str:
+        """Its name and what tells it from another of that name."""
+        return _words(self.to_dict())
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool | None:
+    """Whether two records, as :meth:`CallableRecord.to_dict` gives them, are of callables that
+    differ; None where that cannot be told."""
+    if any(before[part] != now[part] for part in ("name", "values")):
+        return True
+    if None not in (before["source"], now["source"]) and before["source"] != now["source"]:
+        return True
+    if None in (before["content"], now["content"]):
+        return None
+    if before["content"] == now["content"]:
+        return False
+    return True if before["made_with"] == now["made_with"] else None
+
+
+def in_words(record: Mapping[str, Any] | None) -> str:
+    """A record, or that there is none, for a message."""
+    return "none" if record is None else _words(record)
+
+
+def _words(record: Mapping[str, Any]) -> str:
+    parts = [f"{name} = {value}" for name, value in record["values"].items()]
+    digests = [f"{part} {record[part][:8]}" for part in ("source", "content") if record[part]]
+    return f"{record['name']} ({', '.join([*parts, *digests]) or 'its source is not known'})"
+
+
+def _or_none(read: Callable[[Any], Any], given: Any) -> Any:
+    """What is read of an object of the user's; None where it raises, whatever it raises."""
+    try:
+        return read(given)
+    except Exception:
+        return None
+
+
+def _inner(given: Any) -> Any:
+    """The function or object behind partials and methods."""
+    while isinstance(given, functools.partial) or inspect.ismethod(given):
+        given = given.func if isinstance(given, functools.partial) else given.__func__
+    return given
+
+
+def _name(given: Any) -> str:
+    given = _inner(given)
+    named = given if isinstance(getattr(given, "__qualname__", None), str) else type(given)
+    return f"{getattr(named, '__module__', None) or 'builtins'}.{named.__qualname__}"
+
+
+def _source(given: Any) -> str | None:
+    given = _inner(given)
+    if getattr(given, "__name__", None) == "<lambda>":
+        return None
+    if isinstance(given, FunctionType):
+        parts = [inspect.getsource(function.__code__) for function in _functions(given)]
+    else:
+        parts = [inspect.getsource(cls) for cls in _classes(given)]
+    return hashlib.blake2b("".join(parts).encode(), digest_size=16).hexdigest() if parts else None
+
+
+def _classes(given: Any) -> list[type]:
+    """The class of an object, and those of its package that it is made of."""
+    kind = given if isinstance(given, type) else type(given)
+    package = kind.__module__.partition(".")[0]
+    return [cls for cls in kind.__mro__ if cls.__module__.partition(".")[0] == package]
+
+
+def _functions(function: FunctionType) -> list[FunctionType]:
+    """A function, and those of its module that it calls by name, with all that these call."""
+    found = [function]
+    for one in found:  # which grows
+        for name in _names(one.__code__):
+            called = one.__globals__.get(name)
+            if not isinstance(called, FunctionType) or called in found:
+                continue
+            if called.__module__ == function.__module__:
+                found.append(called)
+    return found
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _content(given: Any) -> Any:
+    """What is to be hashed of a callable: functions by what they do, not by where they are."""
+    if isinstance(given, functools.partial):
+        return "partial", _content(given.func), given.args, given.keywords
+    if inspect.ismethod(given):
+        return "method", _content(given.__func__), _content(given.__self__)
+    if isinstance(given, FunctionType):
+        own = _functions(given)
+        return [_nowhere(function, own) for function in own]
+    if isinstance(given, type) or not hasattr(given, "__dict__"):
+        return given
+    kinds = [cls.__qualname__ for cls in _classes(given)]
+    methods = [m for cls in _classes(given) for m in vars(cls).values()]
+    own = [method for method in methods if isinstance(method, FunctionType)]
+    own = list({id(f): f for method in own for f in _functions(method)}.values())
+    return kinds, [_nowhere(function, own) for function in own], vars(given)
+
+
+def _nowhere(function: FunctionType, others: list[FunctionType]) -> FunctionType:
+    """The function as if no module had it, so that its content is hashed and not its name.
+
+    Args:
+        function: to be hashed.
+        others: functions that are hashed beside it.
+    """
+    code, known = _without_file(function.__code__), function.__globals__
+    used = {name: known[name] for name in _names(code) if name in known}
+    used = {name: value for name, value in used.items() if not any(value is f for f in others)}
+    copied = FunctionType(
+        code, used, function.__name__, function.__defaults__, function.__closure__
+    )
+    copied.__kwdefaults__ = function.__kwdefaults__
+    copied.__module__ = "__main__"
+    return copied
+
+
+def _without_file(code: CodeType) -> CodeType:
+    def constant(value: Any) -> Any:
+        if isinstance(value, CodeType):
+            return _without_file(value)
+        # whose order is another one in each process
+        return tuple(sorted(map(repr, value))) if isinstance(value, frozenset) else value
+
+    constants = tuple(map(constant, code.co_consts))
+    return code.replace(co_filename="<weigh>", co_consts=constants)
+
+
+def _numbers(given: Any) -> dict[str, str]:
+    """The numbers that a callable computes with, by name, in words."""
+    found: dict[str, Any] = {}
+    while isinstance(given, functools.partial):
+        found |= {f"argument {place}": value for place, value in enumerate(given.args)}
+        found |= given.keywords
+        given = given.func
+    if inspect.ismethod(given):
+        found |= getattr(given.__self__, "__dict__", {})
+        given = given.__func__
+    if isinstance(given, FunctionType):
+        defaults = inspect.signature(given).parameters.values()
+        found |= {p.name: p.default for p in defaults if p.default is not p.empty}
+        variables = inspect.getclosurevars(given)
+        found |= {**variables.globals, **variables.nonlocals}
+    else:
+        found |= getattr(given, "__dict__", {})
+    kinds = (bool, int, float)
+    return {str(name): repr(value) for name, value in found.items() if type(value) in kinds}
