@@ -51,6 +51,34 @@ def check_limits(values: Mapping[str, Any], limits: Iterable[Limit], run: str) -
             )
 
 
+def check_complete(values: Mapping[str, Any]) -> None:
+    """Refuse a configuration of which something was left out before it was shared.
+
+    Args:
+        values: a host's configuration by its keys; what `bdpo_recipe` says is not looked at.
+
+    Raises:
+        BDPOError: with the first such key and what to do.
+    """
+    from bdpo_plugin.redact import missing, place_words  # whose patterns take long to compile
+
+    for place, is_text in missing({k: v for k, v in values.items() if k != RECIPE}):
+        raise BDPOError(f"`{place_words(place)}` {missing_message(is_text)}")
+
+
+def missing_message(is_text: bool) -> str:
+    """What to say of a key whose value was left out, in words that go on from its name."""
+    if is_text:
+        return (
+            "needs its text, which was left out of this recipe. Ask whoever shared it for one made "
+            "by `bdpo recipes bundle --with-texts`, or write the text there."
+        )
+    return (
+        "needs its value, which was left out of this recipe, as it was a secret or named a person "
+        "or a machine. Write there what others may read."
+    )
+
+
 def check_no_keys(values: Mapping[str, Any], said: str, wanted: str) -> None:
     """Refuse ``bdpo_*`` keys in a configuration that does not ask for B-DPO.
 

@@ -24,7 +24,8 @@ UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "
 PROCESSES = {"subprocess", "multiprocessing", "pty", "runpy", "code", "codeop", "ctypes"}
 READERS = {"yaml", "ruamel", "xml"}
 YAML = {
-    *("configs.py", "facts.py", "files.py", "plugin.py", "record.py", "runs.py", "trial.py"),
+    *("bundle.py", "configs.py", "facts.py", "files.py", "record.py", "runs.py", "sharing.py"),
+    "trial.py",
 }
 
 

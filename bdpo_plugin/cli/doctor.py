@@ -17,7 +17,7 @@ import click
 
 from bdpo_plugin import __version__
 from bdpo_plugin.cli.configs import Config, check_preference, read_config
-from bdpo_plugin.shareable import LEFT_OUT, is_secret
+from bdpo_plugin.redact import LEFT_OUT, is_secret
 from bdpo_plugin.visible import visible
 
 if TYPE_CHECKING:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import torch
 from huggingface_hub import ModelCard
 
+from bdpo_plugin.redact import without_texts
+from bdpo_plugin.run.record import configuration_text
 from bdpo_plugin.run.report import control_note, mi_unit, quantiles, score_file
 from bdpo_plugin.run.weighing import settings_in_force
 from bdpo_plugin.settings import BDPOSettings
-from bdpo_plugin.shareable import without_secrets
 
 NAME = "B-DPO"
 #: In the form of TRL's trainers.
@@ -30,6 +32,8 @@ PAPER = {
 TAGS = ("bdpo", "dpo")
 
 _TITLE = f"## {NAME}"
+#: What a host has written of a card, where it has written none.
+_NONE = "---\ntags: []\n---\n\n# A model trained with B-DPO\n"
 _PICTURES = {"curves.png": "Training curves", "mi_scatter.png": "Mutual information of the pairs"}
 
 
@@ -37,25 +41,29 @@ def complete_card(
     folder: str | Path,
     settings: BDPOSettings,
     *,
-    recipe: Path | None = None,
+    configuration: Mapping[str, Any] | None = None,
     cite: bool = False,
     weighing: str | None = None,
 ) -> None:
-    """Put the tags, the settings and the figures of a run into the card in its folder.
+    """Puts the tags, the settings and the figures of a run into the card in its folder. Asks no
+    network.
 
     Args:
-        folder: with the README.md of a host, and what the run left behind.
+        folder: with what the run left behind; and the README.md of a host, if it has written one.
         settings: of the run.
-        recipe: the configuration that the host was started with; what looks like a secret in it is
-            left out.
+        configuration: what the host was started with. Secrets, what names a machine or a person,
+            and texts are left out of it.
         cite: whether the host's card does not cite the paper.
         weighing: the callable that weighs the pairs in the place of some settings, in words.
     """
     path = Path(folder, "README.md")
-    card = ModelCard.load(path, ignore_metadata_errors=True)
-    card.data.tags = sorted({*(card.data.tags or ()), *TAGS})
+    # ModelCard.load takes the path of a file that is not there for a repository of the hub
+    content = path.read_text(encoding="utf-8") if path.is_file() else _NONE
+    card = ModelCard(content, ignore_metadata_errors=True)
+    data: Any = card.data
+    data.tags = sorted({*(data.get("tags") or ()), *TAGS})
     before = card.text.partition(f"\n{_TITLE}\n")[0].rstrip()
-    section = "\n\n".join(_section(Path(folder), settings, recipe, weighing, cite=cite))
+    section = "\n\n".join(_section(Path(folder), settings, configuration, weighing, cite=cite))
     card.text = f"{before}\n\n{_TITLE}\n\n{section}\n"
     card.save(path)
 
@@ -63,7 +71,7 @@ def complete_card(
 def _section(
     folder: Path,
     settings: BDPOSettings,
-    recipe: Path | None,
+    configuration: Mapping[str, Any] | None,
     weighing: str | None,
     *,
     cite: bool,
@@ -78,7 +86,7 @@ def _section(
         "with less weight. By `bdpo-plugin`, whose reading of the method is that of its "
         "documentation."
     )
-    keys = settings_in_force(settings, weigh=weighing is not None)
+    keys = without_texts(settings_in_force(settings, weigh=weighing is not None))
     unset = {"bdpo_null_prompt": "derived", "bdpo_control": "none"}
     yield _table(
         [f"`{key}`", unset[key] if value is None else f"`{value!r}`"] for key, value in keys.items()
@@ -90,9 +98,9 @@ def _section(
     for file, words in _PICTURES.items():
         if (folder / file).is_file():
             yield f"![{words}](./{file})"
-    if recipe is not None and recipe.is_file():
-        text = without_secrets(recipe.read_text(encoding="utf-8"))
-        title = f"<details><summary>{recipe.name}</summary>"
+    if configuration is not None:
+        text = configuration_text(configuration, texts=False)
+        title = "<details><summary>The configuration</summary>"
         yield f"{title}\n\n```yaml\n{text.rstrip()}\n```\n\n</details>"
     if cite:
         yield f"Cite the method as\n\n```bibtex\n{PAPER['citation']}\n```"

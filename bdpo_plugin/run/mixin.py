@@ -62,8 +62,8 @@ class RunMixin(_Trainer):
     Attributes:
         settings: of the run.
         scorer: of the run; it is made with the first dataset, whose pairs settle the null prompt.
-        recipe: the file that the host was started with, for the model card.
-        configuration: what it says, with what the command line changed of it, for the record.
+        configuration: what the host was started with, with what its command line changed of it and
+            without keys that nobody needs to run it again; for the record and the model card.
     """
 
     #: Whose command starts a run of this trainer.
@@ -75,8 +75,7 @@ class RunMixin(_Trainer):
 
     settings: BDPOSettings
     scorer: Scorer
-    recipe: Path | None = None
-    configuration: str | None = None
+    configuration: Mapping[str, Any] | None = None
     # of the host's trainer
     _terms: LossTerms
     _tokenizer: Any
@@ -260,13 +259,18 @@ class RunMixin(_Trainer):
             self.add_callback(FirstSteps(steps, self.args.output_dir))  # after all others
         self._write_record()
         done = super().train(resume_from_checkpoint or None, *args, **kwargs)
-        self._write_record(done.metrics)
+        self._write_record(done.metrics, resumed=bool(resume_from_checkpoint))
         return done
 
-    def _write_record(self, finished: Mapping[str, float] | None = None) -> None:
+    def _write_record(
+        self, finished: Mapping[str, float] | None = None, *, resumed: bool = False
+    ) -> None:
         folder = Path(self.args.output_dir, "bdpo")
-        main = self.is_world_process_zero()
-        by_main(main, lambda: write_record(self, finished), f"write its record into {folder}")
+        by_main(
+            self.is_world_process_zero(),
+            lambda: write_record(self, finished, resumed=resumed),
+            f"write its record into {folder}",
+        )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         loaded = self.model if model is None else model
@@ -293,7 +297,7 @@ class RunMixin(_Trainer):
             complete_card(
                 self.args.output_dir,
                 self.settings,
-                recipe=self.recipe,
+                configuration=self.configuration,
                 weighing=weighing.words() if weighing else None,
             )
 

@@ -3,7 +3,6 @@ steps alone, for whoever wants to see whether they are the same."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -16,10 +15,10 @@ import torch
 import yaml
 from transformers import TrainerCallback
 
+from bdpo_plugin.redact import digest_of, redacted, without_texts
 from bdpo_plugin.run.report import print_warning
 from bdpo_plugin.run.weighing import settings_in_force
 from bdpo_plugin.settings import BDPOError
-from bdpo_plugin.shareable import without_secrets
 
 #: In the folder ``bdpo`` of an output folder.
 RECORD = "run.json"
@@ -35,35 +34,45 @@ _PACKAGES = (
 )
 
 
-def configuration_text(path: Path | None, resolved: Mapping[str, Any]) -> str:
-    """The YAML that a host was started with: its file as it is written, with its comments, unless
-    the command line changed something of it."""
-    if path is not None and path.is_file():
-        text = path.read_text(encoding="utf-8")
-        if yaml.safe_load(text) == resolved:
-            return text
-    dumped: str = yaml.safe_dump(dict(resolved), sort_keys=False, allow_unicode=True)
-    return dumped
+def configuration_text(configuration: Mapping[str, Any], *, texts: bool = True) -> str:
+    """The YAML of a configuration without what must not leave the machine, in the order of its
+    keys and without comments.
+
+    Args:
+        configuration: of a host.
+        texts: whether its prompts and templates stay; else their digests stand in their place.
+    """
+    shown, _ = redacted(configuration)
+    if not texts:
+        shown = without_texts(shown)
+    text: str = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=96)
+    return text
 
 
-def write_record(trainer: Any, finished: Mapping[str, float] | None = None) -> None:
+def write_record(
+    trainer: Any, finished: Mapping[str, float] | None = None, *, resumed: bool = False
+) -> None:
     """Write ``bdpo/run.json`` and, where the configuration is known, ``bdpo/recipe.yml``.
 
     Args:
         trainer: a :class:`~bdpo_plugin.run.mixin.RunMixin` whose data is ready.
         finished: the last log of the run, once there is one.
+        resumed: whether this part of the run began from a checkpoint. Its time is then not that of
+            the whole run, which nobody has measured, and is not written.
     """
     folder = Path(trainer.args.output_dir, "bdpo")
     folder.mkdir(parents=True, exist_ok=True)
     record = _record(trainer)
     if finished is not None:  # hosts write their last log to no file that a run always has
-        kept = ("train_runtime", "train_peak_memory_gib")
+        kept = ("train_peak_memory_gib",) if resumed else ("train_runtime", "train_peak_memory_gib")
         record |= {name: finished[name] for name in kept if name in finished}
     text = json.dumps(record, indent=1, ensure_ascii=False)
     (folder / RECORD).write_text(f"{text}\n", encoding="utf-8")
+    recipe = folder / CONFIGURATION
     if trainer.configuration is not None:
-        shown = without_secrets(trainer.configuration)
-        (folder / CONFIGURATION).write_text(shown, encoding="utf-8")
+        recipe.write_text(configuration_text(trainer.configuration), encoding="utf-8")
+    else:
+        recipe.unlink(missing_ok=True)  # that of an earlier run in this folder
 
 
 def _record(trainer: Any) -> dict[str, Any]:
@@ -103,11 +112,6 @@ def _record(trainer: Any) -> dict[str, Any]:
         "model_commit": getattr(model.config, "_commit_hash", None),
         "versions": {"python": python_version(), **_versions()},
     }
-
-
-def digest_of(text: str) -> str:
-    """A text by its content, in 32 hexadecimal digits."""
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _versions() -> dict[str, str]:

@@ -14,6 +14,7 @@ from fake_hub import COMMIT, FakeHub
 
 from bdpo_plugin.cli.recipes.files import find_recipe, is_sweep, recipe_files, recipe_root
 from bdpo_plugin.cli.recipes.sharing import findings
+from bdpo_plugin.redact import text_left_out
 from bdpo_plugin.settings import BDPOSettings
 
 EVERY = recipe_files(recipe_root())
@@ -38,6 +39,7 @@ bdpo_recipe:
   title: Mine
   processes: 2
   batch: 16
+  data: {command: python pairs.py}
 """
 
 
@@ -150,7 +152,7 @@ def test_show_has_the_yaml_and_what_to_expect(told, tmp_path) -> None:
 
 @pytest.mark.parametrize("command", ["show", "pin"])
 def test_a_mapping_of_another_form_is_told(command, told, tmp_path) -> None:
-    told(("  batch: 16\n", "  batch: 16\n  data: mine\n"))
+    told(("  data: {command: python pairs.py}\n", "  data: mine\n"))
     code, shown = bdpo("recipes", command, str(tmp_path / "mine.yml"))
     assert code == 1
     assert "`bdpo_recipe.data`: must be a mapping, not 'mine'" in shown
@@ -193,10 +195,16 @@ TOKEN = "hf_" + "a1B2" * 8
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("# A recipe.", f"# login with {TOKEN}", "line 1: has what looks like a token"),
+        ("# A recipe.", f"# login with {TOKEN}", "line 1: looks like a token"),
         ("rl: bdpo", f"rl: bdpo\nwandb_run_id: {TOKEN}", "`wandb_run_id`, line 6: looks like"),
-        ("rl: bdpo", "rl: bdpo\ncomet_api_key: abc", "`comet_api_key`, line 6: looks like a token"),
-        ("rl: bdpo", "rl: bdpo\nhf_hub_token: 'x y'", "`hf_hub_token`, line 6: looks like a token"),
+        ("rl: bdpo", "rl: bdpo\ncomet_api_key: abc", "`comet_api_key`, line 6: has the name of a"),
+        ("rl: bdpo", "rl: bdpo\nhf_hub_token: 'x y'", "`hf_hub_token`, line 6: has the name of a"),
+        ("rl: bdpo", "rl: bdpo\nnote: |  # ask me@x.org\n  a", "line 6: has an e-mail address"),
+        ("rl: bdpo", f"rl: bdpo\nnote: &{TOKEN} a", "line 6: looks like a token"),
+        ("rl: bdpo", "rl: bdpo\na: {b: [c, {d: me@x.org}]}", "`a.b[1].d`, line 6: has an e-mail"),
+        ("rl: bdpo", "rl: bdpo\nme@x.org: a", "line 6: a key there has an e-mail address"),
+        ("rl: bdpo", f"rl: bdpo\nseed: {TOKEN}\nseed: 1", "`seed`, line 6: looks like a token"),
+        ("./out", '"https://u:p@x.org/"', "`output_dir`, line 12: has the user or the password"),
         (
             "title: Mine",
             "title: " + "0123456789abcdef" * 2 + "01234567",
@@ -208,7 +216,7 @@ TOKEN = "hf_" + "a1B2" * 8
         (
             "# A recipe.",
             f"# as in {HOME}/notes",
-            f"line 1: names a folder of this machine, {HOME}",
+            "line 1: has a path of this machine: write a relative one, or remove it",
         ),
         (
             "rl: bdpo",
@@ -217,6 +225,7 @@ TOKEN = "hf_" + "a1B2" * 8
         ),
         ("title: Mine", "titel: Mine", "`bdpo_recipe`, line 14: it needs a `title`"),
         ("title: Mine", "titel: Mine", "line 15: there is no such key. Did you mean `title`?"),
+        ("title: Mine", "title: Mine\n  wxyz: 1", "line 16: there is no such key. Keys: title, a"),
         ("processes: 2", "processes: two", "line 16: must be a whole number, not 'two'"),
         ("  batch: 16", "  batch: 8", "line 9: 8 pairs x 2 processes are not the `batch` of 8"),
         (
@@ -228,6 +237,77 @@ TOKEN = "hf_" + "a1B2" * 8
 )
 def test_refused(told, old, new, words) -> None:
     assert any(words in line for line in wrong(told((old, new))))
+
+
+LOCAL = ("Qwen/Qwen2-7B-Instruct", "./model")
+COMMAND = ("  data: {command: python pairs.py}\n", "")
+EXPECTED = "  expected: {losses: {1: 0.6931}, tolerance: {loss: 0.003, mi: 0.001}}\n"
+
+
+def test_nobody_else_has_a_model_and_data_of_this_machine(told) -> None:
+    (line,) = wrong(told(LOCAL, COMMAND))
+    assert line.startswith("`base_model`, line 2: nobody else has ./model and ./data/pairs.jsonl: ")
+    assert "`bdpo_recipe.data`" in line
+    assert wrong(told(LOCAL)) == []
+    assert wrong(told(LOCAL, (COMMAND[0], "  data: {source: some/pairs}\n"))) == []
+    for changes in ((), (LOCAL, ("./data/pairs.jsonl", "some/pairs"))):  # one of the two: a warning
+        found = told(*changes, COMMAND)
+        assert wrong(found) == []
+        assert any("nobody else has ./" in what for _, _, what in found)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "-0.5", "2", "1.0e+9"])
+@pytest.mark.parametrize("key", ["loss", "mi"])
+def test_tolerances_that_say_nothing_are_refused(told, key, value) -> None:
+    before = {"loss": "loss: 0.003", "mi": "mi: 0.001"}[key]
+    text = EXPECTED.replace(before, f"{key}: {value}")
+    (line,) = wrong(told((COMMAND[0], COMMAND[0] + text)))
+    assert f"`bdpo_recipe.expected.tolerance.{key}`, line 19: must be above 0 and at most" in line
+    assert wrong(told((COMMAND[0], COMMAND[0] + EXPECTED))) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("0.003", ".nan", "`bdpo_recipe.expected.tolerance.loss`, line 19: must be a finite"),
+        ("0.6931", ".inf", "`bdpo_recipe.expected.losses[1]`, line 19: must be a finite number"),
+        ("{1:", "{one:", "`bdpo_recipe.expected.losses.one`, line 19: must be a step"),
+        (", tolerance: {loss: 0.003, mi: 0.001}", "", "need a `tolerance` of the `loss`"),
+    ],
+)
+def test_numbers_to_expect_that_are_none(told, old, new, words) -> None:
+    text = EXPECTED.replace(old, new)
+    (line,) = wrong(told((COMMAND[0], COMMAND[0] + text)))
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a {b: *a}",
+        "".join(f"k{i}: &k{i} [{', '.join([f'*k{i - 1}'] * 9) if i else 1}]\n" for i in range(9)),
+    ],
+)
+def test_a_file_that_aliases_make_endless_is_no_recipe(told, tmp_path, text) -> None:
+    told()
+    with (tmp_path / "mine.yml").open("a") as file:
+        file.write(f"\n{text}\n")
+    code, shown = bdpo("recipes", "check", str(tmp_path / "mine.yml"))
+    assert code == 1
+    assert "is no recipe: it is longer, or nested deeper, than one" in shown
+
+
+def test_what_was_left_out_of_a_recipe_is_named(told, tmp_path) -> None:
+    """By check, and before a host is started."""
+    text = ("rl: bdpo", f'rl: bdpo\nchat_template_jinja: "{text_left_out("x")}"')
+    (line,) = wrong(told(text))
+    assert line.startswith("`chat_template_jinja`, line 6: needs its text, which was left out")
+    code, shown = bdpo("recipes", "run", str(tmp_path / "mine.yml"))
+    assert code == 1
+    assert "`chat_template_jinja` needs its text" in shown
+    assert "bundle --with-texts" in shown
+    (line,) = wrong(told(("./data/pairs.jsonl", '"(left out)"')))
+    assert line.startswith("`datasets[0].path`, line 7: needs its value, which was left out")
 
 
 REVISION = "revision_of_model: 0123456789abcdef0123456789abcdef01234567\n"

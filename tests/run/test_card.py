@@ -49,21 +49,41 @@ def test_what_the_host_wrote_stays_and_twice_is_once(folder) -> None:
     assert ModelCard.load(folder / "README.md").data.tags == ["bdpo", "dpo", "host", "theirs"]
     assert text(folder).count("zhao2026bdpo") == 1
     (row,) = [line for line in text(folder).splitlines() if "null_prompt" in line]
-    assert row == r"| `bdpo_null_prompt` | `'a\|b\nc'` |"
+    assert re.fullmatch(r"\| `bdpo_null_prompt` \| `'\(text left out, digest \w{32}\)'` \|", row)
 
 
 def test_pictures_and_the_recipe_without_its_secrets(folder) -> None:
     (folder / "curves.png").write_bytes(b"")
-    recipe = folder / "recipe.yml"
     secrets = ["hf_" + "a" * 34, "sk-" + "b" * 30, "0123456789abcdef" * 2 + "01234567"]
-    recipe.write_text("rl: bdpo\n" + "".join(f"k{i}: {s}\n" for i, s in enumerate(secrets)))
-    complete_card(folder, BDPOSettings(), recipe=recipe)
+    configuration = {"rl": "bdpo", "k": secrets, "chat_template_jinja": "{{ messages }} Be good."}
+    complete_card(folder, BDPOSettings(), configuration=configuration)
     assert "![Training curves](./curves.png)" in text(folder)
     assert "mi_scatter.png" not in text(folder)
-    (shown,) = re.findall(r"<summary>recipe.yml</summary>\n\n```yaml\n(.*?)```", text(folder), re.S)
+    title = "<summary>The configuration</summary>"
+    (shown,) = re.findall(rf"{title}\n\n```yaml\n(.*?)```", text(folder), re.S)
     assert shown.startswith("rl: bdpo\n")
     assert shown.count("(left out)") == 3
-    assert not any(secret in text(folder) for secret in secrets)
+    assert not any(secret in text(folder) for secret in [*secrets, "Be good."])
+    assert "chat_template_jinja: (text left out, digest " in shown
+
+
+@pytest.mark.parametrize("content", [None, "no front matter"])
+def test_a_card_that_no_host_wrote_is_made_without_asking_the_hub(
+    content, tmp_path, monkeypatch
+) -> None:
+    """LLaMA-Factory writes none on any machine but the first."""
+
+    def asked(*_, **__):
+        raise AssertionError("a network was asked")
+
+    monkeypatch.setattr("socket.socket.connect", asked)
+    monkeypatch.setattr("socket.getaddrinfo", asked)
+    if content is not None:
+        (tmp_path / "README.md").write_text(content)
+    complete_card(tmp_path, BDPOSettings())
+    assert "\n## B-DPO\n" in text(tmp_path)
+    assert (content or "# A model trained with B-DPO") in text(tmp_path)
+    assert ModelCard.load(tmp_path / "README.md").data.tags == ["bdpo", "dpo"]
 
 
 def test_a_control_says_so_first(folder) -> None:

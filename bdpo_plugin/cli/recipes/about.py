@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from bdpo_plugin.cli.recipes.files import Place, Recipe
+from bdpo_plugin.cli.recipes.files import Recipe
+from bdpo_plugin.redact import Place
 from bdpo_plugin.settings import RECIPE
 
 _NUMBER = (int, float)
@@ -41,6 +43,8 @@ KEYS: dict[Any, Any] = {
     },
 }
 _WORDS = {str: "a text", int: "a whole number", float: "a number"}
+#: The largest tolerances that say something: a loss of 0.5 is most of ln 2, with which runs begin.
+_MOST = {"mi": 1.0, "loss": 0.5}
 
 
 def problems(about: dict[str, Any]) -> Iterator[tuple[Place, str]]:
@@ -48,6 +52,25 @@ def problems(about: dict[str, Any]) -> Iterator[tuple[Place, str]]:
     if "title" not in about:
         yield (RECIPE,), "it needs a `title`"
     yield from _problems(about, KEYS, (RECIPE,))
+    yield from _expectations(about.get("expected"), (RECIPE, "expected"))
+
+
+def _expectations(expected: Any, place: Place) -> Iterator[tuple[Place, str]]:
+    """What is wrong with numbers that are of the right type."""
+    if not isinstance(expected, dict):
+        return
+    tolerance, losses = expected.get("tolerance"), expected.get("losses")
+    if isinstance(losses, dict):
+        if not isinstance(tolerance, dict) or "loss" not in tolerance:
+            yield (*place, "losses"), "need a `tolerance` of the `loss`"
+        for step in losses:
+            if not isinstance(step, int) or step < 1:
+                yield (*place, "losses", step), "must be a step, a whole number from 1"
+    for key, most in _MOST.items():
+        value = tolerance.get(key) if isinstance(tolerance, dict) else None
+        if isinstance(value, _NUMBER) and math.isfinite(value) and not 0 < value <= most:
+            what = f"must be above 0 and at most {most}, not {value}: no run could tell"
+            yield (*place, "tolerance", key), what
 
 
 def sound(recipe: Recipe) -> Recipe:
@@ -70,8 +93,9 @@ def _problems(value: Any, wanted: Any, place: Place) -> Iterator[tuple[Place, st
             if key in wanted or ... in wanted:
                 yield from _problems(inner, wanted.get(key, wanted.get(...)), (*place, key))
             else:
-                near = difflib.get_close_matches(str(key), list(wanted), n=1, cutoff=0.0)[0]
-                yield (*place, key), f"there is no such key. Did you mean `{near}`?"
+                near = difflib.get_close_matches(str(key), list(wanted), n=1)
+                words = f"Did you mean `{near[0]}`?" if near else f"Keys: {', '.join(wanted)}"
+                yield (*place, key), f"there is no such key. {words}"
     elif isinstance(wanted, list):
         if not isinstance(value, list):
             yield place, f"must be a list, not {value!r}"
@@ -82,3 +106,5 @@ def _problems(value: Any, wanted: Any, place: Place) -> Iterator[tuple[Place, st
         kind = _NUMBER if wanted is float else wanted
         if not isinstance(value, kind) or isinstance(value, bool):
             yield place, f"must be {_WORDS[wanted]}, not {value!r}"
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield place, f"must be a finite number, not {value!r}"

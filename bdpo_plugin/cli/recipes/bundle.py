@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 
 from bdpo_plugin.cli.recipes.check import tell
 from bdpo_plugin.cli.recipes.facts import (
@@ -17,10 +20,21 @@ from bdpo_plugin.cli.recipes.facts import (
     read_record,
     recipe_of,
 )
-from bdpo_plugin.cli.recipes.files import Recipe, read_recipe
-from bdpo_plugin.cli.recipes.sharing import findings, is_local
+from bdpo_plugin.cli.recipes.files import Recipe
+from bdpo_plugin.cli.recipes.sharing import findings, local_data
 from bdpo_plugin.cli.runs import Run, load_figures, read_run
-from bdpo_plugin.settings import PREFIX
+from bdpo_plugin.hosts.axolotl import side_effects as of_axolotl
+from bdpo_plugin.hosts.llamafactory import side_effects as of_llamafactory
+from bdpo_plugin.redact import (
+    LEFT_OUT,
+    Change,
+    digest_of,
+    is_secret_name,
+    place_words,
+    redacted,
+    without_texts,
+)
+from bdpo_plugin.settings import PREFIX, RECIPE
 
 _SHARES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
@@ -32,106 +46,136 @@ _SHARES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
     type=click.Path(file_okay=False, path_type=Path),
     help="The folder to make.  [default: recipe in RUN_DIR]",
 )
-@click.option("--with-texts", is_flag=True, help="Copy the data files too, prompts and answers.")
+@click.option(
+    "--with-texts",
+    is_flag=True,
+    help="With the null prompt, the system prompt, the chat template and the data files.",
+)
 def bundle(run_dir: Path, to: Path | None, with_texts: bool) -> None:
     """Make one folder of what others need to run RUN_DIR again, and to see that it is the same.
 
-    recipe.yml (relative paths, and the numbers to expect), run.json (versions, hardware, null
-    prompt, hashes), scores.parquet and mi.json, log.json, pictures. No prompt and no answer is in
-    it unless asked. `bdpo recipes check FOLDER --run` compares.
+    recipe.yml (relative paths, and the numbers to expect), run.json (versions, hardware, hashes),
+    scores.parquet and mi.json, log.json, pictures. No prompt, template or answer is in it unless
+    asked: digests stand in their places. `bdpo recipes check FOLDER --run` compares.
+
+    Exit status 1, and no folder: something in it must not be shared.
     """
     folder = to or run_dir / "recipe"
     if folder.exists() and any(folder.iterdir()):
         raise click.ClickException(f"{folder} is there already: name another --to, or remove it")
-    record = read_record(run_dir)
-    recipe = recipe_of(run_dir)
-    text, moved = relative(recipe)
-    about = about_of(recipe, run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = Recipe(recipe.name, recipe.path, text, recipe.config, about)
-    (folder / "recipe.yml").write_text(written.with_about(about), encoding="utf-8")
-    _write(folder / "run.json", record)
     run = read_run(run_dir, run_dir.resolve().name)
-    _write(folder / "log.json", run.log)
-    if run.scores is not None:
-        _write_scores(run.scores, folder)
-    _draw(run, folder)
-    if with_texts:
-        for file in data_files(recipe):
-            shutil.copyfile(file, folder / file.name)
-    for before, after in moved.items():
-        click.echo(f"{before} became {after}")
+    recipe, changes = shared_recipe(run_dir, texts=with_texts)
+    for change in changes:
+        click.echo(f"{place_words(change.place)} {change.why}: it became {change.became}")
+    found = list(findings(recipe, complete=False))
+    tell(found)
+    if any(finding.wrong for finding in found):
+        raise click.ClickException(
+            f"nothing was bundled. Mend it in {run_dir / 'bdpo' / 'recipe.yml'}, which is the "
+            "configuration of this run as others will see it"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".bundle-") as name:
+        made = Path(name, folder.name)
+        made.mkdir()
+        (made / "recipe.yml").write_text(recipe.text, encoding="utf-8")
+        _write(made / "run.json", shared_record(run_dir, texts=with_texts))
+        _write(made / "log.json", redacted(run.log)[0])
+        if run.scores is not None:
+            _write_scores(run.scores, made, texts=with_texts)
+        _draw(run, made)
+        if with_texts:
+            _copy_data(recipe, made)
+        made.replace(folder)  # which is not there, or empty
     click.echo(f"Wrote {', '.join(sorted(path.name for path in folder.iterdir()))} to {folder}")
-    tell(list(findings(read_recipe(folder / "recipe.yml", str(folder)))))
 
 
-def about_of(recipe: Recipe, run_dir: Path) -> dict[str, Any]:
+def shared_recipe(run_dir: Path, *, texts: bool) -> tuple[Recipe, list[Change]]:
+    """The recipe of a run as others may have it, and what was changed for that.
+
+    Args:
+        run_dir: of the run.
+        texts: whether prompts and templates stay; else their digests stand in their places.
+    """
+    recipe = recipe_of(run_dir)
+    hosts: dict[str, Any] = {"axolotl": of_axolotl, "llamafactory": of_llamafactory}
+    config, changes = redacted(hosts[recipe.host].for_sharing(recipe.config))
+    # others have tokens of their own
+    config = {k: v for k, v in config.items() if not (v == LEFT_OUT and is_secret_name(k))}
+    if not texts:
+        config = without_texts(config)
+    about, more = redacted(about_of(recipe, run_dir, texts=texts))
+    about = _without_left_out(about)  # no run reads it
+    changes += [Change((RECIPE, *change.place), *change[1:]) for change in more]
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=96)
+    made = Recipe(recipe.name, recipe.path, text, config, about)
+    return Recipe(recipe.name, recipe.path, made.with_about(about), config, about), changes
+
+
+def _without_left_out(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_left_out(v) for k, v in value.items() if v != LEFT_OUT}
+    if isinstance(value, list):
+        return [_without_left_out(each) for each in value if each != LEFT_OUT]
+    return value
+
+
+def shared_record(run_dir: Path, *, texts: bool) -> dict[str, Any]:
+    """What a run was made of, as others may have it."""
+    record: dict[str, Any] = redacted(read_record(run_dir))[0]
+    if texts:
+        return record
+    text = read_record(run_dir)["null_prompt"]["text"]
+    record["settings"] = without_texts(record["settings"])
+    record["null_prompt"] = {"digest": digest_of(text), "source": record["null_prompt"]["source"]}
+    return record
+
+
+def about_of(recipe: Recipe, run_dir: Path, *, texts: bool = False) -> dict[str, Any]:
     """The mapping `bdpo_recipe` of a run's configuration, with what came of it."""
     record = read_record(run_dir)
     batch = record["batch"]
+    title = f"B-DPO, {recipe.method}, {Path(recipe.model).name}"
+    about = _without_left_out(recipe.about)
     return {
-        "title": f"B-DPO, {recipe.method}, {Path(recipe.model).name}",
-        **recipe.about,
+        "title": title,
+        **about,
         "processes": batch["processes"],
         "batch": batch["effective"],
         "measured": measured_of(run_dir),
         "versions": record["versions"],
-        "expected": expected_of(run_dir),
+        "expected": expected_of(run_dir, texts=texts),
     }
 
 
-def relative(recipe: Recipe) -> tuple[str, dict[str, str]]:
-    """The text of a recipe with relative paths for absolute ones; and which became which.
-
-    One below the present folder keeps its way from there; any other keeps its name alone.
-    """
-    text, moved = recipe.text, {}
-    for value in sorted(set(_texts(recipe.config)), key=len, reverse=True):
-        path = Path(value).expanduser()
-        if not path.is_absolute() or "\n" in value:
-            continue
-        here = Path.cwd()
-        inside = path.relative_to(here) if path.is_relative_to(here) else Path(path.name)
-        moved[value] = f"./{inside.as_posix()}"
-        text = text.replace(value, moved[value])
-    return text, moved
+def _copy_data(recipe: Recipe, folder: Path) -> None:
+    """Copies the files of pairs of a recipe, whose paths are relative to the present folder."""
+    for path in map(Path, local_data(recipe)):
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
+        else:
+            click.echo(f"{path} was not copied: there is no such file below the present folder")
 
 
-def _texts(value: Any) -> list[str]:
-    if isinstance(value, dict):
-        return [text for inner in value.values() for text in _texts(inner)]
-    if isinstance(value, list):
-        return [text for inner in value for text in _texts(inner)]
-    return [value] if isinstance(value, str) else []
-
-
-def data_files(recipe: Recipe) -> list[Path]:
-    """The files of pairs on this machine that a recipe names."""
-    config = recipe.config
-    if recipe.host == "axolotl":
-        entries = [*(config.get("datasets") or []), *(config.get("test_datasets") or [])]
-        paths = [Path(str(entry.get("path"))) for entry in entries]
-    else:
-        folder = Path(str(config.get("dataset_dir", "data")))
-        known = folder / "dataset_info.json"
-        info = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}
-        named = ",".join(str(config.get(key) or "") for key in ("dataset", "eval_dataset"))
-        names = [name.strip() for name in named.split(",")]
-        paths = [folder / info[name].get("file_name", "") for name in names if name in info]
-    return [path for path in paths if is_local(str(path)) and path.is_file()]
-
-
-def _write_scores(scores: Any, folder: Path) -> None:
+def _write_scores(scores: Any, folder: Path, *, texts: bool) -> None:
     import pyarrow.parquet as pq
 
     if "control_group" in scores.column_names:  # values of a column of the user's
         scores = scores.drop_columns(["control_group"])
-    pq.write_table(scores, folder / "scores.parquet")
-    names = ("mi_chosen", "mi_rejected", "weight_chosen", "weight_rejected", "scale")
-    table = {name: quantiles(scores[name].to_pylist(), _SHARES) for name in names}
     metadata = {key.decode(): value.decode() for key, value in scores.schema.metadata.items()}
     known = {k: v for k, v in metadata.items() if k.startswith(PREFIX) or k == "mi_unit"}
+    known = _shared_metadata(known, texts=texts)
+    pq.write_table(scores.replace_schema_metadata(known), folder / "scores.parquet")
+    names = ("mi_chosen", "mi_rejected", "weight_chosen", "weight_rejected", "scale")
+    table = {name: quantiles(scores[name].to_pylist(), _SHARES) for name in names}
     _write(folder / "mi.json", {"shares": list(_SHARES), **table, "settings": known})
+
+
+def _shared_metadata(metadata: Mapping[str, str], *, texts: bool) -> dict[str, str]:
+    shown: dict[str, str] = redacted(metadata)[0]
+    if shown.get("bdpo_null_prompt") == "None":  # so that no text is made of it
+        return shown
+    return shown if texts else without_texts(shown)
 
 
 def _draw(run: Run, folder: Path) -> None:

@@ -29,7 +29,8 @@ def check(
     """Check a recipe: a FILE, the folder of a bundle, or a NAME.
 
     By its host's own validation, if that is installed here, and by what sharing needs: no token or
-    key, no path of this machine, no remote code that may change, no misspelt key. No network.
+    key, no address, no path of this machine, no remote code that may change, no misspelt key, and
+    a way for others to the model and the data. No network.
 
     --run scores the data and runs the first steps, in a folder that is removed again, and compares
     with what the recipe expects: settings and rows, which must be the same, and mutual information
@@ -38,13 +39,16 @@ def check(
     Exit status 1: something is wrong. Warnings leave it 0.
     """
     recipe = find_recipe(name)
+    near = ""
     with redirect_stdout(sys.stderr):  # where hosts write their logs
         found = [*findings(recipe), *_host(recipe), *_versions(recipe)]
     if first_steps and not any(finding.wrong for finding in found):
-        from bdpo_plugin.cli.recipes.trial import compare, run_first_steps
+        from bdpo_plugin.cli.recipes.trial import compare, nearness, run_first_steps
 
         with run_first_steps(recipe, arguments) as output:
             found += compare(recipe, output)
+            if not any(finding.wrong for finding in found):
+                near = f": {nearness(recipe, output)}"
     if as_json:
         click.echo(json.dumps([finding._asdict() for finding in found], indent=1))
     else:
@@ -52,7 +56,7 @@ def check(
     if any(finding.wrong for finding in found):
         context.exit(1)
     if not as_json:
-        click.echo(f"{recipe.path}: nothing wrong")
+        click.echo(f"{recipe.path}: nothing wrong{near}")
 
 
 def tell(found: list[Finding]) -> None:

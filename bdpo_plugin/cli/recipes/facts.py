@@ -12,6 +12,7 @@ import yaml
 
 from bdpo_plugin.cli.recipes.files import Recipe, read_recipe
 from bdpo_plugin.cli.runs import RECORD, read_run
+from bdpo_plugin.redact import digest_of
 
 #: Of a recipe, and of the run that is to be compared with it.
 STEPS = 10
@@ -54,8 +55,13 @@ def recipe_of(folder: Path) -> Recipe:
     return read_recipe(path, str(path))
 
 
-def expected_of(folder: Path) -> dict[str, Any]:
-    """What a run was and what came of it, as `expected` in a mapping `bdpo_recipe` says it."""
+def expected_of(folder: Path, *, texts: bool = False) -> dict[str, Any]:
+    """What a run was and what came of it, as `expected` in a mapping `bdpo_recipe` says it.
+
+    Args:
+        folder: of the run.
+        texts: whether the null prompt stands there as text; else its digest does.
+    """
     record = read_record(folder)
     run = read_run(folder, folder.name)
     logged = {entry["step"]: entry["loss"] for entry in run.log if "loss" in entry}
@@ -63,13 +69,14 @@ def expected_of(folder: Path) -> dict[str, Any]:
     coarse = record["quantised"] or record["mixed_precision"] in ("bf16", "fp16")
     coarse = coarse or record["dtype"] in ("bfloat16", "float16")
     settings = record["settings"].items()
+    null_prompt = record["null_prompt"]["text"]
     expected = {
         "seed": record["seed"],
         "settings": {k: v for k, v in settings if k not in _UNIMPORTANT and v is not None},
         "pairs": record["pairs"],
         "rows": record["rows"],
         "chat_template": record["chat_template"],
-        "null_prompt": record["null_prompt"]["text"],
+        "null_prompt": null_prompt if texts else digest_of(null_prompt),
     }
     if run.scores is not None:
         for side in ("mi_chosen", "mi_rejected"):
@@ -86,7 +93,8 @@ def quantiles(values: Iterable[float], parts: Iterable[float] = _PARTS) -> list[
 
 
 def measured_of(folder: Path) -> dict[str, Any]:
-    """Hardware of a run, and the time and memory of one that has ended."""
+    """Hardware of a run, and the time and memory of one that has ended; no time of one that was
+    continued from a checkpoint, as nobody has measured that of its parts."""
     record = read_record(folder)
     processes = record["batch"]["processes"]
     measured: dict[str, Any] = {"hardware": f"{processes} x {record['hardware']}"}

@@ -14,10 +14,8 @@ import yaml
 
 import bdpo_plugin
 from bdpo_plugin.cli.configs import MODEL_KEYS
+from bdpo_plugin.redact import Place
 from bdpo_plugin.settings import RECIPE
-
-#: A key of the configuration, from the top: names, and places in lists.
-Place = tuple[str | int, ...]
 
 #: What each host calls the same thing.
 _KEYS = {
@@ -36,6 +34,8 @@ _KEYS = {
 _BLOCK = re.compile(
     rf"\n*(?:^#[^\n]*\n)?^{RECIPE}:[^\n]*\n(?:(?:[ \t#][^\n]*)?\n)*(?:[ \t][^\n]*\Z)?", re.MULTILINE
 )
+#: More values than any configuration has; aliases of YAML can make any number of them.
+_MAX_VALUES, _MAX_DEPTH = 20_000, 40
 _COMMENT = "# What this file is, for `bdpo recipes`; no run reads it."
 
 
@@ -109,6 +109,19 @@ def _lines(node: Any, place: Place) -> Iterator[tuple[Place, int]]:
             yield from _lines(value, here)
 
 
+def _size(value: Any, depth: int = 0) -> int:
+    """How many values there are in one, as far as they are not too many or too deep."""
+    if depth > _MAX_DEPTH:
+        return _MAX_VALUES + 1
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    size = 1
+    for each in inner:
+        size += _size(each, depth + 1)
+        if size > _MAX_VALUES:
+            break
+    return size
+
+
 def recipe_root() -> Path:
     """Where the recipes are: inside the installed wheel, or beside the package in a checkout."""
     package = Path(bdpo_plugin.__file__).parent
@@ -178,6 +191,8 @@ def read_recipe(path: Path, name: str) -> Recipe:
             f"{path} is no recipe: it has neither `base_model` (Axolotl) nor `model_name_or_path` "
             "(LLaMA-Factory)"
         )
+    if _size(config) > _MAX_VALUES:
+        raise click.ClickException(f"{path} is no recipe: it is longer, or nested deeper, than one")
     about = config.pop(RECIPE, None)
     if about is not None and not isinstance(about, dict):
         raise click.ClickException(f"{path}: `{RECIPE}` must be a mapping, not {about!r}")

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,9 +14,9 @@ from bdpo_plugin.cli.recipes.check import tell
 from bdpo_plugin.cli.recipes.facts import read_record
 from bdpo_plugin.cli.recipes.files import read_recipe
 from bdpo_plugin.cli.recipes.hub import asking
-from bdpo_plugin.cli.recipes.sharing import Finding, findings
-from bdpo_plugin.settings import BDPOSettings
-from bdpo_plugin.shareable import without_secrets
+from bdpo_plugin.cli.recipes.sharing import Finding, findings, is_local, private_findings
+from bdpo_plugin.redact import place_words, private_in, redacted, secret_in
+from bdpo_plugin.settings import RECIPE, BDPOSettings
 
 #: What is uploaded of an output folder, beside the weights and the bundle.
 _FILES = re.compile(
@@ -24,7 +25,16 @@ _FILES = re.compile(
     r"curves\.png|mi_scatter\.png"
 )
 _BUNDLE = "recipe"
-_PATH = re.compile(r"(?<![\w:/.])(?:/home|/root|/Users|/mnt|/data|/workspace|/tmp)/[\w./-]+")
+#: Files of a tokenizer that have its vocabulary and nothing of the user's.
+_VOCABULARY = re.compile(r"tokenizer\.model|vocab\.\w+|merges\.txt")
+#: Files that are written for people, or are programs.
+_TEXTS = (".md", ".txt", ".jinja")
+#: Data that `bdpo recipes bundle --with-texts` copied.
+_DATA = (".jsonl", ".csv")
+#: In a card, as we write it.
+_YAML = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+#: Of the same in one file.
+_SHOWN = 5
 
 
 @click.command()
@@ -39,7 +49,8 @@ def publish(
     """Upload the model, the card and the bundle of RUN_DIR to the hub, by your own login.
 
     First `bdpo recipes bundle RUN_DIR`. Without --push nothing leaves this machine: the model card
-    is completed, and what would be uploaded is listed. No checkpoint, log or optimizer is.
+    is completed, what would be uploaded is listed, and all of it that is text is looked through for
+    secrets, addresses and paths. No checkpoint, log or optimizer is uploaded.
     """
     if not (run_dir / _BUNDLE / "recipe.yml").is_file():
         raise click.ClickException(
@@ -49,7 +60,7 @@ def publish(
     files = sorted(wanted(run_dir))
     for file in files:
         click.echo(f"{file.stat().st_size:>14,}  {file.relative_to(run_dir).as_posix()}")
-    found = list(_findings(run_dir))
+    found = list(_findings(run_dir, files))
     tell(found)
     if any(finding.wrong for finding in found):
         raise click.ClickException("nothing was uploaded")
@@ -85,25 +96,64 @@ def _complete_card(run_dir: Path) -> None:
         (run_dir / picture.name).write_bytes(picture.read_bytes())
     record = read_record(run_dir)
     settings = BDPOSettings.from_keys(record["settings"])
-    recipe = run_dir / _BUNDLE / "recipe.yml"
-    cite = record["host"] == "llamafactory"
-    complete_card(run_dir, settings, recipe=recipe, cite=cite)
-
-
-def _findings(run_dir: Path) -> Iterator[Finding]:
     bundle = run_dir / _BUNDLE / "recipe.yml"
-    yield from findings(read_recipe(bundle, str(bundle)))
-    card = (run_dir / "README.md").read_text(encoding="utf-8")
-    for number, line in enumerate(card.split("\n"), 1):
-        if without_secrets(line) != line:
-            yield Finding(True, f"README.md, line {number}", "has what looks like a token or a key")
-        if found := _PATH.search(line):
-            yield Finding(
-                True, f"README.md, line {number}", f"names a path of this machine, {found[0]}"
-            )
-    file = run_dir / "adapter_config.json"
-    if file.is_file():
-        base = str(json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path"))
-        if Path(base).is_absolute() or base.startswith("."):
+    recipe = read_recipe(bundle, str(bundle))
+    cite = record["host"] == "llamafactory"
+    configuration = {**recipe.config, RECIPE: recipe.about}
+    complete_card(run_dir, settings, configuration=configuration, cite=cite)
+
+
+def _findings(run_dir: Path, files: list[Path]) -> Iterator[Finding]:
+    """What must not leave of the files that would be uploaded."""
+    for file in files:
+        name = file.relative_to(run_dir).as_posix()
+        if _VOCABULARY.fullmatch(file.name):
+            continue
+        if file.suffix in (".yml", ".yaml"):
+            yield from findings(read_recipe(file, name), complete=False)
+        elif file.suffix == ".json":
+            yield from _of_json(file, name)
+        elif file.suffix in _TEXTS:
+            yield from _of_text(file, name)
+        elif file.suffix in _DATA:
+            yield from _of_data(file, name)
+
+
+def _of_json(file: Path, name: str) -> Iterator[Finding]:
+    try:
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        yield Finding(True, name, f"is no JSON: {error}")
+        return
+    if file.name == "tokenizer.json":
+        content = {k: v for k, v in content.items() if k not in ("model", "added_tokens")}
+    if file.name == "adapter_config.json":
+        base = str(content.get("base_model_name_or_path"))
+        if is_local(base):
             what = f"names the base model by a path, {base}: nobody else can load the adapter"
-            yield Finding(False, "adapter_config.json", what)
+            yield Finding(False, name, what)
+    for place, why, _ in redacted(content)[1]:
+        yield Finding(True, f"{name}, `{place_words(place)}`", f"{why}: change it there")
+
+
+def _of_text(file: Path, name: str) -> Iterator[Finding]:
+    """What must not leave of a text, line by line; the YAML in it is looked through as YAML."""
+    text = file.read_text(encoding="utf-8")
+    for block in _YAML.finditer(text):
+        first = text.count("\n", 0, block.start(1))
+        for wrong, where, what in private_findings(block[1]):
+            yield Finding(wrong, f"{name}, from line {first + 1}: {where}", what)
+    rest = _YAML.sub(lambda block: "\n" * block[0].count("\n"), text)
+    for number, line in enumerate(rest.split("\n"), 1):
+        if (why := private_in(line)) is not None:
+            yield Finding(True, f"{name}, line {number}", f"{why}: change it there")
+
+
+def _of_data(file: Path, name: str) -> Iterator[Finding]:
+    """Pairs are shared as they are, on request: what looks like a secret in one is a warning."""
+    told = 0
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if told < _SHOWN and (why := secret_in(line)) is not None:
+                told += 1
+                yield Finding(False, f"{name}, line {number}", why)

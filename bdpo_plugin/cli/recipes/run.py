@@ -12,6 +12,8 @@ from typing import Any
 import click
 
 from bdpo_plugin.cli.recipes.files import Recipe, find_recipe
+from bdpo_plugin.refusals import check_complete
+from bdpo_plugin.settings import BDPOError
 
 _TOOLS = {"axolotl": "axolotl", "llamafactory": "llamafactory-cli"}
 
@@ -55,4 +57,8 @@ def run(context: click.Context, name: str, arguments: tuple[str, ...]) -> None:
     data.
     """
     recipe = find_recipe(name)
+    try:
+        check_complete(recipe.config)
+    except BDPOError as error:
+        raise click.ClickException(f"{recipe.path}: {error}") from error
     context.exit(start(command(recipe, recipe.path, arguments)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from bdpo_plugin.cli.recipes.files import Recipe
 from bdpo_plugin.cli.recipes.run import command, start
 from bdpo_plugin.cli.recipes.sharing import Finding
 from bdpo_plugin.cli.runs import SCORES
+from bdpo_plugin.redact import digest_of
 from bdpo_plugin.settings import RECIPE
 
 #: Keys that write to somebody's account or go on from an earlier run.
@@ -112,9 +114,16 @@ def compare(recipe: Recipe, output: Path) -> Iterator[Finding]:
     for key in sorted({*settings, *here["settings"]}):
         if settings.get(key) != here["settings"].get(key):
             yield _differs(key, here["settings"].get(key), settings.get(key))
-    for key in ("pairs", "chat_template", "null_prompt"):
+    for key in ("pairs", "chat_template"):
         if key in expected and expected[key] != here.get(key):
             yield _differs(key, here.get(key), expected[key])
+    if "null_prompt" in expected:
+        there = str(expected["null_prompt"])  # its text, in recipes that have texts
+        digest = there if re.fullmatch("[0-9a-f]{32}", there) else digest_of(there)
+        if digest != here["null_prompt"]:
+            text = record["null_prompt"]["text"]
+            shown = (here["null_prompt"], digest) if there == digest else (text, there)
+            yield _differs("null_prompt", *shown)
     if "rows" in expected and expected["rows"] != here.get("rows"):
         yield _differs(
             "rows", here.get("rows"), expected["rows"], _row_that_differs(recipe, output)
@@ -125,6 +134,27 @@ def compare(recipe: Recipe, output: Path) -> Iterator[Finding]:
     losses = expected["losses"]
     found = [here["losses"].get(step, float("nan")) for step in losses]
     yield from _near("losses", found, list(losses.values()), tolerance.get("loss", 0), list(losses))
+
+
+def nearness(recipe: Recipe, output: Path) -> str:
+    """How near a run is to what a recipe expects, of which it is within the tolerances."""
+    expected = recipe.about["expected"]
+    here, tolerance = expected_of(output), expected.get("tolerance", {})
+    parts = [f"{here['pairs']} pairs"]
+    sides = [key for key in ("mi_chosen", "mi_rejected") if key in expected]
+    if sides:
+        pairs = [pair for key in sides for pair in zip(here[key], expected[key], strict=True)]
+        parts.append(f"MI within {_furthest(pairs)} (tolerance {tolerance.get('mi')})")
+    losses = [(here["losses"][step], loss) for step, loss in expected["losses"].items()]
+    parts.append(
+        f"loss of {len(losses)} steps within {_furthest(losses)} "
+        f"(tolerance {tolerance.get('loss')})"
+    )
+    return ", ".join(parts)
+
+
+def _furthest(pairs: list[tuple[float, float]]) -> str:
+    return f"{max(abs(a - b) for a, b in pairs):.2g}"
 
 
 def _differs(key: str, here: Any, there: Any, more: str = "") -> Finding:

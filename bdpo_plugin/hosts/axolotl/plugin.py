@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
 from axolotl.integrations.base import BasePlugin, PluginManager
 from axolotl.utils.dict import DictDefault
 from transformers import Trainer, set_seed
 
-from bdpo_plugin.hosts.axolotl.resolve import CHANGED, MARK, PLUGIN, check_resolved, resolve
-from bdpo_plugin.run.record import configuration_text
+from bdpo_plugin.hosts.axolotl.resolve import MARK, PLUGIN, WRITTEN, check_resolved, resolve
+from bdpo_plugin.hosts.axolotl.schema import for_sharing
+from bdpo_plugin.redact import redacted
+from bdpo_plugin.refusals import check_complete
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 
 
@@ -23,11 +24,15 @@ class BDPOPlugin(BasePlugin):
 
     def register(self, cfg: DictDefault) -> None:
         """Rewrite a raw B-DPO configuration (see :func:`~.resolve.resolve`)."""
-        changed = _changed(cfg) if cfg.get("rl") == "bdpo" else {}
+        written = None
+        if cfg.get("rl") == "bdpo":
+            raw = DictDefault(cfg).to_dict()
+            check_complete(raw)
+            written, _ = redacted(for_sharing(raw))  # Axolotl logs it
         if not resolve(cfg):
             return
-        if changed:
-            cfg[CHANGED] = changed
+        if written is not None:
+            cfg[WRITTEN] = written
         from axolotl.core.builders import rl
         from axolotl.utils.data import rl as data
 
@@ -79,23 +84,7 @@ class BDPOPlugin(BasePlugin):
                 f"This run asked for B-DPO, but Axolotl made a {type(trainer).__name__}. "
                 f"Nothing has been trained. Is `{PLUGIN}` the only plugin with a trainer?"
             )
-        if cfg.axolotl_config_path:
-            path = trainer.recipe = Path(cfg.axolotl_config_path)
-            written = yaml.safe_load(path.read_text(encoding="utf-8"))
-            changed = DictDefault(cfg.get(CHANGED) or {}).to_dict()
-            trainer.configuration = configuration_text(path, written | changed)
+        trainer.configuration = DictDefault(cfg.get(WRITTEN) or {}).to_dict() or None
         # Axolotl tells the datasets only to its own DPO trainer.
         paths = [dataset["path"] for dataset in cfg.datasets or []]
         trainer.dataset_tags = [path for path in paths if not Path(path).is_dir()]
-
-
-def _changed(cfg: DictDefault) -> dict[str, Any]:
-    """The keys that the command line has put into a raw configuration, or changed in it."""
-    from axolotl.utils.schemas.config import AxolotlInputConfig
-
-    path = cfg.get("axolotl_config_path")
-    if not path:
-        return {}
-    written = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    known = {*AxolotlInputConfig.model_fields, *BDPOSettings.keys()} - {"axolotl_config_path"}
-    return {key: cfg[key] for key in cfg if key in known and cfg[key] != written.get(key)}

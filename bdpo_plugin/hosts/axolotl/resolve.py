@@ -20,8 +20,8 @@ from bdpo_plugin.settings import PREFIX, BDPOError, BDPOSettings, check_loss, un
 PLUGIN = "bdpo_plugin.BDPOPlugin"
 TRAINER = "bdpo_plugin.hosts.axolotl.AxolotlBDPOTrainer"
 MARK = "bdpo"
-#: What the command line changed of the file, where it did; for the record of the run.
-CHANGED = "changed_of_bdpo"
+#: What the configuration said before it was resolved, as others may see it; for the record.
+WRITTEN = "written_of_bdpo"
 TESTED = ("0.19.0",)
 
 _TEXT = "B-DPO has no mutual information for images: text datasets only"

@@ -14,6 +14,7 @@ from axolotl.utils.schemas.config import AxolotlInputConfig
 from axolotl.utils.schemas.datasets import DPODataset
 from pydantic import AliasChoices, BaseModel
 
+from bdpo_plugin.hosts.axolotl import side_effects
 from bdpo_plugin.settings import PREFIX
 
 #: What `rl` says where an entry of `datasets` becomes a DPODataset.
@@ -80,6 +81,35 @@ def known_keys(rl: str | None = "dpo") -> Keys:
         if isinstance(options, type) and options.__module__ == command_line.__name__:
             known |= {field.name: known.get(field.name, Keys()) for field in fields(options)}
     return Keys(known)
+
+
+def only_known(value: Any, keys: Keys) -> Any:
+    """Returns a value without the keys, nested ones included, that are not among the known."""
+    if keys.known is None:
+        return value
+    if isinstance(value, (list, tuple)):
+        return [only_known(entry, keys) for entry in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        key: only_known(inner, keys.known[key]) for key, inner in value.items() if key in keys.known
+    }
+
+
+def for_sharing(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a configuration as others need it to run it again: :func:`side_effects.for_sharing`
+    with the keys in it, and in the entries of `datasets`, that a schema of Axolotl knows.
+
+    Args:
+        config: as its YAML says, with what the command line changed of it.
+    """
+    known = dict(known_keys(None).known or {})
+    for place in ("datasets", "test_datasets"):  # of any kind; the schemas of `type` are many
+        known[place] = Keys({**(known[place].known or {}), "type": Keys()})
+    return {
+        key: only_known(value, known.get(key, Keys()))
+        for key, value in side_effects.for_sharing(config).items()
+    }
 
 
 def dropped_keys(config: Mapping[str, Any]) -> list[Dropped]:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bdpo_plugin.settings import RECIPE, BDPOSettings
+
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -166,6 +168,30 @@ LEFT_OUT = PUSHES | REPORTS | PROFILES | RESUMES | SERVES
 KEYS = LEFT_OUT | SAVES | SHARES | OTHERS | WRITES.keys()
 
 
+#: What says where a configuration was read from, and no more.
+_HERE = ("axolotl_config_path",)
+
+
+def for_sharing(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as others need it to run it again: the keys that Axolotl and B-DPO know,
+    without its side effects.
+
+    Args:
+        keys: as the YAML has them.
+    """
+    ours = (*BDPOSettings.keys(), RECIPE)
+    needed = (KEYS - LEFT_OUT).difference(_HERE).union(ours)
+    kept = {key: value for key, value in keys.items() if key in needed}
+    return kept | _plugins(keys)
+
+
+def _plugins(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The list of plugins without those of :data:`PLUGINS`, where there is one."""
+    if not isinstance(plugins := keys.get("plugins"), list):
+        return {}
+    return {"plugins": [name for name in plugins if not str(name).startswith(PLUGINS)]}
+
+
 def for_looking(keys: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """A configuration without its side effects, whose output and prepared data go into a folder.
 
@@ -177,6 +203,4 @@ def for_looking(keys: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         folder: a temporary one.
     """
     kept = {key: value for key, value in keys.items() if key not in LEFT_OUT}
-    if isinstance(plugins := keys.get("plugins"), list):
-        kept["plugins"] = [name for name in plugins if not str(name).startswith(PLUGINS)]
-    return kept | {key: str(folder / name) for key, name in WRITES.items()}
+    return kept | _plugins(keys) | {key: str(folder / name) for key, name in WRITES.items()}

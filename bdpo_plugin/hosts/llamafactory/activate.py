@@ -10,13 +10,13 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import wrapt
 
 from bdpo_plugin.hosts.llamafactory.args import KEYS, PREF_LOSS, is_tested, with_bdpo
+from bdpo_plugin.refusals import check_complete
 from bdpo_plugin.settings import PREFIX, RECIPE, BDPOError, BDPOSettings, unknown_key_message
 
 
@@ -47,8 +47,13 @@ def _read_args(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict
         if key.startswith(PREFIX) and key not in (*KEYS, RECIPE):
             raise BDPOError(unknown_key_message(key))
     last = _read.get()
-    if not isinstance(found, dict) or (last is not None and found is last[0]):
+    if not isinstance(found, dict):
+        _read.set(None)
         return found
+    if last is not None and found is last[0]:
+        return found
+    if found.get("pref_loss") == PREF_LOSS:
+        check_complete(found)
     rest = {key: value for key, value in found.items() if key != RECIPE}
     _read.set((rest, found))
     return rest
@@ -72,12 +77,18 @@ def _trainer(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[s
     if finetuning_args.pref_loss != PREF_LOSS:
         return wrapped(*args, **kwargs)
     from bdpo_plugin.hosts.llamafactory.trainer import LlamaFactoryBDPOTrainer
-    from bdpo_plugin.run.record import configuration_text
 
     trainer = LlamaFactoryBDPOTrainer(*args, **kwargs)
-    if (read := _read.get()) is not None:
-        trainer.configuration = configuration_text(_recipe(), read[1])
+    trainer.configuration = _configuration()
     return trainer
+
+
+def _configuration() -> dict[str, Any] | None:
+    """What LLaMA-Factory was started with, as others need it; None where that was no mapping."""
+    from bdpo_plugin.hosts.llamafactory.side_effects import for_sharing
+
+    read = _read.get()
+    return None if read is None else for_sharing(read[1])
 
 
 _running: ContextVar[bool] = ContextVar("a B-DPO run loads its data", default=False)
@@ -105,19 +116,15 @@ def _run_dpo(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[s
     ours = finetuning_args.pref_loss == PREF_LOSS
     with checking_rows(ours):
         done = wrapped(*args, **kwargs)
-    if ours and training_args.do_train and training_args.should_save:
+    # with `save_on_each_node` one process of each machine saves, but one of all writes the card
+    if ours and training_args.do_train and training_args.process_index == 0:
         from bdpo_plugin.run.card import complete_card
 
         # LLaMA-Factory writes it with a method of transformers' trainer, past that of ours
         settings = BDPOSettings.from_keys(vars(finetuning_args))
-        complete_card(training_args.output_dir, settings, recipe=_recipe(), cite=True)
+        folder = training_args.output_dir
+        complete_card(folder, settings, configuration=_configuration(), cite=True)
     return done
-
-
-def _recipe() -> Path | None:
-    """The file that LLaMA-Factory's command was given."""
-    files = [Path(word) for word in sys.argv[1:] if word.endswith((".yaml", ".yml"))]
-    return files[0] if files else None
 
 
 def wrap_loader(module: ModuleType) -> None:

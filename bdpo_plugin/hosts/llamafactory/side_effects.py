@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bdpo_plugin.settings import RECIPE, BDPOSettings
+
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -133,6 +135,17 @@ OTHERS = _words("""
 LEFT_OUT = PUSHES | REPORTS | PROFILES | RESUMES | SERVES | EXPORTS
 #: All keys that LLaMA-Factory knows, but for B-DPO's.
 KEYS = LEFT_OUT | SAVES | SHARES | OTHERS | WRITES.keys()
+
+
+def for_sharing(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as others need it to run it again: the keys that LLaMA-Factory and B-DPO
+    know, without its side effects.
+
+    Args:
+        keys: as the YAML has them.
+    """
+    needed = (KEYS - LEFT_OUT).union(BDPOSettings.keys(), (RECIPE,))
+    return {key: value for key, value in keys.items() if key in needed}
 
 
 def for_looking(keys: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -1,0 +1,521 @@
+"""What must not leave a machine with a configuration, a model card or a recipe.
+
+It is looked for in parsed values, never in lines of a file, so that quoting, comments and block
+scalars hide nothing. Four things decide: the name of the key; the detectors of detect-secrets, the
+best kept library of its kind on the Python index (gitleaks and trufflehog are programs, and
+presidio looks for names of persons); the rules below, for what that library leaves to others
+(addresses, hosts, paths, signed URLs) or takes too narrowly (tokens of this field); and whether a
+word looks random. No detector verifies what it found, as that would ask a network.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import ipaddress
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from datetime import date
+from functools import cache, lru_cache
+from itertools import pairwise
+from os import PathLike, fspath
+from pathlib import Path, PureWindowsPath
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+#: In the place of what was left out.
+LEFT_OUT = "(left out)"
+_TEXT = "(text left out, digest {})"
+_TEXT_LEFT_OUT = re.compile(r"\(text left out, digest ([0-9a-f]{32})\)")
+
+#: A key of a configuration, from the top: names, and places in lists.
+Place = tuple[str | int, ...]
+
+#: Deeper than any configuration is; an alias of YAML can make a mapping that is in itself.
+_MAX_DEPTH = 40
+
+
+class Change(NamedTuple):
+    """What :func:`redacted` did to one value.
+
+    Attributes:
+        place: of the value; that of the mapping around it where a key itself was taken out.
+        why: what the value is or has, in words that go on from the name of the key.
+        became: what stands in its place.
+    """
+
+    place: Place
+    why: str
+    became: str
+
+
+def redacted(value: Any) -> tuple[Any, list[Change]]:
+    """A configuration as others may see it: plain mappings, lists and scalars in their order.
+
+    A path of this machine becomes a relative one: below the present folder its way from there, else
+    its last name. All else that must not leave becomes :data:`LEFT_OUT`.
+
+    Returns:
+        the new structure, and what was changed in it.
+    """
+    changes: list[Change] = []
+    return _Redaction(changes).of(value, (), False), changes
+
+
+class _Redaction:
+    def __init__(self, changes: list[Change]) -> None:
+        self._changes = changes
+        self._moved: dict[str, str] = {}
+
+    def of(self, value: Any, place: Place, secret: bool) -> Any:
+        if len(place) > _MAX_DEPTH:
+            return self._left_out(place, "is nested deeper than configurations are")
+        if isinstance(value, Mapping):
+            return dict(self._entries(value, place, secret))
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return [self.of(inner, (*place, n), secret) for n, inner in enumerate(value)]
+        if isinstance(value, PathLike):
+            value = fspath(value)
+        if isinstance(value, str):
+            name = _name(place)
+            moved = value if _is_prose(name) else self._relative(value)
+            if (why := reason(name, moved, secret)) is not None:
+                return self._left_out(place, why)
+            if moved != value:
+                self._changes.append(Change(place, "is a path of this machine", moved))
+            return moved
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, (int, float, date)):
+            if (why := reason(_name(place), value, secret)) is not None:
+                return self._left_out(place, why)
+            return value
+        return self._left_out(place, f"is a {type(value).__name__}, which YAML cannot say")
+
+    def _entries(
+        self, value: Mapping[Any, Any], place: Place, secret: bool
+    ) -> Iterator[tuple[Any, Any]]:
+        for key, inner in value.items():
+            name = key if isinstance(key, (str, int)) else str(key)
+            if (why := private_in(str(name))) is not None:
+                self._changes.append(Change(place, f"has a key that {why}", "nothing"))
+                continue
+            below = secret or is_secret_name(str(name))
+            if isinstance(inner, (Mapping, list, tuple, set, frozenset)):
+                yield name, self.of(inner, (*place, name), below)
+            else:
+                yield name, self.of(inner, (*place, name), secret)
+
+    def _relative(self, value: str) -> str:
+        """A path of this machine as a relative one, and several with commas between them; any other
+        text as it is. Two paths never become one."""
+        parts = [part.strip() for part in value.split(",")]
+        if "\n" in value or not all(map(is_machine_path, parts)):
+            return value
+        moved = []
+        for part in parts:
+            path = Path(_relative(part))
+            names = (path, *(path.with_stem(f"{path.stem}-{n}") for n in range(2, 99)))
+            shown = (name.as_posix() for name in names)
+            moved.append(next(n for n in shown if self._moved.setdefault(n, part) == part))
+        return ",".join(name if name.startswith(".") else f"./{name}" for name in moved)
+
+    def _left_out(self, place: Place, why: str) -> str:
+        self._changes.append(Change(place, why, LEFT_OUT))
+        return LEFT_OUT
+
+
+def is_machine_path(value: str) -> bool:
+    """Whether a text is a path that only this machine has, and nothing else."""
+    return bool(_WHOLE_PATH.match(value)) and "\n" not in value
+
+
+def _relative(value: str) -> str:
+    value = re.sub(r"^file:(?://)?", "", value)
+    if "\\" in value or re.match("[A-Za-z]:", value):
+        return PureWindowsPath(value).name
+    path = Path(value)
+    with suppress(RuntimeError):  # there is no such user here
+        path = path.expanduser()
+    here = Path.cwd()
+    inside = path.relative_to(here) if path.is_relative_to(here) else Path(path.name)
+    return inside.as_posix()
+
+
+def _name(place: Place) -> str:
+    """The key that a value is under, as one in a list is under the key of the list."""
+    return next((part for part in reversed(place) if isinstance(part, str)), "")
+
+
+# The texts of a configuration ------------------------------------------------------------------
+
+#: Keys whose values are prompts and templates.
+_TEXT_KEY = re.compile(
+    r"bdpo_null_prompt|chat_template_jinja|default_system(?:_message)?|"
+    r"system_(?:prompt|message|format)"
+)
+_TEMPLATE = re.compile(r"\{[{%]|\n")
+
+
+def digest_of(text: str) -> str:
+    """A text by its content, in 32 hexadecimal digits."""
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+
+def text_left_out(text: str) -> str:
+    """What stands in the place of a text that is not shared."""
+    return text if _TEXT_LEFT_OUT.fullmatch(text) else _TEXT.format(digest_of(text))
+
+
+def without_texts(value: Any, key: str = "") -> Any:
+    """A configuration with digests in the place of its prompts and templates."""
+    if isinstance(value, dict):
+        return {name: without_texts(inner, str(name)) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [without_texts(inner, key) for inner in value]
+    if not isinstance(value, str) or value == LEFT_OUT:
+        return value
+    file = key == "chat_template_jinja" and value.endswith((".jinja", ".jinja2"))
+    named = _TEXT_KEY.fullmatch(key) and not file
+    return text_left_out(value) if named or _TEMPLATE.search(value) else value
+
+
+def missing(value: Any, place: Place = ()) -> Iterator[tuple[Place, bool]]:
+    """Where something was left out of a configuration, and whether it is a text."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from missing(inner, (*place, key))
+    elif isinstance(value, (list, tuple)):
+        for number, inner in enumerate(value):
+            yield from missing(inner, (*place, number))
+    elif isinstance(value, str) and (value == LEFT_OUT or _TEXT_LEFT_OUT.fullmatch(value)):
+        yield place, value != LEFT_OUT
+
+
+def place_words(place: Place) -> str:
+    """A place as it is written in a message: ``datasets[0].path``."""
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    return key.removeprefix(".")
+
+
+# Names of secrets ------------------------------------------------------------------------------
+
+_SECRET_WORDS = re.compile(
+    r"passwords?|passwd|passphrase|passcode|pwd|secrets?|credentials?|creds|auth|authorization|"
+    r"authentication|oauth|bearer|cookies?|webhooks?|dsn|jwt|apikeys?|sas|totp|otp|htpasswd|netrc|"
+    r"kubeconfig"
+)
+#: Parts of names that are written as one word, ``wandbapikey``.
+_SECRET_PARTS = re.compile(
+    r"passw(?:or)?d|passphrase|secret|credential|webhook|authorization|"
+    r"(?:api|access|private|auth|account|shared|license|licence|encryption|signing|ssh|master|"
+    r"session|refresh|hub|hf|bot|bearer|csrf|github|gitlab|slack)_?(?:key|token)s?(?:$|_)|"
+    r"conn(?:ection)?_?str(?:ing)?"
+)
+#: What comes before ``_token`` or ``_key`` where it names a token of a vocabulary or an entry.
+_NO_SECRET = re.compile(
+    r"bos|eos|pad|unk|mask|sep|cls|eot|eom|boi|eoi|image|video|audio|vision|start|end|begin|stop|"
+    r"think|thinking|tool|decoder|special|additional|reserved|prefix|suffix|middle|per|new|prompt|"
+    r"response|experiment|sort|text|chosen|rejected|label|content|role|message|column|field|length|"
+    r"group|dataset|primary|foreign|dict"
+)
+_LAST_WORDS = ("token", "key", "pass", "signature", "sig", "pat")
+#: Parameters of a URL that sign it.
+_SIGNING = re.compile(
+    r"x-(?:amz|goog|oss|cos|ms)-.*|sig|signature|key|code|policy|expires?|hmac|hash|ticket|"
+    r"awsaccesskeyid|googleaccessid|key-pair-id|se|sv|skoid|token.*|auth.*|pass.*",
+    re.IGNORECASE,
+)
+_NO_TEXT = frozenset(("", "null", "none", "~", "true", "false", LEFT_OUT))
+
+
+#: Variables of a shell that are named as passwords are.
+_FOLDERS = ("PWD", "OLDPWD")
+
+
+def is_secret(key: str, value: object) -> bool:
+    """Whether an entry of a configuration, or a variable of the environment, is a token, a key or a
+    password, or has one."""
+    if not isinstance(value, str) or value.strip().lower() in _NO_TEXT or key in _FOLDERS:
+        return False
+    if _DIGEST_KEY.search(key) and _DIGEST.fullmatch(value):
+        return False
+    return is_secret_name(key) or secret_in(value) is not None
+
+
+@lru_cache(maxsize=4096)
+def is_secret_name(key: str) -> bool:
+    """Whether the values under a key are secrets, whatever they look like."""
+    words = re.findall(r"[a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", _plain(key)).lower())
+    if not words:
+        return False
+    joined = "_".join(words)
+    if words[-1] in ("token", "key") and len(words) > 1 and _NO_SECRET.fullmatch(words[-2]):
+        return False
+    if words[-1] in ("id", "ids") or joined.startswith("num_"):
+        return bool(re.search("aws_|access_key_id|secret", joined))
+    return (
+        any(map(_SECRET_WORDS.fullmatch, words))
+        or words[-1] in _LAST_WORDS
+        or bool(_SECRET_PARTS.search(joined))
+        or bool(_SECRET_PARTS.search("".join(words)))
+    )
+
+
+# Values ----------------------------------------------------------------------------------------
+
+#: Keys whose values are commits and our own digests, which look as keys of W&B do.
+_DIGEST_KEY = re.compile(
+    r"(?:^|_)(?:revision|revision_of_model|commit|sha256|digest)$|^(?:rows|chat_template|"
+    r"null_prompt)$"
+)
+_DIGEST = re.compile(r"[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+def reason(key: str, value: object, secret: bool = False) -> str | None:
+    """Why a value must not leave, in words that go on from the name of its key; None if it may.
+
+    Args:
+        key: the name that it is under.
+        value: a scalar.
+        secret: whether a mapping or a list around it has the name of a secret.
+    """
+    if value is None or isinstance(value, bool):
+        return None
+    text = str(value)
+    if text.strip().lower() in _NO_TEXT or _TEXT_LEFT_OUT.fullmatch(text):
+        return None
+    if secret or is_secret_name(key):
+        return "has the name of a secret"
+    if not isinstance(value, str):
+        return None
+    if key == "bdpo_control" or (_DIGEST_KEY.search(key) and _DIGEST.fullmatch(text)):
+        return None
+    if not _is_prose(key) and is_machine_path(text):
+        return "is a path of this machine"
+    return private_in(text)
+
+
+def _is_prose(key: str) -> bool:
+    """Whether a key has words, which may begin as a path does (``/no_think``)."""
+    return key != "chat_template_jinja" and bool(_TEXT_KEY.fullmatch(key))
+
+
+def private_in(text: str) -> str | None:
+    """Why a text must not leave, be it for a secret or for what says whose machine it is from."""
+    if (why := secret_in(text)) is not None:
+        return why
+    return next((why for part in _readings(text) if (why := _private(part)) is not None), None)
+
+
+def secret_in(text: str) -> str | None:
+    """Why a text must not leave, as far as it has a token, a key, a password or a signed URL."""
+    return next((why for part in _readings(text) if (why := _secret(part)) is not None), None)
+
+
+def _readings(text: str) -> Iterator[str]:
+    """A text as it may be meant: without invisible and look-alike characters, unquoted, decoded."""
+    plain = _plain(text)
+    yield plain
+    seen = {plain}
+    for _ in range(2):
+        again = html.unescape(unquote(plain))
+        if again in seen:
+            break
+        seen.add(again)
+        plain = again
+        yield plain
+    for word in _BASE64.findall(plain):
+        if (decoded := _decoded(word)) is not None:
+            yield decoded
+
+
+#: Letters of other alphabets that look as Latin ones do.
+_ALIKE = str.maketrans(
+    "аеорсухіѕјԁԛԝһӏкмтвнАВЕКМНОРСТХІЅЈοανρτκιυχΑΒΕΖΗΙΚΜΝΟΡΤΥΧ",
+    "aeopcyxisjdqwhlkmtbhABEKMHOPCTXISJoavptkiuxABEZHIKMNOPTYX",
+)
+
+
+def _plain(text: str) -> str:
+    if text.isascii():
+        return text
+    text = unicodedata.normalize("NFKC", text)
+    return "".join(c for c in text if unicodedata.category(c) != "Cf").translate(_ALIKE)
+
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}")
+
+
+def _decoded(word: str) -> str | None:
+    """What a word says in base64, if that is a text."""
+    word = word.rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        text = base64.b64decode(word + "=" * (-len(word) % 4), validate=True).decode()
+    except ValueError:
+        return None
+    return text if all(c.isprintable() or c in "\n\r\t" for c in text) else None
+
+
+_NOT_BEFORE = r"(?<![A-Za-z0-9])"
+_TOKEN = re.compile(
+    _NOT_BEFORE
+    + r"(?:(?:hf_|api_org_|gsk_|npm_|r8_|rpa_|ntn_|tgp_v1_|xai-|whsec_|figd_|do[opr]_(?:v1_)?|"
+    r"shp(?:at|ca|pa|ss)_|gh[pousr]_|[rsp]k_(?:live|test)_|hv[sb]\.|sntry[su]_|lin_api_)"
+    r"[A-Za-z0-9]{12,}|"
+    r"(?:github_pat_|sk-|pypi-|nvapi-|pplx-|dckr_pat_|GOCSPX-|ya29\.|AIza|wandb_v1_|eyJ|SG\.|"
+    r"gl(?:pat|dt|rt|ptt|ft|imt|agent|soat|cbt|ffct|oas)-|gl(?:sa|c)_|xapp-|xox[a-z]-|sq0[a-z]{3}-)"
+    r"[\w-]{10,}|"
+    r"(?:A3T[A-Z0-9]|AKIA|ASIA|AGPA|AIDA|AROA|AIPA|ANPA|ANVA)[A-Z0-9]{12,}|dapi[0-9a-f]{32}|"
+    r"\d{8,10}:[\w-]{35}(?!\w)|[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}(?!\w))"
+)
+#: A commit, which is named as one by what comes before it.
+_COMMIT = re.compile(
+    r"(revision[ =]|@|(?:resolve|commit|tree|blob|raw)/|githubusercontent\.com/[\w.-]+/[\w.-]+/)"
+    r"[0-9a-f]{40}(?![0-9A-Za-z])"
+)
+_HEX = re.compile(_NOT_BEFORE + r"[0-9a-fA-F]{32,}(?![A-Za-z0-9])")
+_HOOKS = re.compile(
+    r"hooks\.slack\.com|discord(?:app)?\.com/api/webhooks|open-apis/bot|dingtalk\.com/robot|"
+    r"webhook|/hooks?/|api\.telegram\.org/bot|chat\.googleapis\.com|hooks\.zapier\.com|"
+    r"maker\.ifttt\.com|ntfy\.sh/|ftqq\.com",
+    re.IGNORECASE,
+)
+_SECRETS = (
+    (_TOKEN, "looks like a token or a key"),
+    (_HEX, "looks like a token or a key"),
+    (re.compile(r"-----BEGIN |PuTTY-User-Key|\bssh-(?:rsa|dss|ed25519) AAAA"), "has a key file"),
+    (
+        re.compile(r"://(?:[^\s/?#]*@|[^\s/?#@]+:[^\s@]*@)"),
+        "has the user or the password of a URL",
+    ),
+    (
+        re.compile(
+            r"\b(?:jdbc:|(?:postgres(?:ql)?|mysql|mariadb|mongodb|rediss?|amqps?|mssql|oracle|"
+            r"clickhouse|snowflake|kafka|nats|ldaps?|smtps?|imaps?|s?ftp|ssh)(?:\+\w+)?://)",
+            re.IGNORECASE,
+        ),
+        "has the address of a server",
+    ),
+    (
+        re.compile(
+            r"\bbearer\s+[\w.~+/=-]{6,}|"
+            r"\bbasic\s+(?=[\w+/-]*(?:\d|=))[\w+/-]{8,}={0,2}|\bauthorization\s*[:=]",
+            re.IGNORECASE,
+        ),
+        "has an Authorization header",
+    ),
+    (
+        re.compile(
+            r"\b(?:pass(?:word|wd|phrase|code)|pwd|secret|api[ _-]?key)s?\b['\"]?\s*"
+            r"(?:\bis\b|=|:|\bare\b)\s*[^\s=]{3,}",
+            re.IGNORECASE,
+        ),
+        "says a password or a secret",
+    ),
+    (re.compile(r"(?:^|\s)-u\s+\S+:\S+"), "says a password or a secret"),
+)
+_PARAMETER = re.compile(r"[?&;]([^\s=&;#]+)=([^\s&;#]+)")
+_ASSIGNED = re.compile(
+    r"(?:--(?P<option>[A-Za-z][\w-]*)[ =]+|(?P<name>[A-Za-z][\w.-]*)['\"]?\s*(?:=(?!=)|:)\s*['\"]?)"
+    r"(?P<value>[^\s'\"&;,{}<>|()]{3,})"
+)
+_WORD = re.compile(r"[A-Za-z0-9+/_=-]{20,}")
+
+
+def _secret(text: str) -> str | None:
+    text = _COMMIT.sub(r"\1", text)
+    for pattern, why in _SECRETS:
+        if pattern.search(text):
+            return why
+    if "://" in text and _HOOKS.search(text):
+        return "has the address of a webhook"
+    for name, value in _PARAMETER.findall(text):
+        if _SIGNING.fullmatch(name) or is_secret_name(name) or _is_random(value):
+            return "has a signed URL"
+    for found in _ASSIGNED.finditer(text):
+        name = found["option"] or found["name"]
+        bare = name.lower() in _LAST_WORDS and found["option"] is None
+        if bare and not re.match(rf"{name}=\w", found[0]):
+            continue
+        if is_secret_name(name) and found["value"].lower() not in _NO_TEXT:
+            return "says a password or a secret"
+    if any(True for detector in _detectors() for _ in detector.analyze_string(text)):
+        return "looks like a token or a key"
+    if any(map(_is_random, _WORD.findall(text))):
+        return "looks random, as tokens and keys do"
+    return None
+
+
+@cache
+def _detectors() -> tuple[Any, ...]:
+    """The detectors of detect-secrets that know a form; ours are those of entropy, names of keys
+    and addresses."""
+    from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
+    from detect_secrets.plugins.base import RegexBasedDetector
+
+    classes: Iterable[Any] = get_mapping_from_secret_type_to_class().values()
+    return tuple(
+        kind()
+        for kind in classes
+        if issubclass(kind, RegexBasedDetector) and kind.__name__ != "IPPublicDetector"
+    )
+
+
+def _is_random(word: str) -> bool:
+    """Whether small letters, capitals and digits change as often as in a random word, and not as
+    in the name of a model."""
+    if len(word) < 20:
+        return False
+    kinds = [
+        "a" if c.islower() else "A" if c.isupper() else "0" if c.isdigit() else "" for c in word
+    ]
+    changes = sum(a != b and "" not in (a, b) and a + b != "Aa" for a, b in pairwise(kinds))
+    return changes >= (0.25 if len(word) < 32 else 0.2) * len(word)
+
+
+_WHOLE_PATH = re.compile(
+    r"(?:file:|~[\w.-]*(?:[/\\]|$)(?!$)|~$|//?(?=\w)|/$|[A-Za-z]:[\\/](?![\\/])|\\\\(?=\w))"
+    r"(?!.*[{<|]).*"
+)
+_PATHS = re.compile(
+    r"(?<![\w/.<>~\-*\]}])(?:/[\w.@+-]+){2,}"
+    r"|(?<![\w.])~[\w-]*/\w|(?<!\w)[A-Za-z]:[\\/](?![\\/])\w|\\\\[\w.-]+\\\w|\bfile:/"
+    r"|(?:\.\./)+(?:home|Users)/\w|(?:^|[\s'\"=(])(?:/home|/root|/Users)/\w"
+)
+_EMAIL = re.compile(
+    r"[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b|(?<![\w./@-])[\w.-]+@[\w.-]+:[~/\w]"
+)
+_HOSTS = re.compile(
+    r"\b[\w-]+\.(?:internal|intranet|corp|local|localdomain|lan|home|private|consul|onion)"
+    r"(?![\w-]|\.\w)"
+    r"|\b(?:https?|wss?|grpcs?|tcp|udp)://(?:[\w-]+(?=[:/?#\s]|$)|\[)"
+    r"|(?<![\w/@.-])[A-Za-z][\w-]*(?:\.[\w-]+)+:\d{2,5}(?!\d)"
+    r"|^[A-Za-z][\w-]*:\d{2,5}$",
+    re.IGNORECASE,
+)
+_IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?!\.?\w)")
+_IPV6 = re.compile(r"(?<![\w:])(?:[0-9a-fA-F]{1,4}:|:){2,7}[0-9a-fA-F]{1,4}(?![\w:])")
+
+
+def _private(text: str) -> str | None:
+    if _PATHS.search(text):
+        return "has a path of this machine"
+    if _EMAIL.search(text):
+        return "has an e-mail address"
+    if _HOSTS.search(text) or any(map(_is_address, _IPV4.findall(text) + _IPV6.findall(text))):
+        return "has the name or the address of a host"
+    return None
+
+
+def _is_address(text: str) -> bool:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    if address.version == 6 and len(text) < 5:  # a slice of Python
+        return False
+    return not (address.is_loopback or address.is_unspecified)
