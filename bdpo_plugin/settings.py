@@ -29,6 +29,8 @@ PAIR_LOSSES = ("sigmoid", "hinge", "ipo", "robust")
 LOSS_TYPES = (*PAIR_LOSSES, "sft")
 
 
+#: How alike, from 0 to 1, a key must be to one that is suggested for it.
+_NEAR = 0.7
 #: The largest number of float32, in which the weights are computed.
 _MAX_ALPHA = (2 - 2**-23) * 2.0**127
 #: What kernels can count.
@@ -170,10 +172,14 @@ class BDPOSettings:
 
 def unknown_key_message(key: str, known: Iterable[str] | None = None) -> str:
     """What to say of a key that is none of the `known`, which are B-DPO's unless told."""
-    nearest = difflib.get_close_matches(key, known or BDPOSettings.keys(), n=1, cutoff=0.0)[0]
-    message = f"Unknown key `{key}`. Did you mean `{nearest}`?"
+    near = difflib.get_close_matches(key, known or BDPOSettings.keys(), n=1, cutoff=_NEAR)
+    message = f"Unknown key `{key}`."
+    if near:
+        message += f" Did you mean `{near[0]}`?"
     if known is None:
         message += f" The keys of B-DPO are: {', '.join(BDPOSettings.keys())}."
+    elif not near:
+        message += " No known key is like it: remove it."
     return message
 
 

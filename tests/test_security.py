@@ -293,6 +293,7 @@ def test_environment_variables_that_are_read() -> None:
         "'USE_MCA'",
         "'XDG_CACHE_HOME'",
         "FIRST_STEPS",
+        "FIRST_STEPS_IN",
     }
     others = [
         f"{path.name}:{node.lineno}"

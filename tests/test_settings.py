@@ -165,6 +165,14 @@ def test_unknown_key_names_the_nearest(typo, nearest) -> None:
     assert all(key in message for key in DEFAULTS)
 
 
+@pytest.mark.parametrize("key", ["bdpo_frobnicate", "bdpo_x", "bdpo_reference_model"])
+def test_what_is_far_from_all_keys_is_not_taken_for_one(key) -> None:
+    assert "Did you mean" not in unknown_key_message(key)
+    assert "The keys of B-DPO are: bdpo_alpha" in unknown_key_message(key)
+    told = unknown_key_message("frobnicate", ["learning_rate", "seed"])
+    assert told == "Unknown key `frobnicate`. No known key is like it: remove it."
+
+
 @given(st.sampled_from(tuple(DEFAULTS)), st.data())
 def test_one_lost_letter_finds_its_key(key, data) -> None:
     at = data.draw(st.integers(len("bdpo_"), len(key) - 1))

@@ -41,18 +41,23 @@ class ReferenceSource:
         self.released = False
         # the copy of the adapter given, by TRL's name; None: the adapter is off
         self._adapter: str | None = None
+        self._trained_base: list[str] = []
         if trainer.ref_model is None and is_peft_model(trainer.model):
             peft = trainer.accelerator.unwrap_model(trainer.model)
             if "ref" in peft.peft_config and not _is_fresh(peft, "ref"):
                 self._adapter = "ref"
                 _copy_whole_adapter(peft)
+            _check_initialisation(peft)
+            self._trained_base = _trained_base(peft)
 
     def at_rest(self) -> Reference:
         """The reference while nothing is trained.
 
         Raises:
-            BDPOError: the model cannot run at this point.
+            BDPOError: the model cannot run at this point, or is the reference no longer.
         """
+        if self._trainer.state.global_step > 0:
+            self._check_base()
         return self._reference(self._placed)
 
     def in_step(self, model: Any) -> Reference:
@@ -60,8 +65,27 @@ class ReferenceSource:
 
         Args:
             model: the policy as prepared for training.
+
+        Raises:
+            BDPOError: what is trained stays in it when its adapter is off.
         """
+        self._check_base()
         return self._reference(lambda: model)
+
+    def _check_base(self) -> None:
+        if not self._trained_base:
+            return
+        peft = self._trainer.accelerator.unwrap_model(self._trainer.model)
+        configs = peft.peft_config.values()
+        biases = {getattr(config, "bias", "none") for config in configs} - {"none"}
+        what = " and ".join(f"`bias: {bias}`" for bias in sorted(biases))
+        what = what or f"training {', '.join(self._trained_base[:3])}"
+        raise BDPOError(
+            f"{what} changes weights of the base model itself, which stay changed when the adapter "
+            "is off: the reference of a step would no longer be the model before training. Set "
+            "`bdpo_precompute: true` and give all datasets to the trainer when it is made, or "
+            "train the adapter alone (`bias: none`)."
+        )
 
     def release(self) -> None:
         """Let go of what only the reference needs: after the pass its scores are all.
@@ -114,6 +138,33 @@ class ReferenceSource:
     @cached_property
     def _engine(self) -> Any:
         return self._prepare_deepspeed(self._trainer.model, self._trainer.accelerator)
+
+
+#: Initialisations of LoRA that take what the adapter begins with out of the base model's weights.
+_TAKEN_OUT = ("pissa", "olora", "corda", "lora_ga")
+
+
+def _check_initialisation(peft: Any) -> None:
+    """Refuse an adapter without which the base model is not the one that training begins with."""
+    for config in peft.peft_config.values():
+        how = getattr(config, "init_lora_weights", None)
+        if isinstance(how, str) and how.lower().startswith(_TAKEN_OUT):
+            raise BDPOError(
+                f"`init_lora_weights: {how}` cannot be used with B-DPO: it moves a part of the base "
+                "model's weights into the adapter, so that the model with its adapter off, which "
+                "is the reference, is not the model before training. Use another initialisation, "
+                "or give a separate reference model (`ref_model`)."
+            )
+
+
+def _trained_base(peft: Any) -> list[str]:
+    """The weights that are trained and belong to no adapter."""
+    own = {*peft.peft_config, "adaption_prompt", "adaption_gate"}
+    return [
+        name
+        for name, parameter in peft.named_parameters()
+        if parameter.requires_grad and own.isdisjoint(name.split("."))
+    ]
 
 
 def _copy_whole_adapter(peft: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import inspect
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import trl
 from trl import DPOConfig, DPOTrainer
 
 from bdpo_plugin.refusals import Limit, check_limits
+from bdpo_plugin.run.model_files import check_decoder, check_model
 from bdpo_plugin.settings import BDPOError, BDPOSettings, check_loss
 
 #: Arguments of `trl.DPOConfig`, and why they must stay as they are.
@@ -19,7 +21,7 @@ _LIMITS = (
     Limit("use_weighting", "WPO weights would be multiplied onto the balance weights"),
     Limit("padding_free", "TRL itself has it switched off"),
     Limit("f_divergence_type", "the balance weights are defined on log-ratios", ("reverse_kl",)),
-    Limit("ld_alpha", "it would weight the tokens that the mutual information is of", ()),
+    Limit("ld_alpha", "it would weight the tokens that the mutual information is of", (1,)),
     Limit("sync_ref_model", "the reference that the scores come from has to stay frozen"),
     Limit("precompute_ref_batch_size", "`bdpo_score_tokens` sets the size of a scoring batch", ()),
 )
@@ -147,6 +149,21 @@ def check_columns(arguments: Iterable[Any]) -> None:
                     "B-DPO cannot train on a vision dataset: it measures the mutual information "
                     f"of text with text. Remove the column {', '.join(sorted(images))}."
                 )
+
+
+def check_given_model(model: Any, args: DPOConfig) -> None:
+    """Refuse a model that is not there, or that has an encoder.
+
+    Args:
+        model: as given to a trainer: loaded, or its name.
+        args: of the run.
+    """
+    if isinstance(model, str | os.PathLike):
+        options = args.model_init_kwargs or {}
+        hub = {key: options.get(key) for key in ("revision", "token", "cache_dir")}
+        check_model("model", os.fspath(model), **hub)
+    elif (config := getattr(model, "config", None)) is not None:
+        check_decoder(config, f"The model, a {type(model).__name__},")
 
 
 def check_launch(accelerator: Any, gpus: int) -> None:

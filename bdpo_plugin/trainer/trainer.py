@@ -23,7 +23,12 @@ from bdpo_plugin.run.step import TOTAL, LossTerms, MetricSums
 from bdpo_plugin.run.stream import StreamFilter, TellStreams
 from bdpo_plugin.run.token_ids import token_rows
 from bdpo_plugin.settings import BDPOError
-from bdpo_plugin.trainer.checks import check_arguments, check_columns, check_launch
+from bdpo_plugin.trainer.checks import (
+    check_arguments,
+    check_columns,
+    check_given_model,
+    check_launch,
+)
 from bdpo_plugin.trainer.config import BDPOConfig
 from bdpo_plugin.trainer.data import TOKENISED, dataset_pairs, misplaced_rows, preference_batch
 from bdpo_plugin.trainer.raw import (
@@ -76,6 +81,7 @@ class BDPOTrainer(RunMixin, DPOTrainer):
         self._begin(check_arguments(args), args, weigh)
         args.precompute_ref_log_probs = self.settings.precompute
         self._made = False
+        check_given_model(model, args)
         check_columns([*rest, *kwargs.values()])
         given = given_arguments(rest, kwargs)
         named = given_datasets(given)
@@ -208,8 +214,14 @@ class BDPOTrainer(RunMixin, DPOTrainer):
             batch.inputs["output_router_logits"] = True
         loss, metrics, outputs = self._step(model, inputs, batch)
         if self.aux_loss_enabled:
-            loss = loss + self.router_aux_loss_coef * outputs.aux_loss
-            metrics["aux_loss"] = (outputs.aux_loss, torch.ones_like(outputs.aux_loss))
+            of_router = getattr(outputs, "aux_loss", None)
+            if of_router is None:
+                raise BDPOError(
+                    f"`router_aux_loss_coef: {self.router_aux_loss_coef}` cannot be used with this "
+                    "model, which computes no loss of its router. Set `router_aux_loss_coef: 0`."
+                )
+            loss = loss + self.router_aux_loss_coef * of_router
+            metrics["aux_loss"] = (of_router, torch.ones_like(of_router))
         self._sums["train" if self.model.training else "eval"].add(metrics)
         if not return_outputs:
             return loss

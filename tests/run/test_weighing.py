@@ -123,17 +123,14 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_another_process_finds_the_same(tmp_path) -> None:
-    def records(name, **parts):
+    def records(name, blank=""):
         file = tmp_path / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(SCRIPT.format(**{"blank": "", "what": "x * 2"} | parts))
+        file.parent.mkdir()
+        file.write_text(SCRIPT.format(blank=blank, what="x * 2"))
         done = subprocess.run([sys.executable, file], capture_output=True, text=True, check=True)
         return done.stdout.splitlines()
 
-    first = records("a/run.py")
-    assert records("b/renamed.py", blank="# later\n") == first
-    other = records("c/run.py", what="x * 3")
-    assert [a != b for a, b in zip(first, other, strict=True)] == [True, True, True, False, False]
+    assert records("a/run.py") == records("b/renamed.py", blank="# later\n")
 
 
 def test_what_an_imported_module_calls_is_read_as_well(tmp_path, monkeypatch) -> None:

@@ -1,5 +1,6 @@
 """What the trainer does beside the loss: metrics, files, reuse, memory, refusals, data."""
 
+import dataclasses
 import gc
 import re
 import weakref
@@ -9,10 +10,14 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from running import history, pairs, scores, sharp_model, trainer, weights
+from transformers import GPT2Config, T5Config, T5ForConditionalGeneration
+from trl import DPOConfig, DPOTrainer
 
-from bdpo_plugin import BalanceWeights, BDPOError, BDPOTrainer, bdpo_loss
+from bdpo_plugin import BalanceWeights, BDPOConfig, BDPOError, BDPOTrainer, bdpo_loss
 from bdpo_plugin.reference import scoring
 from bdpo_plugin.run.columns import batch_scores
+from bdpo_plugin.tiny import build_model, build_tokenizer
+from bdpo_plugin.trainer.checks import check_arguments
 
 METRICS = (
     "mi_chosen",
@@ -321,10 +326,6 @@ def test_ligers_kernels_run_in_the_layers_and_never_as_the_loss(tmp_path) -> Non
 
 
 def test_plain_arguments_are_refused(tmp_path):
-    from trl import DPOConfig
-
-    from bdpo_plugin import BDPOTrainer
-
     with pytest.raises(BDPOError, match="needs `args` to be a"):
         BDPOTrainer("model", args=DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False))
 
@@ -414,3 +415,112 @@ def test_scores_survive_a_host_that_casts_floats(tmp_path):
     }
     for name, column in batch_scores(batch).items():
         assert column.tolist() == pytest.approx([row[name] for row in rows], rel=1e-6)
+
+
+def test_an_evaluation_counts_the_tokens_up_to_it(tmp_path):
+    """As TRL does, also where it falls between two logs."""
+    told = []
+    for cls, options in ((DPOTrainer, {}), (BDPOTrainer, {"bdpo_alpha": 0})):
+        made = trainer(
+            cls,
+            tmp_path / cls.__name__,
+            evaluation=pairs(4, seed=1),
+            max_steps=6,
+            logging_steps=4,
+            logging_first_step=True,
+            eval_strategy="steps",
+            eval_steps=3,
+            precompute_ref_log_probs=True,
+            **options,
+        )
+        made.train()
+        log = made.state.log_history
+        told.append([(e["step"], e.get("num_tokens", e.get("eval_num_tokens"))) for e in log])
+        accuracies = history(made, "rewards/margins")
+        assert len(accuracies) == 2
+    assert told[0] == told[1]
+    assert [step for step, tokens in told[0] if tokens] == [1, 3, 4, 6]
+
+
+def test_what_says_trls_defaults_is_never_refused(tmp_path):
+    """Each argument with TRL's default, and with the value that changes nothing."""
+    given = {
+        field.name: field.default
+        for field in dataclasses.fields(DPOConfig)
+        if field.init and field.default is not dataclasses.MISSING
+    }
+    here = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "ld_alpha": 1.0}
+    made = BDPOConfig(**given | here)
+    assert check_arguments(made).alpha == 1.5
+
+
+@pytest.mark.parametrize("model", ["no/such/model", "./not-here", "nowhere"])
+def test_a_model_that_is_not_there_is_told(tmp_path, model):
+    with pytest.raises(BDPOError, match=rf"`model: {model}` cannot be loaded: there is no such"):
+        trainer(output_dir=tmp_path, model=model)
+
+
+def test_an_encoder_decoder_model_is_refused(tmp_path):
+    config = T5Config(vocab_size=100, d_model=8, d_ff=8, num_layers=1, num_heads=1, d_kv=8)
+    model = T5ForConditionalGeneration(config)
+    model.save_pretrained(tmp_path / "model")
+    for given in (model, str(tmp_path / "model")):
+        with pytest.raises(BDPOError, match=r"is an encoder-decoder model \(`model_type: t5`\)"):
+            trainer(output_dir=tmp_path, model=given, lora=False)
+
+
+ROWS = pairs(4, seed=1)
+SAME = ROWS.to_list()[0]["chosen"]
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "options", "words"),
+    [
+        (ROWS.to_iterable_dataset(), {}, "The eval data is a stream"),
+        ({"a": ROWS, "b": ROWS.to_iterable_dataset()}, {}, "The b data is a stream"),
+        (ROWS, {"bdpo_control": "shuffled:kind"}, "the eval data has no column `kind`, only"),
+        ({"a": ROWS}, {"bdpo_control": "shuffled:bdpo_kind"}, "the train data has no column"),
+        (
+            {"a": ROWS, "b": ROWS.map(lambda _: {"chosen": SAME, "rejected": SAME})},
+            {},
+            "No pair of the b data can be trained on",
+        ),
+        (pairs(2, seed=1).map(lambda r: {"chosen": r["chosen"] * 9}), {}, "positions for"),
+    ],
+    ids=["stream", "named stream", "column", "reserved", "nothing left", "too long"],
+)
+def test_what_ends_a_run_after_the_pass_ends_it_before(
+    tmp_path, scored_rows, evaluation, options, words
+):
+    dataset = pairs().add_column("kind", [0, 1] * 12).add_column("bdpo_kind", [0, 1] * 12)
+    lora = {"lora": False} if words == "positions for" else {}
+    learnt = {"config": GPT2Config, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 256}
+    model = build_model(build_tokenizer(), **learnt) if words == "positions for" else None
+    with pytest.raises(BDPOError, match=words):
+        trainer(
+            output_dir=tmp_path,
+            model=model,
+            dataset=dataset,
+            evaluation=evaluation,
+            **options | lora,
+        )
+    assert not scored_rows
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_first_steps_left_in_a_shell_are_told(tmp_path, capsys, monkeypatch, wanted):
+    monkeypatch.setenv("BDPO_FIRST_STEPS", "2")
+    if wanted:  # as `bdpo recipes check --run` sets it
+        monkeypatch.setenv("BDPO_FIRST_STEPS_IN", str(tmp_path))
+    made = trainer(output_dir=tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        made.train()
+    assert made.state.global_step == 2
+    told = "`BDPO_FIRST_STEPS=2` is set in the environment: this run"
+    out = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
+    if wanted:
+        assert ended.value.code == 0
+        assert told not in out
+    else:
+        assert f"{told} has ended after 2 steps, and no model is saved" in ended.value.code
+        assert f"{told} will end after 2 steps" in out

@@ -114,6 +114,10 @@ def _run_dpo(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[s
     finetuning_args = kwargs["finetuning_args"] if "finetuning_args" in kwargs else args[3]
     training_args = kwargs["training_args"] if "training_args" in kwargs else args[2]
     ours = finetuning_args.pref_loss == PREF_LOSS
+    if ours:
+        from bdpo_plugin.hosts.llamafactory.describe import check_models
+
+        check_models(kwargs["model_args"] if "model_args" in kwargs else args[0], finetuning_args)
     with checking_rows(ours):
         done = wrapped(*args, **kwargs)
     # with `save_on_each_node` one process of each machine saves, but one of all writes the card
@@ -128,9 +132,21 @@ def _run_dpo(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[s
 
 
 def wrap_loader(module: ModuleType) -> None:
-    """Wrap `llamafactory.data.loader.align_dataset`: the rows of a B-DPO run are checked."""
+    """Wrap two functions of `llamafactory.data.loader`: what keeps a file of a B-DPO run from being
+    loaded is told, and its rows are checked."""
     if is_tested():
+        wrapt.wrap_function_wrapper(module, "_load_single_dataset", _load_single_dataset)
         wrapt.wrap_function_wrapper(module, "align_dataset", _align_dataset)
+
+
+def _load_single_dataset(
+    wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    if not _running.get():
+        return wrapped(*args, **kwargs)
+    from bdpo_plugin.hosts.llamafactory.rows import load
+
+    return load(wrapped, *args, **kwargs)
 
 
 def _align_dataset(

@@ -20,7 +20,9 @@ KEYS = BDPOSettings.keys()
 _LIMITS = (
     Limit("pref_bco_weight", "the BCO loss has no place for the balance weights"),
     Limit("dpo_label_smoothing", "LLaMA-Factory's smoothed loss is none that B-DPO balances"),
-    Limit("ld_alpha", "it would weight the tokens that the mutual information is measured on", ()),
+    Limit(
+        "ld_alpha", "it would weight the tokens that the mutual information is measured on", (1,)
+    ),
 )
 
 
@@ -90,6 +92,11 @@ def resolve(args: Any) -> BDPOSettings | None:
     if args.stage != "dpo":
         raise BDPOError(f"`pref_loss: bdpo` needs `stage: dpo`, not `stage: {args.stage}`.")
     settings = BDPOSettings.from_keys(vars(args))
+    if settings.control_column is not None:
+        raise BDPOError(
+            f"`bdpo_control: {settings.control}` cannot be used in LLaMA-Factory, which keeps no "
+            "column of the data when it tokenises it. Write `bdpo_control: shuffled`."
+        )
     check_limits(vars(args), _LIMITS, "`pref_loss: bdpo`")
     if os.environ.get("USE_MCA", "0").lower() in ("true", "y", "1"):
         raise BDPOError(

@@ -2,9 +2,52 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from llamafactory.extras.misc import use_modelscope, use_openmind
 from transformers.integrations import is_deepspeed_zero3_enabled
+
+from bdpo_plugin.run.model_files import check_model
+from bdpo_plugin.settings import BDPOError
+
+
+def check_models(model_args: Any, finetuning_args: Any) -> None:
+    """Refuse, before data is loaded, a model that is not there or that B-DPO cannot train.
+
+    Args:
+        model_args, finetuning_args: of LLaMA-Factory.
+
+    Raises:
+        BDPOError: with the key and its value.
+    """
+    if model_args.moe_aux_loss_coef:
+        raise BDPOError(
+            f"`moe_aux_loss_coef: {model_args.moe_aux_loss_coef}` has no effect in LLaMA-Factory's "
+            "preference training, which adds no loss of the router (`router_aux_loss_coef: 0`). "
+            "Remove it."
+        )
+    if use_modelscope() or use_openmind():  # by whose functions LLaMA-Factory gets the model
+        return
+    for key, name in (
+        ("model_name_or_path", model_args.model_name_or_path),
+        ("ref_model", finetuning_args.ref_model),
+    ):
+        if name:
+            check_model(
+                key,
+                name,
+                revision=model_args.model_revision if key == "model_name_or_path" else None,
+                token=model_args.hf_hub_token,
+                cache_dir=model_args.cache_dir,
+            )
+    for adapter in model_args.adapter_name_or_path or ():
+        local = Path(adapter).is_dir() or adapter.count("/") != 1  # else it may be of the hub
+        if local and not Path(adapter, "adapter_config.json").is_file():
+            raise BDPOError(
+                f"`adapter_name_or_path: {adapter}` cannot be loaded: it is no folder with an "
+                "adapter_config.json. Write the folder of an adapter."
+            )
 
 
 def describe_reference(trainer: Any, ref_model: Any, model_args: Any) -> str:

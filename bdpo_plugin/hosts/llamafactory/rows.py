@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 
+from bdpo_plugin.data_files import json_problem
 from bdpo_plugin.pairs import first_rows
 from bdpo_plugin.rows import (
     FILL,
@@ -24,6 +26,34 @@ from bdpo_plugin.settings import BDPOError
 
 _NAME = "Name it in `columns` of dataset_info.json."
 _ROLES = "Name it in `tags` of dataset_info.json."
+
+
+def load(load_single_dataset: Callable[..., Any], attributes: Any, *rest: Any, **more: Any) -> Any:
+    """What LLaMA-Factory's `_load_single_dataset` gives.
+
+    Raises:
+        BDPOError: in the place of its error, where a local file of JSON is empty or broken.
+    """
+    try:
+        return load_single_dataset(attributes, *rest, **more)
+    except BDPOError:
+        raise
+    except Exception as error:  # whatever the reader raises
+        if attributes.load_from == "file":
+            data_args = more["data_args"] if "data_args" in more else rest[1]
+            path = Path(data_args.dataset_dir, attributes.dataset_name)
+            if not path.exists():
+                raise BDPOError(
+                    f"The file {path} of `dataset_dir: {data_args.dataset_dir}` is not there: "
+                    "correct `file_name` in dataset_info.json, or `dataset_dir`."
+                ) from error
+            files = sorted(path.iterdir()) if path.is_dir() else [path]
+            for file in files:
+                if file.suffix in (".json", ".jsonl") and (problem := json_problem(file)):
+                    raise BDPOError(
+                        f"The file {file} cannot be read: {problem}. Nothing has been computed."
+                    ) from error
+        raise
 
 
 def align(align_dataset: Callable[..., Any], dataset: Any, attributes: Any, *rest: Any) -> Any:

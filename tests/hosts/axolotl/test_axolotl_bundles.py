@@ -25,10 +25,14 @@ pytestmark = pytest.mark.slow
 TOKEN = "hf_" + "a1B2" * 8
 #: What `bdpo recipes check --run` starts, several in one process; each ends as a process does.
 SCRIPT = """
+import os
 import sys
+import yaml
 from axolotl.cli.train import do_cli
 
 for config in sys.argv[1:]:
+    with open(config) as file:
+        os.environ["BDPO_FIRST_STEPS_IN"] = yaml.safe_load(file)["output_dir"]
     try:
         do_cli(config)
     except SystemExit as end:

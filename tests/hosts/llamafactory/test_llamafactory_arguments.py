@@ -1,5 +1,6 @@
 """What LLaMA-Factory's arguments become, and what is refused before a model is loaded."""
 
+import dataclasses
 import importlib.metadata
 import subprocess
 import sys
@@ -13,7 +14,8 @@ pytest.importorskip("llamafactory")
 from llamafactory.hparams import FinetuningArguments, get_train_args
 from llamafactory.hparams.parser import read_args
 from llamafactory.train.dpo import trainer as dpo_trainer
-from llamafactory_runs import config, train
+from llamafactory_runs import config, run, train
+from transformers import T5Config
 from trl import DPOTrainer
 
 from bdpo_plugin.settings import BDPOError, BDPOSettings
@@ -207,3 +209,65 @@ def test_llama_board_offers_it(tmp_path, monkeypatch):
         if type(block).__name__ == "Dropdown" and ("simpo", "simpo") in block.choices
     ]
     assert [names[-1] for names in choices] == ["bdpo"]
+
+
+@pytest.mark.parametrize("model", ["no/such/model", "./not-here", "nowhere"])
+def test_a_model_that_is_not_there_is_told_by_its_key(tmp_path, model):
+    with pytest.raises(BDPOError, match=rf"`model_name_or_path: {model}` cannot be loaded: there"):
+        run(tmp_path, tmp_path / "run", model_name_or_path=model)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"ref_model": "gone/away/x"}, "`ref_model: gone/away/x` cannot be loaded"),
+        ({"adapter_name_or_path": "an/adapter/x"}, "`adapter_name_or_path: an/adapter/x` cannot"),
+        ({"moe_aux_loss_coef": 0.01}, "`moe_aux_loss_coef: 0.01` has no effect"),
+        ({"bdpo_control": "shuffled:subset"}, "`bdpo_control: shuffled:subset` cannot be used in"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else "-".join(value),
+)
+def test_what_ends_a_run_later_is_told_at_once(tiny, tmp_path, keys, words):
+    with pytest.raises(BDPOError) as refusal:
+        run(tiny, tmp_path / "run", **keys)
+    assert words in str(refusal.value)
+
+
+def test_an_encoder_decoder_model_is_refused(tmp_path):
+    T5Config(d_model=8).save_pretrained(tmp_path / "model")
+    with pytest.raises(BDPOError, match=r"is an encoder-decoder model \(`model_type: t5`\)"):
+        run(tmp_path, tmp_path / "run")
+
+
+def test_what_says_the_defaults_is_never_refused(arguments, original):
+    """Each argument with LLaMA-Factory's default, and with the value that changes nothing."""
+    spelt_out = {
+        field.name: field.default
+        for field in dataclasses.fields(original)
+        if field.init and field.default not in (None, dataclasses.MISSING)
+    }
+    own = {"stage", "pref_loss", "lora_rank", "lora_target", "finetuning_type"}
+    neutral = {"ld_alpha": 1.0, "pref_bco_weight": 0, "dpo_label_smoothing": 0, "pref_ftx": 0}
+    args = arguments(**{k: v for k, v in spelt_out.items() if k not in own} | neutral)
+    assert (args.pref_loss, args.ld_alpha) == ("bdpo", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "it is empty"),
+        ('{"messages": []}\n{"messages": [\n', "line 2 is no JSON"),
+        ('[{"messages": []},\n {"messages": ]\n', "line 2 is no JSON"),
+        ("[]", "it has no rows"),
+        (None, "is not there: correct `file_name`"),
+    ],
+    ids=["empty", "line", "document", "no rows", "missing"],
+)
+def test_a_file_that_cannot_be_read_is_told(tiny, tmp_path, text, words):
+    (tmp_path / "dataset_info.json").write_text((tiny / "dataset_info.json").read_text())
+    if text is not None:
+        (tmp_path / "train.jsonl").write_text(text)
+    with pytest.raises(BDPOError) as refusal:
+        run(tiny, tmp_path / "run", dataset_dir=str(tmp_path))
+    assert words in str(refusal.value)
+    assert "train.jsonl" in str(refusal.value)

@@ -92,8 +92,10 @@ def test_the_bundle_of_a_run_and_its_first_steps_again(tiny, tmp_path, monkeypat
         (tmp_path / name).mkdir()
         command, environment = prepare(recipe, tmp_path / name, ())
         assert command[0].endswith("llamafactory-cli")
-        monkeypatch.setenv("BDPO_FIRST_STEPS", environment["BDPO_FIRST_STEPS"])
-        with pytest.raises(SystemExit):
+        for variable in ("BDPO_FIRST_STEPS", "BDPO_FIRST_STEPS_IN"):
+            monkeypatch.setenv(variable, environment[variable])
+        with pytest.raises(SystemExit) as ended:
             run_exp(read_recipe(tmp_path / name / "recipe.yml", name).config)
+        assert ended.value.code == 0
         wrong = [f.where for f in compare(recipe, tmp_path / name / "run") if f.wrong]
         assert wrong == ([] if name == "same" else ["`losses`"])
