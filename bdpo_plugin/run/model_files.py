@@ -52,7 +52,7 @@ def check_decoder(config: Any, named: str) -> None:
     values: dict[str, Any] = config if isinstance(config, dict) else config.to_dict()
     if values.get("is_encoder_decoder"):
         raise BDPOError(
-            f"{named} is an encoder-decoder model (`model_type: {values.get('model_type')}`), which B-DPO "
-            "cannot train: it reads the responses of a causal language model, as a continuation "
-            "of the prompt. Choose a decoder-only model."
+            f"{named} is an encoder-decoder model (`model_type: {values.get('model_type')}`), "
+            "which B-DPO cannot train: it reads a response as the continuation of its prompt by a "
+            "causal language model. Choose a decoder-only model."
         )

@@ -150,10 +150,10 @@ def _check_initialisation(peft: Any) -> None:
         how = getattr(config, "init_lora_weights", None)
         if isinstance(how, str) and how.lower().startswith(_TAKEN_OUT):
             raise BDPOError(
-                f"`init_lora_weights: {how}` cannot be used with B-DPO: it moves a part of the base "
-                "model's weights into the adapter, so that the model with its adapter off, which "
-                "is the reference, is not the model before training. Use another initialisation, "
-                "or give a separate reference model (`ref_model`)."
+                f"`init_lora_weights: {how}` cannot be used with B-DPO: it moves a part of the "
+                "base model's weights into the adapter, so that the model with its adapter off, "
+                "which is the reference, is not the model before training. Use another "
+                "initialisation, or give a separate reference model (`ref_model`)."
             )
 
 
