@@ -26,6 +26,8 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
+import yaml
+
 #: In the place of what was left out.
 LEFT_OUT = "(left out)"
 _TEXT = "(text left out, digest {})"
@@ -199,6 +201,21 @@ def place_words(place: Place) -> str:
     """A place as it is written in a message: ``datasets[0].path``."""
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
     return key.removeprefix(".")
+
+
+def configuration_text(configuration: Mapping[str, Any], *, texts: bool = True) -> str:
+    """The YAML of a configuration without what must not leave the machine, in the order of its
+    keys and without comments.
+
+    Args:
+        configuration: of a host.
+        texts: whether its prompts and templates stay; else their digests stand in their place.
+    """
+    shown, _ = redacted(configuration)
+    if not texts:
+        shown = without_texts(shown)
+    text: str = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=96)
+    return text
 
 
 # Names of secrets ------------------------------------------------------------------------------
@@ -494,7 +511,7 @@ _HOSTS = re.compile(
     r"(?![\w-]|\.\w)"
     r"|\b(?:https?|wss?|grpcs?|tcp|udp)://(?:[\w-]+(?=[:/?#\s]|$)|\[)"
     r"|(?<![\w/@.-])[A-Za-z][\w-]*(?:\.[\w-]+)+:\d{2,5}(?!\d)"
-    r"|^[A-Za-z][\w-]*:\d{2,5}$",
+    r"|^[A-Za-z][\w-]*:\d{2,5}$|(?<![\w/@.:-])[A-Za-z][\w-]*:\d{4,5}(?![\w.])",
     re.IGNORECASE,
 )
 _IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?!\.?\w)")

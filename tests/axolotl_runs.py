@@ -69,22 +69,30 @@ torch.manual_seed(0)
 train(cfg=cfg, dataset_meta=data)
 """
 
-#: How many models are in memory when the trainer is made.
+#: How many models are in memory when the trainer is made, from keys of a script with a tuple among
+#: them, and with the file gone in which Axolotl keeps them.
 MODELS = """
 import gc
+import os
 import sys
+import yaml
+from axolotl.utils.dict import DictDefault
 from transformers import PreTrainedModel
 from axolotl.cli.args import TrainerCliArgs
 from axolotl.cli.config import load_cfg
 from axolotl.common.datasets import load_preference_datasets
 from axolotl.train import setup_model_and_trainer
 
-cfg = load_cfg(sys.argv[1])
+with open(sys.argv[1]) as file:
+    keys = yaml.safe_load(file) | {"lora_target_modules": ("q_proj", "v_proj")}
+cfg = load_cfg(DictDefault(keys))
 data = load_preference_datasets(cfg=cfg, cli_args=TrainerCliArgs())
+os.unlink(cfg.axolotl_config_path)
 made = setup_model_and_trainer(cfg, data)
 gc.collect()
 heads = [o for o in gc.get_objects() if isinstance(o, PreTrainedModel) and hasattr(o, "lm_head")]
 print(f"{len(heads)} models in memory")
+print("recorded:", getattr(made[0], "configuration", None))
 """
 
 

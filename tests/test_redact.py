@@ -11,6 +11,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from recorded_run import NULL_PROMPT, recorded_run
 
 from bdpo_plugin import BDPOSettings, redact
 from bdpo_plugin.cli.recipes.bundle import shared_recipe, shared_record
@@ -20,6 +21,7 @@ from bdpo_plugin.hosts.axolotl import side_effects as of_axolotl
 from bdpo_plugin.hosts.llamafactory import side_effects as of_llamafactory
 from bdpo_plugin.redact import (
     LEFT_OUT,
+    configuration_text,
     digest_of,
     is_secret_name,
     missing,
@@ -28,7 +30,6 @@ from bdpo_plugin.redact import (
     without_texts,
 )
 from bdpo_plugin.run.card import complete_card
-from bdpo_plugin.run.record import configuration_text
 from bdpo_plugin.settings import RECIPE
 
 HOSTS = {"axolotl": of_axolotl, "llamafactory": of_llamafactory}
@@ -206,20 +207,7 @@ def written(draw) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """As much of the folder of a run as a bundle is made of."""
-    folder = tmp_path_factory.mktemp("run")
-    (folder / "bdpo").mkdir()
-    record = {
-        "host": "axolotl", "seed": 1, "settings": BDPOSettings().to_keys(), "pairs": 2,
-        "rows": digest_of("rows"), "chat_template": digest_of("template"),
-        "null_prompt": {"text": "<s>You are zebra.\n", "source": "chat template"},
-        "batch": {"processes": 1, "effective": 2}, "hardware": "CPU", "quantised": False,
-        "mixed_precision": "no", "dtype": "float32", "versions": {"torch": "2.13.0+cpu"},
-    }  # fmt: skip
-    (folder / "bdpo" / "run.json").write_text(json.dumps(record))
-    state = {"global_step": 1, "log_history": [{"step": 1, "loss": 0.6931}]}
-    (folder / "trainer_state.json").write_text(json.dumps(state))
-    return folder
+    return recorded_run(tmp_path_factory.mktemp("run"))
 
 
 FUZZ = settings(
@@ -254,9 +242,8 @@ def test_a_secret_alone_in_a_comment_or_in_words_is_seen(kind) -> None:
     secret, needle = secret_of(kind, 7)
     assert needle in secret
     assert redacted([secret])[1]
-    if kind != "host with a port":  # which may be anything among words
-        assert private_in(f"see {secret}")
-        assert list(private_findings(f"a: 1  # see {secret.splitlines()[0]}\n"))
+    assert private_in(f"see {secret}")
+    assert list(private_findings(f"a: 1  # see {secret.splitlines()[0]}\n"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -419,8 +406,8 @@ def test_texts_are_digests_unless_asked(run) -> None:
     assert changes == []
     record = json.dumps(shared_record(run, texts=False))
     assert "zebra" not in recipe.text + record
-    assert recipe.about["expected"]["null_prompt"] == digest_of("<s>You are zebra.\n")
-    assert digest_of("<s>You are zebra.\n") in record
+    assert recipe.about["expected"]["null_prompt"] == digest_of(NULL_PROMPT)
+    assert digest_of(NULL_PROMPT) in record
     assert [(place[0], is_text) for place, is_text in missing(recipe.config)] == [
         ("chat_template_jinja", True),
         ("bdpo_null_prompt", True),
@@ -428,5 +415,5 @@ def test_texts_are_digests_unless_asked(run) -> None:
     ]
     recipe, _ = shared_recipe(run, texts=True)
     assert {**config, RECIPE: None} == {**recipe.config, RECIPE: None}
-    assert recipe.about["expected"]["null_prompt"] == "<s>You are zebra.\n"
+    assert recipe.about["expected"]["null_prompt"] == NULL_PROMPT
     assert "zebra" in json.dumps(shared_record(run, texts=True))

@@ -24,7 +24,7 @@ UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "
 PROCESSES = {"subprocess", "multiprocessing", "pty", "runpy", "code", "codeop", "ctypes"}
 READERS = {"yaml", "ruamel", "xml"}
 YAML = {
-    *("bundle.py", "configs.py", "facts.py", "files.py", "record.py", "runs.py", "sharing.py"),
+    *("configs.py", "facts.py", "files.py", "redact.py", "runs.py", "sharing.py"),
     "trial.py",
 }
 

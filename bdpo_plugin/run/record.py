@@ -12,10 +12,9 @@ from platform import python_version
 from typing import Any
 
 import torch
-import yaml
 from transformers import TrainerCallback
 
-from bdpo_plugin.redact import digest_of, redacted, without_texts
+from bdpo_plugin.redact import configuration_text, digest_of
 from bdpo_plugin.run.report import print_warning
 from bdpo_plugin.run.weighing import settings_in_force
 from bdpo_plugin.settings import BDPOError
@@ -32,21 +31,6 @@ _PACKAGES = (
     *("bdpo-plugin", "axolotl", "llamafactory", "trl", "transformers", "peft", "accelerate"),
     *("datasets", "torch", "bitsandbytes", "deepspeed", "flash-attn"),
 )
-
-
-def configuration_text(configuration: Mapping[str, Any], *, texts: bool = True) -> str:
-    """The YAML of a configuration without what must not leave the machine, in the order of its
-    keys and without comments.
-
-    Args:
-        configuration: of a host.
-        texts: whether its prompts and templates stay; else their digests stand in their place.
-    """
-    shown, _ = redacted(configuration)
-    if not texts:
-        shown = without_texts(shown)
-    text: str = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=96)
-    return text
 
 
 def write_record(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from bdpo_plugin.cli.recipes.check import tell
 from bdpo_plugin.cli.recipes.facts import (
@@ -28,6 +27,7 @@ from bdpo_plugin.hosts.llamafactory import side_effects as of_llamafactory
 from bdpo_plugin.redact import (
     LEFT_OUT,
     Change,
+    configuration_text,
     digest_of,
     is_secret_name,
     place_words,
@@ -63,8 +63,9 @@ def bundle(run_dir: Path, to: Path | None, with_texts: bool) -> None:
     folder = to or run_dir / "recipe"
     if folder.exists() and any(folder.iterdir()):
         raise click.ClickException(f"{folder} is there already: name another --to, or remove it")
-    run = read_run(run_dir, run_dir.resolve().name)
+    record = shared_record(run_dir, texts=with_texts)
     recipe, changes = shared_recipe(run_dir, texts=with_texts)
+    run = read_run(run_dir, run_dir.resolve().name)
     for change in changes:
         click.echo(f"{place_words(change.place)} {change.why}: it became {change.became}")
     found = list(findings(recipe, complete=False))
@@ -79,7 +80,7 @@ def bundle(run_dir: Path, to: Path | None, with_texts: bool) -> None:
         made = Path(name, folder.name)
         made.mkdir()
         (made / "recipe.yml").write_text(recipe.text, encoding="utf-8")
-        _write(made / "run.json", shared_record(run_dir, texts=with_texts))
+        _write(made / "run.json", record)
         _write(made / "log.json", redacted(run.log)[0])
         if run.scores is not None:
             _write_scores(run.scores, made, texts=with_texts)
@@ -107,8 +108,7 @@ def shared_recipe(run_dir: Path, *, texts: bool) -> tuple[Recipe, list[Change]]:
     about, more = redacted(about_of(recipe, run_dir, texts=texts))
     about = _without_left_out(about)  # no run reads it
     changes += [Change((RECIPE, *change.place), *change[1:]) for change in more]
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=96)
-    made = Recipe(recipe.name, recipe.path, text, config, about)
+    made = Recipe(recipe.name, recipe.path, configuration_text(config), config, about)
     return Recipe(recipe.name, recipe.path, made.with_about(about), config, about), changes
 
 

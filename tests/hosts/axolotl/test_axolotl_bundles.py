@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -48,6 +49,7 @@ def place(tmp_path_factory):
     before = Path.cwd()
     os.chdir(folder)
     try:
+        secret = f"https://me:{TOKEN}@mlflow.corp.internal/x"
         config = write_config(
             folder / "mine.yml",
             Path("tiny"),
@@ -60,12 +62,20 @@ def place(tmp_path_factory):
             bdpo_cache_dir="./scores",
             lora_dropout=0.1,
             wandb_entity=TOKEN,
+            hf_use_auth_token=True,
+            storage={"key": TOKEN, "notes": [["mail me@example.com"]]},
+            mlflow_tracking_uri=secret,
+            trl={"beta": 0.1, "note": TOKEN},
+            bdpo_recipe={
+                "author": "Me <me@example.com>",
+                "data": {"command": "bdpo tiny tiny"},
+            },
         )
-        config.write_text(f"# with a comment\n{config.read_text()}")
+        config.write_text(f"# of {TOKEN}\n{config.read_text()}")
         axolotl("train", config, "--launcher", "python", "--bdpo-alpha", "2")
         code, shown = bdpo("recipes", "bundle", "run")
         assert code == 0, shown
-        assert f"{folder}/run became ./run" in shown
+        assert "wrong" not in shown
     finally:
         os.chdir(before)
     return folder
@@ -85,8 +95,13 @@ def test_what_is_in_it(here, place) -> None:
     recipe = find_recipe(str(here))
     assert recipe.config["output_dir"] == "./run"
     assert recipe.config["bdpo_alpha"] == 2  # of the command line
-    assert recipe.config["wandb_entity"] == "(left out)"
+    assert not {"wandb_entity", "storage", "mlflow_tracking_uri"} & set(recipe.config)
+    assert recipe.config["trl"] == {"beta": 0.1}
+    assert recipe.config["hf_use_auth_token"] is True
     about = recipe.about
+    assert about["data"] == {"command": "bdpo tiny tiny"}
+    assert "author" not in about
+    assert re.fullmatch("[0-9a-f]{32}", about["expected"]["null_prompt"])
     assert (about["processes"], about["batch"], about["expected"]["pairs"]) == (1, 4, 32)
     assert about["expected"]["settings"]["bdpo_alpha"] == 2
     assert list(about["expected"]["losses"]) == [1, 2, 3, 4, 5, 6]
@@ -107,11 +122,14 @@ def test_no_prompt_and_no_answer_is_in_it_unless_asked(here, place) -> None:
     for path in here.iterdir():
         content = path.read_bytes()
         assert not [text for text in texts if text.encode() in content], path
-        assert TOKEN.encode() not in content
+        assert not [s for s in (TOKEN, "example.com", "corp.internal") if s.encode() in content]
+        assert b"<|im_start|>" not in content, path  # the null prompt
         assert str(place).encode() not in content
     code, shown = bdpo("recipes", "bundle", "run", "--to", "with", "--with-texts")
     assert code == 0, shown
     assert (place / "with/train.jsonl").read_text() == (place / "tiny/train.jsonl").read_text()
+    assert "<|im_start|>" in find_recipe("with").about["expected"]["null_prompt"]
+    assert "<|im_start|>" in json.loads(Path("with/run.json").read_text())["null_prompt"]["text"]
     code, shown = bdpo("recipes", "bundle", "run")
     assert code == 1
     assert "is there already" in shown
@@ -222,8 +240,23 @@ def test_publish_says_what_would_be_uploaded(here, place) -> None:
     assert not [n for n in listed if "checkpoint" in n or "optimizer" in n or n == "debug.log"]
     assert "model.safetensors" not in listed  # the base model's
     card = (place / "run" / "README.md").read_text()
+    assert not [s for s in (TOKEN, "example.com", "corp.internal") if s in card]
     assert "![Mutual information of the pairs](./mi_scatter.png)" in card
-    assert TOKEN not in card
+
+
+def test_what_the_run_itself_wrote_has_no_secret(place) -> None:
+    """A host's push uploads the whole folder, before anybody looks."""
+    written = [place / "run" / name for name in ("README.md", "bdpo/recipe.yml", "bdpo/run.json")]
+    for file in written:
+        text = file.read_text()
+        assert not [s for s in (TOKEN, "example.com", "corp.internal", str(place)) if s in text], (
+            file
+        )
+    assert "#" not in written[1].read_text()
+    recorded = yaml.safe_load(written[1].read_text())
+    order = list(yaml.safe_load((place / "mine.yml").read_text()))
+    assert [key for key in recorded if key in order] == [key for key in order if key in recorded]
+    assert list(recorded)[-1] == "bdpo_alpha"  # of the command line
 
 
 def test_publish_refuses_a_token_in_the_card(here, place) -> None:

@@ -1,6 +1,7 @@
 """The ways to train that LLaMA-Factory has, and which model is the reference in each."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -177,3 +178,19 @@ def test_a_shuffled_control_says_so(tiny, tmp_path, capfd):
         assert "\n- bdpo\n" in card
         assert card.count("zhao2026bdpo") == 1
         assert "| training pairs | 32 |" in card
+        assert "pref_loss: bdpo" in card
+        assert str(tmp_path) not in card.partition("## B-DPO")[2]
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_only_the_first_process_of_all_completes_the_card(tmp_path, process):
+    """With `save_on_each_node` that of each machine saves; the host writes one card."""
+    from bdpo_plugin.hosts.llamafactory import activate
+
+    (tmp_path / "README.md").write_text("---\ntags: []\n---\n\n# Theirs\n")
+    training = SimpleNamespace(
+        do_train=True, should_save=True, process_index=process, output_dir=str(tmp_path)
+    )
+    ours = SimpleNamespace(pref_loss="bdpo", bdpo_alpha=1.5)
+    activate._run_dpo(lambda *_: None, None, (None, None, training, ours), {})
+    assert ("## B-DPO" in (tmp_path / "README.md").read_text()) == (process == 0)
