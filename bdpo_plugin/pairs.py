@@ -58,9 +58,15 @@ PROBLEMS = {
 }
 
 
-def first_rows(rows: Sequence[int]) -> str:
-    """The first five of some row numbers."""
-    return ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+def first_rows(rows: Sequence[int], numbers: Sequence[int | str] | None = None) -> str:
+    """The first five of some rows, by what the user knows them by.
+
+    Args:
+        rows: their positions.
+        numbers: what the user knows all rows by; default their position.
+    """
+    shown = [row if numbers is None else numbers[row] for row in rows[:5]]
+    return ", ".join(map(str, shown)) + (", ..." if len(rows) > 5 else "")
 
 
 @dataclass
@@ -77,7 +83,7 @@ class DataReport:
     name: str
     total: int
     rows: dict[str, list[int]] = field(default_factory=dict)
-    numbers: Sequence[int] | None = None
+    numbers: Sequence[int | str] | None = None
 
     @property
     def dropped(self) -> set[int]:
@@ -89,7 +95,7 @@ class DataReport:
         out = []
         for problem, rows in self.rows.items():
             words, teaches = PROBLEMS[problem]
-            examples = first_rows([self.numbers[row] if self.numbers else row for row in rows])
+            examples = first_rows(rows, self.numbers)
             fate = "kept" if teaches else "dropped"
             out.append(
                 f"{len(rows)} of {self.total} pairs of the {self.name} data: {words} "
@@ -114,7 +120,7 @@ def check_pairs(
     bos: int | None = None,
     misplaced: Iterable[int] = (),
     is_blank: Callable[[np.ndarray], bool] = lambda ids: False,
-    numbers: Sequence[int] | None = None,
+    numbers: Sequence[int | str] | None = None,
 ) -> DataReport:
     """Looks for the problems of :data:`PROBLEMS` in the pairs of a dataset.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,7 @@ class RowReport:
         total: rows looked at.
         rows: their positions by problem.
         general: problems of the dataset as a whole.
+        numbers: what the user knows the rows by; default their position.
     """
 
     name: str
@@ -43,6 +44,7 @@ class RowReport:
     total: int = 0
     rows: dict[Problem, list[int]] = field(default_factory=dict)
     general: list[str] = field(default_factory=list)
+    numbers: Sequence[int | str] | None = None
 
     def add(self, row: int, problems: Iterable[Problem]) -> None:
         for problem in problems:
@@ -52,12 +54,15 @@ class RowReport:
         """One line for each problem found, the most frequent first."""
         kinds = sorted(self.rows.items(), key=lambda item: -len(item[1]))
         lines = [
-            f"{len(rows)} of {self.total} {self.unit}: {words} (rows {first_rows(rows)}). {remedy}"
+            f"{len(rows)} of {self.total} {self.unit}: {words} "
+            f"(rows {first_rows(rows, self.numbers)}). {remedy}"
             for (words, remedy), rows in kinds[:10]
         ]
         if others := kinds[10:]:
-            numbers = sorted({row for _, rows in others for row in rows})
-            lines.append(f"{len(others)} more kinds of problem (rows {first_rows(numbers)}).")
+            rows = sorted({row for _, rows in others for row in rows})
+            lines.append(
+                f"{len(others)} more kinds of problem (rows {first_rows(rows, self.numbers)})."
+            )
         return [*self.general, *lines]
 
 
@@ -74,15 +79,19 @@ def raise_problems(reports: Iterable[RowReport]) -> None:
 
 
 def check_rows(
-    rows: Iterable[Any], name: str, problems: Callable[[Any], Iterable[Problem]]
+    rows: Iterable[Any],
+    name: str,
+    problems: Callable[[Any], Iterable[Problem]],
+    numbers: Sequence[int | str] | None = None,
 ) -> None:
     """Raise one BDPOError with all that is wrong with the rows of a dataset, if anything is.
 
     Args:
         name: of the dataset.
         problems: what is wrong with a row.
+        numbers: what the user knows the rows by; default their position.
     """
-    report = RowReport(name)
+    report = RowReport(name, numbers=numbers)
     for number, row in enumerate(rows):
         report.total += 1
         report.add(number, problems(row))

@@ -26,6 +26,9 @@ SCORE_COLUMNS = (
 )
 #: The number of a row in the dataset that the trainer was given.
 ROW = "bdpo_row"
+#: What the user knows a row by where the host does not keep the order: its number in the file, and
+#: the file where there are several. Text.
+FILE_ROW = "bdpo_file_row"
 #: Tokens of the longer sequence of a pair, by which the hosts group pairs of similar length.
 LENGTH = "bdpo_length"
 

@@ -16,7 +16,7 @@ from datasets import Dataset, IterableDataset
 
 from bdpo_plugin.pairs import Pair, check_pairs
 from bdpo_plugin.reference.reference import Reference
-from bdpo_plugin.run.columns import LENGTH, longest, with_columns
+from bdpo_plugin.run.columns import FILE_ROW, LENGTH, longest, with_columns
 from bdpo_plugin.run.continuing import DATE, PAIRS, UNDATED
 from bdpo_plugin.run.dates import TemplateDates
 from bdpo_plugin.run.report import print_problems, score_file
@@ -35,13 +35,15 @@ class Tokenised:
         pairs: after truncation.
         lengths: response tokens (chosen, rejected) of each pair before truncation.
         misplaced: positions whose prompt is known not to end where the response begins.
-        rows: the numbers of the pairs in the user's dataset.
+        rows: the numbers of the pairs in the dataset that the trainer was given.
+        names: what the user knows the pairs by, where that is something else.
     """
 
     pairs: Sequence[Pair]
     lengths: Sequence[tuple[int, int]]
     misplaced: Sequence[int]
     rows: Sequence[int]
+    names: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def usable_rows(
         bos=tokenizer.bos_token_id,
         misplaced=tokenised.misplaced,
         is_blank=partial(is_blank, tokenizer),
-        numbers=tokenised.rows,
+        numbers=tokenised.names or tokenised.rows,
     )
     if main:
         print_problems(report.lines())
@@ -225,7 +227,8 @@ class ReadyDatasets:
 
 def is_reserved(column: str) -> bool:
     """Whether a column is named as a result of a run."""
-    return column.startswith(PREFIX) or column in TRL_COLUMNS
+    ours = column.startswith(PREFIX) and column != FILE_ROW
+    return ours or column in TRL_COLUMNS
 
 
 def drop_reserved(dataset: Any, name: str, *, main: bool) -> Any:

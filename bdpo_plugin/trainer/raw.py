@@ -12,7 +12,7 @@ from trl import extract_prompt
 
 from bdpo_plugin.pairs import DataReport
 from bdpo_plugin.rows import Problem, RowCheck, RowReport, raise_problems, raise_row
-from bdpo_plugin.run.columns import ROW
+from bdpo_plugin.run.columns import FILE_ROW, ROW
 from bdpo_plugin.run.datasets import check_control_column, is_reserved, stream_refusal
 from bdpo_plugin.settings import BDPOSettings
 from bdpo_plugin.trainer.data import READ, rendered
@@ -57,7 +57,7 @@ def check_datasets(
     """
     reports, empty = [], {}
     for name, dataset in datasets:
-        report = RowReport(name)
+        report = RowReport(name, numbers=_file_rows(dataset))
         reports.append(report)
         report.general += _general_problems(dataset, tokenizer, pad_token)
         if isinstance(dataset, Dataset) and len(dataset):
@@ -82,6 +82,13 @@ def check_scorable(datasets: Iterable[tuple[str, Any]], settings: BDPOSettings) 
         if isinstance(dataset, Dataset):
             kept = [c for c in dataset.column_names if not (is_reserved(c) or c in _MISTAKEN)]
             check_control_column(settings.control_column, kept, name)
+
+
+def _file_rows(dataset: Any) -> Sequence[str] | None:
+    """What the user knows the rows of a dataset by, where the host says so."""
+    if isinstance(dataset, Dataset) and FILE_ROW in dataset.column_names:
+        return list(dataset[FILE_ROW])
+    return None
 
 
 def _general_problems(dataset: Any, tokenizer: Any, pad_token: str | None) -> Iterator[str]:
@@ -193,7 +200,7 @@ def without_rows(dataset: Dataset, empty: Sequence[int], name: str) -> tuple[Dat
     """
     if not empty:
         return dataset, []
-    report = DataReport(name, len(dataset), {"empty": list(empty)})
+    report = DataReport(name, len(dataset), {"empty": list(empty)}, _file_rows(dataset))
     report.raise_if_nothing_left()
     dropped = set(empty)
     kept = [row for row in range(len(dataset)) if row not in dropped]
@@ -210,8 +217,9 @@ def unreadable_told(dataset: Dataset, name: str, tokenizer: Any) -> Iterator[Non
     try:
         yield
     except Exception:
-        report = RowReport(name, total=len(dataset))
+        numbers = _file_rows(dataset) or (dataset[ROW] if ROW in dataset.column_names else None)
+        report = RowReport(name, total=len(dataset), numbers=numbers)
         for number, row in enumerate(dataset):
-            report.add(row.get(ROW, number), _render_problems(row, tokenizer))
+            report.add(number, _render_problems(row, tokenizer))
         raise_problems([report])
         raise

@@ -13,7 +13,7 @@ from trl.models import prepare_deepspeed
 
 from bdpo_plugin.pairs import Pair, first_rows
 from bdpo_plugin.run.card import NAME, PAPER, TAGS
-from bdpo_plugin.run.columns import ROW, SCORE_COLUMNS, ScoreCollator
+from bdpo_plugin.run.columns import FILE_ROW, ROW, SCORE_COLUMNS, ScoreCollator
 from bdpo_plugin.run.datasets import Tokenised, drop_reserved, nothing_left, peek
 from bdpo_plugin.run.mixin import RunMixin
 from bdpo_plugin.run.reference_source import ReferenceSource
@@ -123,10 +123,13 @@ class BDPOTrainer(RunMixin, DPOTrainer):
         with unreadable_told(dataset, name, self._tokenizer):
             prepared = super()._prepare_dataset(dataset, processing_class, args, name)
         if lost := len(dataset) - len(prepared):
-            rows = sorted(set(dataset[ROW]) - set(prepared[ROW]))
+            # positions here: ROW is counted before `without_rows`
+            left = set(prepared[ROW])
+            rows = [place for place, row in enumerate(dataset[ROW]) if row not in left]
+            shown = first_rows(rows, dataset[FILE_ROW if FILE_ROW in dataset.features else ROW])
             problem = (
                 f"{lost} of {len(dataset)} pairs of the {name} data: the prompt alone fills the "
-                f"sequence length of {args.max_length} tokens (dropped; rows {first_rows(rows)})"
+                f"sequence length of {args.max_length} tokens (dropped; rows {shown})"
             )
             if not len(prepared):
                 raise BDPOError(f"{problem}. Nothing is left to train on: raise that length.")
@@ -189,6 +192,7 @@ class BDPOTrainer(RunMixin, DPOTrainer):
             lengths=[(len(chosen), len(rejected)) for chosen, rejected in responses],
             misplaced=misplaced_rows(dataset, self._tokenizer, name, processes),
             rows=list(dataset[ROW]),
+            names=list(dataset[FILE_ROW]) if FILE_ROW in dataset.column_names else None,
         )
 
     def _prepare_stepwise(self) -> None:

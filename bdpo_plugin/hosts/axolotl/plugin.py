@@ -9,7 +9,15 @@ from axolotl.integrations.base import BasePlugin, PluginManager
 from axolotl.utils.dict import DictDefault
 from transformers import Trainer, set_seed
 
-from bdpo_plugin.hosts.axolotl.resolve import MARK, PLUGIN, WRITTEN, check_resolved, resolve
+from bdpo_plugin.hosts.axolotl.evaluating import is_evaluation, wrap_evaluation
+from bdpo_plugin.hosts.axolotl.resolve import (
+    MARK,
+    PLUGIN,
+    WRITTEN,
+    check_resolved,
+    check_trained,
+    resolve,
+)
 from bdpo_plugin.hosts.axolotl.schema import for_sharing
 from bdpo_plugin.redact import redacted
 from bdpo_plugin.refusals import check_complete
@@ -37,9 +45,10 @@ class BDPOPlugin(BasePlugin):
         from axolotl.utils.data import rl as data
 
         from bdpo_plugin.hosts.axolotl import AxolotlBDPOConfig
-        from bdpo_plugin.hosts.axolotl.rows import wrap_map_dataset
+        from bdpo_plugin.hosts.axolotl.loading import wrap_loading
 
-        wrap_map_dataset(data)
+        wrap_loading(data)
+        wrap_evaluation()
 
         # Axolotl merges the plugins' training arguments once a process, at an import that a run
         # without us may have done before.
@@ -65,6 +74,8 @@ class BDPOPlugin(BasePlugin):
         if not cfg.get(MARK):
             return
         check_resolved(cfg)
+        if not (cfg.merge_lora or is_evaluation()):
+            check_trained(cfg)
         if cfg.seed is not None:
             set_seed(cfg.seed)  # Axolotl leaves the weights of a new adapter to chance
         if (other := PluginManager.get_instance().get_trainer_cls(cfg)) is not None:

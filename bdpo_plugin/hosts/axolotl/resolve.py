@@ -22,6 +22,8 @@ TRAINER = "bdpo_plugin.hosts.axolotl.AxolotlBDPOTrainer"
 MARK = "bdpo"
 #: What the configuration said before it was resolved, as others may see it; for the record.
 WRITTEN = "written_of_bdpo"
+#: The entries of `datasets` and `test_datasets` as the file says, which Axolotl's validation cuts.
+ENTRIES = "entries_of_bdpo"
 TESTED = ("0.19.0",)
 
 _TEXT = "B-DPO has no mutual information for images: text datasets only"
@@ -40,19 +42,25 @@ _LIMITS = (
         "pad_to_multiple_of", "Axolotl's collator for it makes batches that TRL's DPO cannot read"
     ),
     Limit(
-        "lora_model_dir",
-        "Axolotl's DPO drops it, and neither the policy nor the reference would have that adapter",
-        remedy="Merge it into the base model first (`axolotl merge-lora`), and name the result as "
-        "`base_model`.",
-        verdict=_DROPPED,
-    ),
-    Limit(
         "pretraining_dataset",
         "Axolotl's DPO drops it, and nothing would be trained on it",
         remedy="Name preference data in `datasets`.",
         verdict=_DROPPED,
     ),
     Limit("streaming", "Axolotl's DPO drops it: the data would be loaded whole", verdict=_DROPPED),
+    Limit(
+        "chat_template_kwargs",
+        "Axolotl's DPO does not hand them to the chat template",
+        remedy="Set them at the head of a template of your own: `chat_template: jinja`, and "
+        "`chat_template_jinja: '{% set enable_thinking = false %}...'`.",
+        verdict=_DROPPED,
+    ),
+    Limit(
+        "default_system_message",
+        "Axolotl's DPO renders the chat template without it",
+        remedy="Write it as a message of the role `system` into the data.",
+        verdict=_DROPPED,
+    ),
     Limit("train_on_inputs", "in Axolotl's DPO the loss is on the responses", verdict=_DROPPED),
     Limit("context_parallel_size", _WHOLE, _ONE, "Set it to 1."),
     Limit("sequence_parallel_degree", _WHOLE, _ONE, "Set it to 1."),
@@ -64,6 +72,15 @@ _LIMITS = (
     ),
     Limit("trainer_cls", "it brings its own", (TRAINER,), "Remove one of the two."),
     Limit("trl.sync_ref_model", "the mutual information is that of a frozen reference"),
+)
+
+#: What `axolotl evaluate`, `merge-lora` and `inference` read.
+_GIVEN_ADAPTER = Limit(
+    "lora_model_dir",
+    "Axolotl's DPO drops it, and neither the policy nor the reference would have that adapter",
+    remedy="Merge it into the base model first (`axolotl merge-lora FILE --lora-model-dir DIR`), "
+    "and name the result, `merged` in the output folder, as `base_model`.",
+    verdict=_DROPPED,
 )
 
 # Axolotl shows INFO only from loggers named after it.
@@ -99,6 +116,7 @@ def resolve(cfg: MutableMapping[str, Any]) -> bool:
         smoothing_key="dpo_label_smoothing",
     )
     _check_options(cfg, settings)
+    _keep_entries(cfg)
     if (found := version("axolotl")) not in TESTED:
         LOG.warning(f"B-DPO has not been tested with axolotl {found}; tested: {', '.join(TESTED)}.")
     cfg.pop("precompute_ref_log_probs", None)  # B-DPO's own pass does it
@@ -106,6 +124,15 @@ def resolve(cfg: MutableMapping[str, Any]) -> bool:
     keys = ", ".join(f"{key}: {value}" for key, value in settings.to_keys().items())
     LOG.info(f"B-DPO: `rl: bdpo` resolved to `rl: dpo` with `trainer_cls: {TRAINER}`; {keys}")
     return True
+
+
+def check_trained(cfg: MutableMapping[str, Any]) -> None:
+    """Refuse what a training cannot honour, and other commands of Axolotl's can.
+
+    Raises:
+        BDPOError: an adapter to continue from.
+    """
+    check_limits(cfg, (_GIVEN_ADAPTER,), "`rl: bdpo`")
 
 
 def check_resolved(cfg: MutableMapping[str, Any]) -> None:
@@ -120,15 +147,25 @@ def check_resolved(cfg: MutableMapping[str, Any]) -> None:
 
 def _check_options(cfg: MutableMapping[str, Any], settings: BDPOSettings) -> None:
     values = {**cfg, "trl.sync_ref_model": (cfg.get("trl") or {}).get("sync_ref_model")}
-    if cfg.get("merge_lora"):  # `axolotl merge-lora` names the adapter in the same configuration
-        values.pop("lora_model_dir", None)
     check_limits(values, _LIMITS, "`rl: bdpo`")
-    settings.check_precompute(cfg.get("precompute_ref_log_probs"))
+    if cfg.get("precompute_ref_log_probs"):  # false is what the method's own pass makes of it
+        settings.check_precompute(True)
     if settings.precompute and cfg.get("adapter") and (cfg.get("fsdp") or cfg.get("fsdp_config")):
         raise BDPOError(
             "Under FSDP a model with an adapter can run only once training has begun, so its "
             "dataset cannot be scored before: set `bdpo_precompute: false`."
         )
+
+
+def _keep_entries(cfg: MutableMapping[str, Any]) -> None:
+    """Check what Axolotl drops of a configuration, and keep what a B-DPO run honours of it."""
+    from bdpo_plugin.hosts.axolotl.entries import check_entries, kept
+    from bdpo_plugin.hosts.axolotl.schema import dropped_words
+
+    check_entries(cfg)
+    cfg[ENTRIES] = kept(cfg)
+    for words in dropped_words(cfg):
+        LOG.warning(f"B-DPO: {words}")
 
 
 def _check_command_line() -> None:

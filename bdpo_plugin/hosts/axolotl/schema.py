@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -15,6 +16,7 @@ from axolotl.utils.schemas.datasets import DPODataset
 from pydantic import AliasChoices, BaseModel
 
 from bdpo_plugin.hosts.axolotl import side_effects
+from bdpo_plugin.hosts.axolotl.entries import makes_no_difference
 from bdpo_plugin.settings import PREFIX
 
 #: What `rl` says where an entry of `datasets` becomes a DPODataset.
@@ -127,6 +129,27 @@ def dropped_keys(config: Mapping[str, Any]) -> list[Dropped]:
         for each in found
         if len(each.path) > 1 or not str(each.path[0]).startswith((PREFIX, "_"))
     ]
+
+
+def dropped_words(config: Mapping[str, Any]) -> list[str]:
+    """Returns a sentence for each key that has no effect on a run, as Axolotl drops it.
+
+    The entries of `datasets` of a B-DPO run are not among it: what Axolotl drops of them is given
+    back or refused (see entries.py).
+
+    Args:
+        config: as its YAML says, before Axolotl validates it.
+    """
+    words = []
+    for each in dropped_keys(config):
+        if each.path[0] in ("datasets", "test_datasets"):
+            number, key = each.path[1:3]
+            if config.get("rl") == "bdpo" or makes_no_difference(config[each.path[0]][number], key):
+                continue
+        near = difflib.get_close_matches(str(each.path[-1]), each.known, n=1)
+        meant = f" Did you mean `{near[0]}`?" if near else ""
+        words.append(f"`{each.place}` has no effect: Axolotl drops it.{meant}")
+    return words
 
 
 def of_schema(schema: type[BaseModel]) -> Keys:

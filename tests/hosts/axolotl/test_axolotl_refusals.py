@@ -74,8 +74,8 @@ REFUSED = {
         ["`trl.sync_ref_model: True`", "frozen reference"],
     ),
     "precompute, twice": (
-        {"precompute_ref_log_probs": False},
-        ["`precompute_ref_log_probs: False` contradicts `bdpo_precompute: True`"],
+        {"precompute_ref_log_probs": True, "bdpo_precompute": False},
+        ["`precompute_ref_log_probs: True` contradicts `bdpo_precompute: False`"],
     ),
     "FSDP": (
         {"adapter": "lora", "fsdp_config": {"fsdp_version": 2}},

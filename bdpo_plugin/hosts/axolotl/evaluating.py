@@ -1,0 +1,100 @@
+"""`axolotl evaluate` of a B-DPO configuration: the adapter that was trained, against its base.
+
+Axolotl's own command gives a DPO trainer the base model alone: every margin would be 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import wrapt
+from peft import PeftConfig
+
+from bdpo_plugin.hosts.axolotl.loading import given
+from bdpo_plugin.hosts.axolotl.resolve import MARK
+from bdpo_plugin.settings import BDPOError
+
+_evaluation: ContextVar[bool] = ContextVar("an evaluation", default=False)
+
+
+def wrap_evaluation() -> None:
+    """Wrap the functions of `axolotl.evaluate`, once it is imported."""
+    wrapt.register_post_import_hook(_wrap, "axolotl.evaluate")
+
+
+def is_evaluation() -> bool:
+    """Whether a model is loaded to be evaluated, and not to be trained."""
+    return _evaluation.get()
+
+
+def _wrap(module: ModuleType) -> None:
+    for name, wrapper in (
+        ("setup_model_and_tokenizer", _setup_model_and_tokenizer),
+        ("setup_trainer", _setup_trainer),
+    ):
+        if not hasattr(getattr(module, name), "__wrapped__"):
+            wrapt.wrap_function_wrapper(module, name, wrapper)
+
+
+def _setup_model_and_tokenizer(
+    wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    cfg = given(wrapped, args, kwargs)["cfg"]
+    if not cfg.get(MARK):
+        return wrapped(*args, **kwargs)
+    _check_adapter(cfg)
+    with _evaluating():
+        return wrapped(*args, **kwargs)
+
+
+def _setup_trainer(
+    wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    values = given(wrapped, args, kwargs)
+    if not (cfg := values["cfg"]).get(MARK):
+        return wrapped(*args, **kwargs)
+    # as in training: a new adapter on the base model, which is the reference with it off
+    trainer = wrapped(**values, peft_config=PeftConfig.from_pretrained(cfg.lora_model_dir))
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    model.load_adapter(cfg.lora_model_dir, model.active_adapters[0], is_trainable=True)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(dtypes[name])
+    return trainer
+
+
+@contextmanager
+def _evaluating() -> Iterator[None]:
+    token = _evaluation.set(True)
+    try:
+        yield
+    finally:
+        _evaluation.reset(token)
+
+
+def _check_adapter(cfg: Any) -> None:
+    """Refuse an evaluation in which the policy would be the reference."""
+    file = cfg.axolotl_config_path or "FILE"
+    if not cfg.adapter:
+        raise BDPOError(
+            "`axolotl evaluate` would compare the model with itself, as Axolotl loads "
+            f"`base_model: {cfg.base_model}` for both policy and reference. Without an adapter, "
+            "evaluate while training: `test_datasets` (or `val_set_size`) and `eval_steps`."
+        )
+    folder = cfg.lora_model_dir
+    if not folder:
+        trained = Path(cfg.output_dir) if cfg.output_dir else Path("OUTPUT_DIR")
+        raise BDPOError(
+            "`axolotl evaluate` would compare the base model with itself, as no adapter is named. "
+            f"Type: axolotl evaluate {file} --lora-model-dir {trained}"
+        )
+    if not (Path(folder) / "adapter_config.json").is_file():
+        raise BDPOError(
+            f"`lora_model_dir: {folder}` has no adapter (adapter_config.json). Name the folder "
+            "that a training has written: its `output_dir`, or a checkpoint in it."
+        )

@@ -1,0 +1,227 @@
+"""Axolotl's functions that load preference data, for B-DPO runs: what they are given and give.
+
+Each row keeps what the user knows it by, through filtering, shuffling, deduplication and Axolotl's
+folder of prepared data: the column :data:`~bdpo_plugin.run.columns.FILE_ROW`. That folder is shared
+with no plain DPO run, whose rows nobody has checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import wrapt
+from axolotl.utils.data import utils
+from axolotl.utils.data.shared import get_dataset_type
+from datasets import Dataset, DatasetDict, ReadInstruction
+
+from bdpo_plugin.hosts.axolotl.entries import NAME, given_back
+from bdpo_plugin.hosts.axolotl.resolve import MARK
+from bdpo_plugin.run.columns import FILE_ROW
+from bdpo_plugin.settings import BDPOError
+
+#: Raised when the same data is prepared otherwise than before: the prepared data of then is unused.
+_PREPARATION = 1
+#: How the name of a file ends, as that of no dataset of the hub does.
+_FILES = (".json", ".jsonl", ".parquet", ".arrow", ".csv", ".txt", ".gz", ".zst")
+
+
+def wrap_loading(module: ModuleType) -> None:
+    """Wrap the functions of `axolotl.utils.data.rl`, once."""
+    from bdpo_plugin.hosts.axolotl.rows import map_dataset
+
+    for where, name, wrapper in (
+        (module, "_load_or_create_dataset_split", _load_or_create_dataset_split),
+        (module, "generate_dataset_hash_from_config", _generate_dataset_hash),
+        (module, "load_dataset_with_config", _load_dataset_with_config),
+        (module, "_map_dataset", map_dataset),
+        (utils, "_deduplicate_dataset", _deduplicate_dataset),
+    ):
+        if not hasattr(getattr(where, name), "__wrapped__"):
+            wrapt.wrap_function_wrapper(where, name, wrapper)
+
+
+def given(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the arguments of a call by their names."""
+    return inspect.signature(function).bind(*args, **kwargs).arguments
+
+
+def _load_or_create_dataset_split(
+    wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    values = given(wrapped, args, kwargs)
+    cfg = values["cfg"]
+    if not cfg.get(MARK):
+        return wrapped(*args, **kwargs)
+    if values["split"] == "train":
+        for place in ("datasets", "test_datasets"):
+            for number, entry in enumerate(cfg.get(place) or []):
+                _check_there(f"{place}[{number}].path", str(entry.path))
+    with given_back(cfg, values["split"]):
+        dataset = wrapped(*args, **kwargs)
+        if not len(dataset):
+            raise _all_too_long(cfg)
+    return dataset
+
+
+def _all_too_long(cfg: Any) -> BDPOError:
+    """Of data of which Axolotl's filter of long rows leaves nothing."""
+    paths = ", ".join(str(entry.path) for entry in cfg.datasets)
+    if str(cfg.excess_length_strategy).lower() == "truncate":
+        words, remedy = "The prompt of every row", ""
+    else:
+        words = "Every row"
+        remedy = ", or have the responses cut by `excess_length_strategy: truncate`"
+    return BDPOError(
+        f"{words} of {paths} is longer than `sequence_len: {cfg.sequence_len}` tokens, and Axolotl "
+        f"drops it. Raise `sequence_len`{remedy}."
+    )
+
+
+def _generate_dataset_hash(
+    wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    theirs = wrapped(*args, **kwargs)
+    cfg = given(wrapped, args, kwargs)["cfg"]
+    if not cfg.get(MARK):
+        return theirs
+    # theirs is the same for both strategies
+    text = f"B-DPO {_PREPARATION} {cfg.excess_length_strategy or 'drop'} {theirs}"
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def _load_dataset_with_config(
+    wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    entry = given(wrapped, args, kwargs)["dataset_config"]
+    if NAME not in entry:
+        return wrapped(*args, **kwargs)
+    try:
+        loaded = wrapped(*args, **kwargs)
+    except BDPOError:
+        raise
+    except Exception as error:  # whatever the readers of the formats raise
+        raise _not_loaded(entry, error) from error
+    if isinstance(loaded, DatasetDict):
+        return DatasetDict({key: _with_rows(part, entry[NAME]) for key, part in loaded.items()})
+    return _with_rows(loaded, entry[NAME])
+
+
+def _with_rows(dataset: Dataset, name: str) -> Dataset:
+    """The dataset with what the user knows each row by: its number in the file, counted from 0;
+    and the file, where there are several."""
+    if FILE_ROW in dataset.column_names:  # prepared before
+        return dataset
+    words = f" of {name}" if name else ""
+    return dataset.add_column(FILE_ROW, [f"{row}{words}" for row in _numbers(dataset)])
+
+
+def _numbers(dataset: Dataset) -> Iterator[int]:
+    """The numbers of a dataset's rows in its file, of which it may be a part (``train[:100]``)."""
+    lengths = {name: split.num_examples for name, split in (dataset.info.splits or {}).items()}
+    try:
+        parts = ReadInstruction.from_spec(str(dataset.split)).to_absolute(lengths)
+    except (AssertionError, ValueError):  # it is no part that is known
+        parts = []
+    ranges = [range(part.from_ or 0, lengths[part.splitname] if part.to is None else part.to)
+              for part in parts]  # fmt: skip
+    if sum(map(len, ranges)) == len(dataset):
+        return (number for numbers in ranges for number in numbers)
+    return iter(range(len(dataset)))
+
+
+def _deduplicate_dataset(
+    wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Rows that differ in nothing but their numbers are the same."""
+    values = given(wrapped, args, kwargs)
+    if FILE_ROW in values["dataset"].column_names:
+        values["dataset"] = _Unnumbered(values["dataset"])
+    return wrapped(**values)
+
+
+class _Unnumbered:
+    """The rows of a dataset without their numbers; a selection of them has these."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._dataset.remove_columns(FILE_ROW))
+
+    def select(self, indices: list[int]) -> Dataset:
+        return self._dataset.select(indices)
+
+
+# What cannot be loaded ------------------------------------------------------------------------
+
+
+def _check_there(key: str, value: str) -> None:
+    """Refuse a path of a file that is not there, or has nothing in it."""
+    path = Path(value)
+    local = "://" not in value and (value.startswith((".", "/", "~")) or value.endswith(_FILES))
+    if local and not path.exists():
+        raise BDPOError(
+            f"`{key}: {value}`: there is no such file or folder. (The path is seen from the folder "
+            f"in which the command was called, {Path.cwd()}.)"
+        )
+    if path.is_file() and not path.stat().st_size:
+        raise BDPOError(f"`{key}: {value}` is an empty file. Nothing has been trained.")
+
+
+def _not_loaded(entry: Any, error: Exception) -> BDPOError:
+    """What to say of an entry at which Axolotl or the package datasets stopped."""
+    path = Path(str(entry.path))
+    if path.is_file() and get_dataset_type(entry) == "json" and (words := _broken(path)):
+        return BDPOError(f"{words} Nothing has been trained.")
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    told = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
+    keys = ("path", "name", "split", "ds_type", "data_files", "revision")
+    said = ", ".join(f"{key}: {entry[key]}" for key in keys if entry.get(key))
+    return BDPOError(f"The dataset `{said}` cannot be loaded: {told}")
+
+
+def _broken(path: Path) -> str:
+    """Where a file of JSON, or of a JSON object a line, is broken; "" where it is not."""
+    rows = 0
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                found = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError:
+                return f"Line {number} of {path} is no text in UTF-8: save the file in that coding."
+            except json.JSONDecodeError as error:
+                if not rows and line.lstrip()[:1] == b"[":
+                    return _broken_whole(path)
+                words = f"{error.msg} at character {error.pos + 1}"
+                return f"Line {number} of {path} is no JSON: {words}. Correct or remove it."
+            if isinstance(found, list) and not rows:
+                return _broken_whole(path)
+            if not isinstance(found, dict):
+                return f"Line {number} of {path} is no JSON object: write {{...}}, or remove it."
+            rows += bool(found)
+    return "" if rows else f"{path} has no rows."
+
+
+def _broken_whole(path: Path) -> str:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        return f"{path} is no text in UTF-8: save the file in that coding."
+    except json.JSONDecodeError as error:
+        return f"Line {error.lineno} of {path} is no JSON: {error.msg}. Correct it."
+    for number, row in enumerate(found):
+        if not isinstance(row, dict):
+            return f"Row {number} of {path} is no JSON object: write {{...}}, or remove it."
+    return "" if found else f"{path} has no rows."

@@ -1,0 +1,261 @@
+"""What a chat template writes for a response, beside what Axolotl cuts out of it.
+
+Axolotl's `chat_template.*` renders a response behind a message of its own, and takes what is from
+the first place on where the response's text is. That is a place in the template, or in Axolotl's
+own message, for "y", "user" or nothing; and the last character alone where the template writes the
+text otherwise, stripped of white space say. Here the place is told by a text that is nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
+from operator import eq
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from axolotl.utils.chat_templates import get_chat_template
+
+from bdpo_plugin.rows import Problem
+
+Message = dict[str, str]
+
+_LOST = "Axolotl does not find the text of `{}` in what the chat template makes of it"
+_TEXT = (
+    "Remove them from the data; or write prompt and responses as text, which `type: passthrough` "
+    "takes as it is."
+)
+
+
+class _Frame(NamedTuple):
+    """What the chat template writes before a response and after it."""
+
+    before: str
+    after: str
+
+
+class Right(NamedTuple):
+    """What a row should be.
+
+    Attributes:
+        columns: those of what Axolotl made of it that have to be put right.
+        problems: why it cannot be trained on.
+        notes: what the user should know of it.
+    """
+
+    columns: dict[str, str]
+    problems: list[Problem]
+    notes: list[Problem]
+
+
+def _overlap(before: str, text: str) -> bool:
+    """Whether a text begins with what is before it: then Axolotl may have found it too early, in a
+    template that writes less of it."""
+    length = text.find(before[-1:]) + 1
+    while before and length:
+        if before.endswith(text[:length]):
+            return True
+        length = text.find(before[-1], length) + 1
+    return False
+
+
+class Conversations:
+    """How Axolotl's functions for chat templates read the messages of a row.
+
+    Args:
+        known: the variables of such a function.
+
+    Attributes:
+        role, content: the keys of a message.
+        sides: the columns of the responses.
+        field_messages: the column of the prompt; None where the responses begin with it.
+    """
+
+    def __init__(self, known: Mapping[str, Any]) -> None:
+        mapping = known["message_property_mappings"]
+        self.role, self.content = mapping["role"], mapping["content"]
+        self.sides = {"chosen": known["field_chosen"], "rejected": known["field_rejected"]}
+        self.field_messages: str | None = known.get("field_messages")
+        self._roles = known["role_map"]
+
+    def prompt(self, raw: Mapping[str, Any]) -> list[Message]:
+        """Returns the messages of a row's prompt."""
+        field = self.field_messages
+        messages = raw[self.sides["chosen"]][:-1] if field is None else raw[field]
+        if isinstance(messages, str):
+            return [{"role": "user", "content": messages}]
+        return [self.message(message) for message in messages]
+
+    def response(self, value: Any) -> Message:
+        """Returns the message that is trained on, of the value of a column."""
+        if isinstance(value, str):
+            return {"role": "assistant", "content": value}
+        return self.message(value if isinstance(value, Mapping) else value[-1])
+
+    def before(self, value: Any) -> list[Message]:
+        """Returns the messages before the one that is trained on, of the value of a column."""
+        if not isinstance(value, list):
+            return []
+        return [self.message(message) for message in value[:-1]]
+
+    def message(self, message: Mapping[str, Any]) -> Message:
+        """Returns a message as the chat template gets it."""
+        role = self._roles[message[self.role]]
+        return {"role": role, "content": message[self.content]}
+
+
+class Responses:
+    """The responses of a dataset with a chat template.
+
+    Args:
+        known: the variables of Axolotl's function for its rows.
+        tokenizer: of the run.
+
+    Attributes:
+        notes: what the user should know of the dataset.
+    """
+
+    def __init__(self, known: Mapping[str, Any], tokenizer: Any) -> None:
+        self._read = Conversations(known)
+        self._tokenizer = tokenizer
+        self._template = get_chat_template(
+            known["chat_template_choice"], known["chat_template_jinja"], tokenizer
+        )
+        self._sentinel = uuid4().hex
+        self._frames: dict[tuple[str, ...], _Frame | None] = {}
+        self.notes: set[str] = set()
+
+    def right(self, raw: Mapping[str, Any], made: Mapping[str, Any]) -> Right:
+        """Returns what is to be put right of a row.
+
+        Args:
+            raw: the row.
+            made: what Axolotl made of it.
+        """
+        found = Right({}, [], [])
+        messages = self._read.prompt(raw)
+        found.problems.extend(self._left_out(raw, messages))
+        for side, field in self._read.sides.items():
+            response = self._read.response(raw[field])
+            key = tuple(message["role"] for message in (*messages, response))
+            if key not in self._frames:
+                frame = self._frames[key] = self._frame(messages, response)
+                if frame is not None:
+                    self._look_between(made["prompt"], frame.before)
+            frame = self._frames[key]
+            text = response["content"]
+            if (
+                frame is None
+                or made[side] != text + frame.after.rstrip()
+                or _overlap(frame.before, text)
+            ):
+                self._put_right(found, side, field, messages, response, made)
+            elif not made[side]:
+                found.problems.append((f"`{field}` is empty", "Remove these rows."))
+        return found
+
+    def _put_right(
+        self,
+        found: Right,
+        side: str,
+        field: str,
+        messages: Sequence[Message],
+        response: Message,
+        made: Mapping[str, Any],
+    ) -> None:
+        """Adds what the template writes for a response, where Axolotl took something else."""
+        frame = self._frame(messages, response)
+        whole = self._render([*messages, response])
+        if frame is not None and whole.startswith(frame.before):
+            text = whole[len(frame.before) :]
+        elif whole.startswith(made["prompt"]):
+            text = whole[len(made["prompt"]) :]
+        else:
+            words = _LOST.format(field)
+            found.problems.append((words, "Change these rows, or choose another template."))
+            return
+        end = ""
+        if frame is not None and text.endswith(frame.after):
+            text, end = text[: len(text) - len(frame.after)], frame.after.rstrip()
+        else:
+            text = text.rstrip()
+        if not text + end:
+            found.problems.append((f"`{field}` is empty", "Remove these rows."))
+        elif text + end != made[side]:
+            found.columns[side] = text + end
+            found.notes.append(
+                (
+                    f"Axolotl cuts `{field}` out of the chat template's text at a wrong place",
+                    "B-DPO trains on what the template writes for it.",
+                )
+            )
+        if "".join(text.split()) != "".join(response["content"].split()):
+            found.notes.append(
+                (
+                    f"the chat template writes another text than that of `{field}`",
+                    "It may leave out a part, such as reasoning: `bdpo doctor` shows what is read.",
+                )
+            )
+
+    def _frame(self, messages: Sequence[Message], response: Message) -> _Frame | None:
+        """What is around the response; None where the template writes no text as it is."""
+        told = {"role": response["role"], "content": self._sentinel}
+        before, found, after = self._render([*messages, told]).partition(self._sentinel)
+        return _Frame(before, after) if found else None
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], tools: Any = None) -> str:
+        text: str = self._tokenizer.apply_chat_template(
+            messages, chat_template=self._template, tools=tools, tokenize=False
+        )
+        return text
+
+    def _left_out(self, raw: Mapping[str, Any], messages: Sequence[Message]) -> Iterator[Problem]:
+        """What the template would write and Axolotl does not hand to it."""
+        fields = {*self._read.sides.values()}
+        if self._read.field_messages is not None:
+            fields.add(self._read.field_messages)
+        for field in sorted(fields):
+            if isinstance(raw[field], str):
+                continue
+            theirs = [raw[field]] if isinstance(raw[field], Mapping) else raw[field]
+            keys = {
+                key
+                for message in theirs
+                for key, inner in message.items()
+                if inner
+                and key not in (self._read.role, self._read.content)
+                and key in self._template
+            }
+            if not keys:
+                continue
+            plain = [self._read.message(message) for message in theirs]
+            whole = [
+                {key: message[key] for key in keys if message.get(key)} | ours
+                for message, ours in zip(theirs, plain, strict=True)
+            ]
+            if self._differ(plain, whole):
+                names = ", ".join(f"`{key}`" for key in sorted(keys))
+                yield f"Axolotl does not hand {names} of `{field}` to the chat template", _TEXT
+        tools = raw.get("tools") if "tools" in self._template else None
+        if tools and self._differ(messages, messages, tools):
+            yield "Axolotl does not hand `tools` to the chat template", _TEXT
+
+    def _look_between(self, prompt: str, before: str) -> None:
+        """Notes what is between prompt and response in the template's text, or in ours, alone."""
+        common = sum(takewhile(bool, map(eq, prompt, before)))
+        if before[common:].strip():
+            self.notes.add(
+                f"the chat template writes {before[common:]!r} before a response. Axolotl leaves "
+                "it out, and so does B-DPO."
+            )
+        if prompt[common:].strip():
+            self.notes.add(
+                f"the chat template ends a prompt with {prompt[common:]!r}, and writes responses "
+                "without. Axolotl trains on them behind it, and so does B-DPO."
+            )
+
+    def _differ(self, plain: Any, whole: Any, tools: Any = None) -> bool:
+        try:
+            return self._render(plain) != self._render(whole, tools)
+        except Exception:  # whatever a template raises at what it is not meant for
+            return False
