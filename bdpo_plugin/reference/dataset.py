@@ -22,6 +22,7 @@ from bdpo_plugin.reference.ranks import raised_by_all, share, this_rank, world_s
 from bdpo_plugin.reference.reference import Reference
 from bdpo_plugin.reference.scoring import Score, budgeted_batches, score_jobs
 from bdpo_plugin.reference.store import ScoreStore
+from bdpo_plugin.reference.verification import verify
 from bdpo_plugin.reference.wanted import Wanted, wanted_scores
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 from bdpo_plugin.visible import visible
@@ -60,9 +61,10 @@ def score_pairs(
 ) -> PairScores:
     """The log-probabilities and mutual information of all pairs under the reference.
 
-    With a `store`, what it holds is not computed again, what is computed goes to it while the
-    pass runs, and the ranks of a distributed run share the work, as do several runs that use one
-    store at once. Without, every rank scores its own pairs.
+    With a `store`, what it holds is not computed again, but for some of what other runs have put
+    there, to see that it is this reference's. What is computed goes to it while the pass runs, and
+    the ranks of a distributed run share the work, as do several runs that use one store at once.
+    Without, every rank scores its own pairs.
 
     Args:
         pairs: B preference pairs, after truncation; the same in every rank if there is a store.
@@ -79,6 +81,19 @@ def score_pairs(
     exchange = None
     if store:
         exchange = Exchange(store, wanted, scores, rows=rows, name=name, device=device)
+        if len(reused := exchange.earlier()):
+            exchange.verified(
+                verify(
+                    wanted.jobs,
+                    scores,
+                    reused,
+                    reference,
+                    reader=reader,
+                    device=device,
+                    tokens=settings.score_tokens,
+                    in_step=_in_step(reference),
+                )
+            )
     missing = np.flatnonzero(scores[:, 0] == ABSENT)
     computed = np.zeros(len(scores), dtype=bool)
     if len(missing):
@@ -141,9 +156,9 @@ def _compute(
     ]
     tokens = np.zeros(len(jobs), dtype=np.int64)
     tokens[missing] = [jobs[i].rows * jobs[i].length for i in missing]
-    in_step = world_size() > 1 and is_sharded(reference.model)
+    in_step = _in_step(reference)
     if in_step:
-        batches = _in_step(batches, same=exchange is not None, device=device)
+        batches = _as_many(batches, same=exchange is not None, device=device)
     elif exchange:
         batches = share(batches, tokens)
         rest = batches[1:]  # the longest stays first: what does not fit in memory is seen early
@@ -190,7 +205,12 @@ def _compute(
     return exchange.of_all_ranks(computed) if exchange else (scores, computed)
 
 
-def _in_step(batches: list[list[int]], *, same: bool, device: torch.device) -> list[list[int]]:
+def _in_step(reference: Reference) -> bool:
+    """Whether all ranks have to run the same batches, as none can run the model alone."""
+    return world_size() > 1 and is_sharded(reference.model)
+
+
+def _as_many(batches: list[list[int]], *, same: bool, device: torch.device) -> list[list[int]]:
     """As many batches in each rank, the last repeated: a share of the `same`, or its own."""
     if same:
         batches = batches + [batches[-1]] * (-len(batches) % world_size())

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from bdpo_plugin.reference.ranks import gathered, maximum, this_rank
-from bdpo_plugin.reference.store import ScoreStore
+from bdpo_plugin.reference.eviction import evict
+from bdpo_plugin.reference.ranks import first_on_machine, gathered, maximum, this_rank
+from bdpo_plugin.reference.store import ScoreStore, Verification
 from bdpo_plugin.reference.wanted import Wanted, difference
 from bdpo_plugin.settings import BDPOError
 
@@ -50,6 +51,7 @@ class Exchange:
     ) -> None:
         self._store, self._keys, self._scores, self._device = store, wanted.keys, scores, device
         store.remove_leftovers()
+        store.mark_as_used()
         of_rows = wanted.keys[wanted.of_pair]
         digest = hashlib.blake2b(of_rows.tobytes()).digest()
         digests, runs, names = zip(*gathered((digest, store.run, store.names())), strict=True)
@@ -84,10 +86,41 @@ class Exchange:
         return self._take(names)
 
     def of_all_ranks(self, computed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The (n, columns) scores, and (n,) bool, which were computed, in any rank."""
+        """The (n, columns) scores, and (n,) bool, which were computed, in any rank; the pass is at
+        its end, and what is stored is put in order."""
         shared = maximum(np.column_stack([self._scores, computed]), self._device)
+        done = shared[:, -1] > 0
+        store = self._store
+        store.own = np.union1d(store.own, self._keys[done])
+        if first_on_machine():
+            store.make_one_file()
+            if store.path is not None:
+                evict(store.path.parent, keep=store.path)
         self._tell()
-        return shared[:, :-1], shared[:, -1] > 0
+        return shared[:, :-1], done
+
+    def earlier(self) -> np.ndarray:
+        """The indices of the scores that are taken from other runs than this one."""
+        own = np.isin(self._keys, self._store.own)
+        return np.flatnonzero((self._scores[:, 0] != ABSENT) & ~own)
+
+    def verified(self, found: Verification) -> None:
+        """Take in what came of computing some of the reused scores again; where one is beyond
+        rounding, have none of them, in any rank, and say so."""
+        before = self._store.verified
+        greatest = max(before.difference, found.difference)
+        self._store.verified = Verification(
+            before.scores + found.scores, before.beyond + found.beyond, greatest
+        )
+        if not found.beyond:
+            return
+        self._store.set_aside(
+            f"of {found.scores} stored scores that were computed again {found.beyond} differ by "
+            f"more than rounding, up to {found.difference:.3g} nats: another model's, or computed "
+            "in another way. All scores are computed anew"
+        )
+        self._tell()  # once all ranks have done so, none of them has written again
+        self._scores[:] = ABSENT
 
     def _take(self, names: Iterable[str]) -> np.ndarray:
         """Fill in the absent scores that some files have; the indices of those."""

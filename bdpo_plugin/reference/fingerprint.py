@@ -1,4 +1,4 @@
-"""What a reference model is, by content: weights, configuration, compute dtype."""
+"""What a reference model is, by content: weights, configuration, and what computes with them."""
 
 from __future__ import annotations
 
@@ -10,39 +10,26 @@ from typing import Any
 import torch
 from accelerate.utils.modeling import align_module_device, has_offloaded_params
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from bdpo_plugin.reference.computation import computation
+from bdpo_plugin.reference.content import Words, package_of, tensor_digest
+from bdpo_plugin.reference.scoring import VERSION
 from bdpo_plugin.settings import BDPOError
-
-#: Configuration entries that change no number of a forward pass.
-_VOLATILE = {
-    "_name_or_path",
-    "architectures",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-    "torch_dtype",
-    "dtype",
-    "transformers_version",
-    "use_cache",
-}
-_WIDTH = 4096
-_BLOCK = 2**22
-#: What a tensor that is not laid out in full consists of, by layout.
-_PARTS = {
-    torch.sparse_coo: ("indices", "values"),
-    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
-    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
-    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
-    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
-}
 
 #: In the place of an adapter's name: the model with whatever adapters it has, as they are.
 AS_IT_IS = "*"
 
 
-class UnreadableWeights(BDPOError):
-    """A weight whose content cannot be read, so that nothing can say which reference this is."""
+#: What differs between two PEFT adapters of one strength and the same matrices, and changes no
+#: number of a forward pass in evaluation mode.
+_ADAPTER_NOTES = {
+    *("base_model_name_or_path", "revision", "auto_mapping", "task_type", "inference_mode"),
+    *("peft_version", "peft_type", "lora_dropout", "init_lora_weights", "runtime_config"),
+}
+
+
+class UnreadableReference(BDPOError):
+    """Something of a reference cannot be read, so that nothing can say which reference it is."""
 
 
 def model_fingerprint(model: Any, *, adapter: str | None = None, compute: str = "") -> str:
@@ -50,32 +37,59 @@ def model_fingerprint(model: Any, *, adapter: str | None = None, compute: str = 
 
     All weights are read (a hash that is linear in them, so a 7B model takes seconds); names are
     not, so that the base model under a LoRA adapter of any rank, seed or target and the same
-    weights loaded as a model of their own have one fingerprint.
+    weights loaded as a model of their own have one fingerprint. Beside them count what
+    :mod:`~bdpo_plugin.reference.computation` reads, the settings of an adapter that is part of
+    the reference, and the :data:`~bdpo_plugin.reference.scoring.VERSION` of the scoring.
 
     Args:
         model: the model, with or without PEFT adapters.
         adapter: the PEFT adapter that is part of the reference; None: all adapters off;
             :data:`AS_IT_IS`: whatever is active.
-        compute: the dtype of autocast, if any.
+        compute: what autocast does, if anything.
 
     Raises:
-        UnreadableWeights: a weight is not here (on the `meta` device), or of a kind that has no
-            content that can be read.
+        UnreadableReference: a weight is not here (on the `meta` device), or of a kind that has no
+            content that can be read; a module has an attribute or a hook of which the same holds.
     """
-    digest = hashlib.blake2b(digest_size=16)
-    config = model.config.to_dict()
-    kept = {k: v for k, v in config.items() if k not in _VOLATILE}
-    digest.update(json.dumps([kept, compute], sort_keys=True, default=str).encode())
+    digest = hashlib.blake2b(f"scoring {VERSION} {compute}".encode(), digest_size=16)
+    packages = set()
     for name, tensor in _reference_tensors(model, adapter):
+        packages.add(package_of(type(tensor)))
         try:
-            digest.update(_tensor_digest(tensor))
+            digest.update(tensor_digest(tensor))
         # What a kind of tensor that we do not know does not know itself; also out of memory.
         except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            raise UnreadableWeights(
+            raise UnreadableReference(
                 f"The content of the reference's weight {name!r}, a {_kind(tensor)}, cannot be "
-                f"read: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+                f"read: {_first_line(error)}"
             ) from error
+    if settings := _adapter_settings(model, adapter):
+        packages.add("peft")
+    try:
+        digest.update(Words().of([settings, computation(model, packages)]).encode())
+    except TypeError as error:
+        raise UnreadableReference(
+            f"What computes in the reference is not known: {error}"
+        ) from error
     return digest.hexdigest()
+
+
+def _adapter_settings(model: Any, adapter: str | None) -> list[Any]:
+    """Of the adapters that are part of the reference."""
+    known = getattr(model, "peft_config", None)
+    if not isinstance(known, dict) or adapter is None:
+        return []
+    names = getattr(model, "active_adapters", []) if adapter == AS_IT_IS else [adapter]
+    names = names() if callable(names) else names  # a method in models of transformers
+    return [
+        {k: v for k, v in known[name].to_dict().items() if k not in _ADAPTER_NOTES}
+        for name in names
+        if name in known
+    ]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -154,88 +168,3 @@ def _quantisation_scales(tensor: Tensor) -> Iterator[Tensor]:
 def _kind(tensor: Tensor) -> str:
     kind = type(tensor).__name__
     return f"{kind} on {tensor.device}" if tensor.is_meta else f"{kind} of {tensor.dtype}"
-
-
-def _tensor_digest(tensor: Tensor) -> bytes:
-    """Of a tensor's shape, dtype and values; of one that is made of others, of these and of what
-    says how they are put together.
-
-    Raises:
-        RuntimeError, TypeError and others: the values cannot be read.
-    """
-    kind, notes = type(tensor), {}
-    if kind.__module__.partition(".")[0] not in ("torch", "bitsandbytes"):
-        notes = vars(tensor)
-    tensor = tensor.detach()
-    if hasattr(tensor, "to_local"):
-        tensor = tensor.to_local()
-    digest = hashlib.blake2b(f"{tuple(tensor.shape)}{tensor.dtype}".encode(), digest_size=16)
-    words: tuple[Any, ...] = ()
-    parts: list[Tensor] = []
-    if is_traceable_wrapper_subclass(tensor):
-        names, context = tensor.__tensor_flatten__()
-        words = (type(tensor).__qualname__, names, context)
-        parts = [getattr(tensor, name) for name in names]
-    elif tensor.layout in _PARTS:
-        words = (tensor.layout,)
-        tensor = tensor.coalesce() if tensor.layout == torch.sparse_coo else tensor
-        parts = [getattr(tensor, name)() for name in _PARTS[tensor.layout]]
-    elif tensor.is_quantized:
-        raise TypeError("it is of PyTorch's old quantised dtypes")
-    else:
-        # what a kind of tensor of somebody else's has beside its bytes may decide what they mean
-        if notes:
-            words = (
-                kind.__qualname__,
-                sorted((k, v) for k, v in notes.items() if not isinstance(v, Tensor)),
-            )
-            parts = [value for _, value in sorted(notes.items()) if isinstance(value, Tensor)]
-        if tensor.is_complex():
-            tensor = torch.view_as_real(tensor.resolve_conj())
-        digest.update(_bytes_digest(tensor.resolve_neg().contiguous().view(-1).view(torch.uint8)))
-    if words:
-        digest.update(_in_words(words).encode())
-    for part in parts:
-        digest.update(_tensor_digest(part))
-    return digest.digest()
-
-
-def _in_words(value: Any) -> str:
-    """What somebody else's tensor is put together by, the same in every process.
-
-    Raises:
-        TypeError: it depends on an object that shows nothing but its address.
-    """
-    if isinstance(value, dict):
-        value = sorted(value.items())
-    if isinstance(value, (list, tuple)):
-        return f"({', '.join(map(_in_words, value))})"
-    words = repr(value)
-    if callable(value) and "<" not in (name := getattr(value, "__qualname__", "<")):
-        words = f"{value.__module__}.{name}"
-    if " at 0x" in words:
-        raise TypeError(f"it depends on {words}, which shows no content")
-    return words
-
-
-def _bytes_digest(raw: Tensor) -> bytes:
-    if raw.is_meta:
-        raise TypeError("its values are not here")
-    if raw.numel() and not raw.data_ptr():  # made of others, and does not say of which
-        raise TypeError("it has no bytes of its own")
-    if raw.storage_offset() % 4:
-        raw = raw.clone()
-    whole = raw.numel() // 4 * 4
-    digest = hashlib.blake2b(raw[whole:].cpu().numpy().tobytes(), digest_size=16)
-    # 32-bit words in 64-bit sums, so that the highest bit of a word counts as the others do
-    words = raw[:whole].view(torch.int32)
-    generator = torch.Generator().manual_seed(0)
-    factors = torch.randint(-(2**62), 2**62, (_WIDTH,), generator=generator) | 1
-    factors = factors.to(raw.device)
-    for block in words.split(_BLOCK):
-        full = block.numel() // _WIDTH * _WIDTH
-        # wraps around, which is what a hash wants
-        rows = (block[:full].view(-1, _WIDTH) * factors).sum(dim=1)
-        rest = (block[full:] * factors[: block.numel() - full]).sum()
-        digest.update(torch.cat([rows, rest[None]]).cpu().numpy().tobytes())
-    return digest.digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -19,6 +20,11 @@ def this_rank() -> int:
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def first_on_machine() -> bool:
+    """Whether this is the first of the ranks that share its machine, and so perhaps its disk."""
+    return not dist.is_initialized() or os.environ.get("LOCAL_RANK", str(this_rank())) == "0"
 
 
 def gathered(value: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,11 @@ from bdpo_plugin.model.head import Head, block_rows, statistics, sum_by_row
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.objective.mutual_information import information_gain
 from bdpo_plugin.settings import BDPOError
+
+#: The release of the way that scores are computed, a part of every reference's identity. It is
+#: raised with each change after which a score of the same tokens by the same model is another
+#: number, beyond rounding: what was stored before is then found no more.
+VERSION = 1
 
 #: How many batches may be queued on a device before the scores of the first are read.
 BEHIND = {"cpu": 0}
@@ -106,6 +112,7 @@ def score_jobs(
     device: torch.device,
     *,
     in_step: bool = False,
+    packed: bool = True,
     left: Callable[[list[int]], list[int]] = list,
 ) -> Iterator[tuple[list[int], list[Score]]]:
     """The scores of each batch, as it is done.
@@ -118,12 +125,13 @@ def score_jobs(
     Args:
         in_step: run the given batches and no other, and read each at once: the ranks of a sharded
             model have to run the same number of them.
+        packed: whether batches may be run without their padding.
         left: of a batch whose turn it is, the part that is still wanted; default all of it.
 
     Raises:
         BDPOError: a single sequence, or a batch `in_step`, does not fit in the device's memory.
     """
-    todo = deque((batch, True) for batch in batches)  # and whether it may be packed
+    todo = deque((batch, packed) for batch in batches)  # and whether it may be packed
     queued: deque[tuple[list[int], bool, Tensor]] = deque()
     behind = 0 if in_step else BEHIND.get(device.type, 1)
     while todo or queued:
@@ -132,20 +140,23 @@ def score_jobs(
             if not (batch := left(batch)):
                 continue
             of_batch = [jobs[i] for i in batch]
+            sums = None
             try:
                 sums = _queue(of_batch, model, reader, device, may_pack=may_pack)
             except torch.OutOfMemoryError as error:
                 if in_step or len(batch) == 1:
                     yield from _read_all(queued)
                     raise _no_room(of_batch) from error
-                # the batches that follow would not fit either
-                parts = [(batch, may_pack), *todo]
-                todo = deque((half, packed) for b, packed in parts for half in _halves(b))
-                torch.cuda.empty_cache()
-                continue
             except BaseException:
                 yield from _read_all(queued)
                 raise
+            # outside of the handler: until its end the error keeps what the forward pass had made
+            if sums is None:
+                # the batches that follow would not fit either
+                parts = [(batch, may_pack), *todo]
+                todo = deque((half, packed) for b, packed in parts for half in _halves(b))
+                _free_memory(device)
+                continue
             queued.append((batch, may_pack, sums))
         if len(queued) > behind or not todo:
             batch, may_pack, sums = queued.popleft()
@@ -155,6 +166,14 @@ def score_jobs(
                 todo.appendleft((batch, False))
             else:
                 yield batch, scores
+
+
+def _free_memory(device: torch.device) -> None:
+    """Give back to a device what nothing in this process holds any more."""
+    gc.collect()  # what is held in circles, such as by an error that knows its own frame
+    empty: Callable[[], None] | None
+    if empty := getattr(torch.get_device_module(device), "empty_cache", None):
+        empty()
 
 
 def _halves(batch: list[int]) -> list[list[int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import stat
@@ -12,10 +11,13 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from bdpo_plugin.reference.private_files import make_private, write_private
 
 _SCHEMA = pa.schema([("key", pa.binary(16)), ("logps", pa.float64()), ("gain", pa.float64())])
 
@@ -24,6 +26,10 @@ KEY = np.dtype("S16")
 
 #: A temporary file that is older, in seconds, is one that a killed run left.
 _LEFT_OVER = 3600.0
+
+#: In the name of a folder whose scores are not those of its reference, before the run that found
+#: out.
+ASIDE = ".set-aside-"
 
 #: So many files are read at a time.
 _FILES = 64
@@ -59,12 +65,26 @@ def score_key(prompt: bytes, null: bytes, response: bytes) -> bytes:
     return hashlib.blake2b(prompt + null + response, digest_size=16).digest()
 
 
+class Verification(NamedTuple):
+    """What came of computing some reused scores again.
+
+    Attributes:
+        scores: how many.
+        beyond: how many of them differ by more than rounding.
+        difference: the greatest, between a stored and a computed one, in nats.
+    """
+
+    scores: int = 0
+    beyond: int = 0
+    difference: float = 0.0
+
+
 class ScoreStore:
     """The scores of one reference and tokenizer: a directory of Parquet files.
 
     Each file is written under a temporary name and renamed to the hash of its content and the run
-    that wrote it, so a file that is there is whole; files are only ever added, so that several
-    processes and runs may write at once.
+    that wrote it, so a file that is there is whole, and several processes and runs may write at
+    once. A file goes only when what is in it is in another.
 
     What cannot be read or written ends no run: it is kept in `problems`, for :meth:`tell`.
 
@@ -78,6 +98,8 @@ class ScoreStore:
         path: the directory of these scores; None where none can be had.
         run: names the run in the names of the files that it writes.
         problems: what is wrong, by the path of what it is wrong with.
+        own: (n,) keys, sorted, of the scores that this run has computed itself.
+        verified: what came of computing some of the reused scores again, in this run.
     """
 
     def __init__(
@@ -88,8 +110,11 @@ class ScoreStore:
     ) -> None:
         self.run = uuid.uuid4().hex[:8]
         self.problems: dict[str, str] = {}
+        self.own = np.zeros(0, KEY)
+        self.verified = Verification()
         self._show = show or _warn
         self._told: set[str] = set()
+        self._gone = False
         self.path: Path | None = None
         if identity is None:
             return
@@ -122,19 +147,24 @@ class ScoreStore:
         places, scores = [np.zeros(0, np.int64)], [np.zeros((0, 2))]
         if self.path is None:
             return places[0], scores[0]
-        files = [self.path / name for name in sorted(self.names() if names is None else names)]
-        for start in range(0, len(files), _FILES):
-            found_columns = map(self._columns, files[start : start + _FILES])
-            columns = [of_file for of_file in found_columns if of_file is not None]
-            if not columns or not len(wanted):
-                continue
-            keys, values = (np.concatenate(column) for column in zip(*columns, strict=True))
-            order = np.argsort(keys)  # to look sorted keys up is several times faster
-            keys, values = keys[order], values[order]
-            at = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
-            found = wanted[at] == keys
-            places.append(at[found])
-            scores.append(values[found])
+        left = sorted(self.names() if names is None else names)
+        looked_into: set[str] = set()
+        while left:
+            self._gone = False
+            for start in range(0, len(left), _FILES):
+                columns = self._read(left[start : start + _FILES])
+                if not columns or not len(wanted):
+                    continue
+                keys, values = (np.concatenate(column) for column in zip(*columns, strict=True))
+                order = np.argsort(keys)  # to look sorted keys up is several times faster
+                keys, values = keys[order], values[order]
+                at = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
+                found = wanted[at] == keys
+                places.append(at[found])
+                scores.append(values[found])
+            # another run may have made one file of several since their names were read
+            looked_into.update(left)
+            left = sorted(set(self.names()) - looked_into) if self._gone else []
         return np.concatenate(places), np.concatenate(scores)
 
     def add(self, keys: np.ndarray, scores: np.ndarray) -> bool:
@@ -148,18 +178,50 @@ class ScoreStore:
             whether nothing is left to write.
         """
         finite = np.isfinite(scores).all(axis=1)
-        if not finite.any():
-            return True
+        return not finite.any() or self._write(keys[finite], scores[finite]) is not None
+
+    def make_one_file(self) -> None:
+        """Make one file of all that are there, of other runs too.
+
+        The files are removed once what is in them is written, so that a run that is killed on the
+        way leaves scores that are there twice, and loses none.
+        """
+        names = self.names()
+        columns = [(name, of_file) for name in names for of_file in self._read([name])]
+        if self.path is None or len(columns) < 2:
+            return
+        every = [of_file for _, of_file in columns]
+        keys, scores = (np.concatenate(column) for column in zip(*every, strict=True))
+        keys, first = np.unique(keys, return_index=True)
+        written = self._write(keys, scores[first])
+        for name, _ in columns if written else ():
+            if name != written:
+                with suppress(OSError):  # it is read once more by whoever looks for its scores
+                    (self.path / name).unlink()
+
+    def set_aside(self, problem: str) -> None:
+        """Give the folder another name, so that none of its scores is found again; where that
+        cannot be done, keep the scores of this run in memory."""
         if self.path is None:
-            return False
-        content = _content(keys[finite], scores[finite])
+            return
         try:
-            _make_private(self.path)
-            _write(self.path / f"{_hash(content)}-{self.run}.parquet", content)
-        except (OSError, ValueError) as error:  # ValueError: a name that no folder can have
-            self.problems.setdefault(str(self.path), f"cannot be written ({_why(error)})")
-            return False
-        return True
+            aside = self.path.with_name(f"{self.path.name}{ASIDE}{self.run}")
+            self.path.rename(aside)
+            self.problems[str(self.path)] = f"{problem}; the folder is set aside as {aside.name}"
+        except FileNotFoundError:  # by another rank of this run
+            pass
+        except OSError as error:
+            self.problems[str(self.path)] = (
+                f"{problem}; the folder cannot be set aside ({_why(error)}), so that the scores of "
+                "this run are not kept"
+            )
+            self.path = None
+
+    def mark_as_used(self) -> None:
+        """Have it known that the folder is in use, for :mod:`~bdpo_plugin.reference.eviction`."""
+        if self.path is not None:
+            with suppress(OSError, ValueError):  # not there yet, or another user's
+                os.utime(self.path)
 
     def remove_leftovers(self) -> None:
         """Remove the temporary files that killed runs left."""
@@ -190,6 +252,27 @@ class ScoreStore:
             self.problems.setdefault(str(self.path), f"cannot be read ({_why(error)})")
             return []
 
+    def _write(self, keys: np.ndarray, scores: np.ndarray) -> str | None:
+        """The name of the file in which the scores are now; None where they cannot be written."""
+        if self.path is None:
+            return None
+        content = _content(keys, scores)
+        name = f"{_hash(content)}-{self.run}.parquet"
+        try:
+            make_private(self.path)
+            write_private(self.path / name, content)
+        except (OSError, ValueError) as error:  # ValueError: a name that no folder can have
+            self.problems.setdefault(str(self.path), f"cannot be written ({_why(error)})")
+            return None
+        return name
+
+    def _read(self, names: Iterable[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """What :meth:`_columns` has of some files."""
+        if self.path is None:
+            return []
+        found = (self._columns(self.path / name) for name in names)
+        return [columns for columns in found if columns is not None]
+
     def _columns(self, file: Path) -> tuple[np.ndarray, np.ndarray] | None:
         """(n,) keys and (n, 2) scores of a file; None where it has none to give."""
         try:
@@ -197,7 +280,8 @@ class ScoreStore:
             content = file.read_bytes() if regular else b""
         except FileNotFoundError:
             if not file.is_symlink():
-                return None  # another process has set it aside
+                self._gone = True  # by another process
+                return None
             content = b""
         except OSError as error:
             self.problems.setdefault(str(file), f"cannot be read ({_why(error)})")
@@ -228,7 +312,9 @@ def _content(keys: np.ndarray, scores: np.ndarray) -> bytes:
     key = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(16), n, [None, pa.py_buffer(np.ascontiguousarray(keys, KEY).tobytes())]
     )
-    gain = pa.nulls(n, pa.float64()) if scores.shape[1] == 1 else pa.array(scores[:, 1])
+    gain = pa.nulls(n, pa.float64())
+    if scores.shape[1] == 2:
+        gain = pa.array(scores[:, 1], from_pandas=True)  # what is not a number is not there
     table = pa.Table.from_arrays([key, pa.array(scores[:, 0]), gain], schema=_SCHEMA)
     pq.write_table(table, sink := pa.BufferOutputStream(), use_dictionary=False)
     content: bytes = sink.getvalue().to_pybytes()
@@ -243,47 +329,6 @@ def _arrays(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     start = keys.offset * KEY.itemsize
     keys = np.frombuffer(keys.buffers()[1], KEY, count=len(table), offset=start)
     return keys, np.stack([table[name].to_numpy() for name in ("logps", "gain")], axis=1)
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Write a whole file or none, for the user alone, so that it survives a loss of power."""
-    temporary = file.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "wb") as opened:
-            opened.write(content)
-            opened.flush()
-            _sync(descriptor)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(file.parent)
-
-
-def _make_private(folder: Path) -> None:
-    """Make a folder that only the user may enter, and those above it; one that is there stays."""
-    for path in reversed([folder, *folder.parents]):
-        if not path.exists():
-            with suppress(FileExistsError):  # another process was faster, or a link leads nowhere
-                path.mkdir(mode=0o700)
-                _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        _sync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync(descriptor: int) -> None:
-    """Have it on the disk, on file systems that know what that is."""
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-            raise
 
 
 def _warn(lines: list[str]) -> None:

@@ -79,6 +79,7 @@ def _record(trainer: Any) -> dict[str, Any]:
         "control": scorer.settings.control,
         "loss": description["loss"],
         "rows": description.get("training pairs"),
+        "scores": scorer.scores_record(),
         "pairs": len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else None,
         "null_prompt": {"text": null_prompt.text, "source": null_prompt.source},
         "chat_template": template and digest_of(str(template)),

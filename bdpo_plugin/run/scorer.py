@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch import Tensor
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.objective import BalanceWeights, balance_weights
 from bdpo_plugin.pairs import Pair
+from bdpo_plugin.reference.computation import autocast_in_words
 from bdpo_plugin.reference.dataset import PairScores, score_pairs
 from bdpo_plugin.reference.fingerprint import (
-    UnreadableWeights,
+    UnreadableReference,
     model_fingerprint,
     tokenizer_fingerprint,
 )
@@ -60,6 +62,8 @@ class Scorer:
         reader: which reads the policy in the steps as well.
         facts: what this run was scored with, as far as it is known: ``null prompt``,
             ``reference`` and ``training pairs``, for its checkpoints.
+        reuse: of each dataset that was scored before training, how many pairs were scored now and
+            how many reused.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class Scorer:
         )
         self._stores: dict[tuple[str, ...], ScoreStore] = {}
         self._told_unreadable = False
+        self.reuse: dict[str, dict[str, int]] = {}
 
     @classmethod
     def settled(
@@ -154,6 +159,8 @@ class Scorer:
         store = self._store(identity)
         scores = self._scores(pairs, reference, rows=rows, name=name, store=store)
         weights = self._weights(scores, groups)
+        now = int(scores.computed.sum())
+        self.reuse[name] = {"scored now": now, "reused": len(pairs) - now}
         if self.accelerator.is_main_process:
             print_scores(name, self.settings, scores, weights)
         path = self.output_dir / file
@@ -168,15 +175,17 @@ class Scorer:
 
     def _identify(self, reference: Reference) -> list[str] | None:
         """What the scores of this run are found by again, the same in every rank; None, and said
-        once, where the reference's weights cannot be read."""
+        once, where something of the reference cannot be read."""
         fingerprint, why = None, ""
         try:
-            fingerprint = model_fingerprint(
-                self.accelerator.unwrap_model(reference.model),
-                adapter=reference.adapter,
-                compute=self.accelerator.mixed_precision,
-            )
-        except UnreadableWeights as error:
+            with reference.in_force():  # under the autocast of the pass
+                autocast = autocast_in_words(self.accelerator.device.type)
+                fingerprint = model_fingerprint(
+                    self.accelerator.unwrap_model(reference.model),
+                    adapter=reference.adapter,
+                    compute=f"{self.accelerator.mixed_precision}, autocast {autocast}",
+                )
+        except UnreadableReference as error:
             why = str(error)
         # each rank may hold a shard of the model: the reference is what all of them hold
         parts = gather_object([(fingerprint, why)])
@@ -195,6 +204,23 @@ class Scorer:
         """For all datasets of a reference, so that a problem is told once."""
         store = ScoreStore(self.settings.cache_dir, identity, print_store_problems)
         return self._stores.setdefault(tuple(identity or ()), store)
+
+    def scores_record(self) -> dict[str, Any] | None:
+        """What the scores of this run are found by, what was reused of earlier runs, and how many
+        of these were computed again; None where each batch is scored in its step."""
+        if not self.settings.precompute:
+            return None
+        verified = [store.verified for store in self._stores.values()]
+        greatest = max((one.difference for one in verified), default=0.0)
+        return {
+            "identity": self.facts.get("reference"),
+            "pairs": self.reuse,
+            "verified": {
+                "scores": sum(one.scores for one in verified),
+                "beyond rounding": sum(one.beyond for one in verified),
+                "greatest difference": greatest if isfinite(greatest) else None,
+            },
+        }
 
     def score_batch(self, pairs: Sequence[Pair], reference: Reference) -> dict[str, Tensor]:
         """:data:`SCORE_COLUMNS` of a batch, each (B,), computed now and not kept.

@@ -86,6 +86,14 @@ def main():
                 directory / f"fails{passes}",
                 fails_after=passes if rank == 1 else None,
             )
+        # the scores of one model, and then another one that is taken for it
+        score(small_model(build_tokenizer(), seed=1), PAIRS, directory / "mistaken")
+        seen["mistaken"] = score(model, PAIRS, directory / "mistaken")
+        sharded = wrapped_training.wrapped(small_model(build_tokenizer()), "FSDP2")
+        seen["mistaken, sharded"] = [
+            score(one, PAIRS[:6], directory / "sharded")
+            for one in (small_model(build_tokenizer(), seed=1), sharded, sharded)
+        ][1:]
         for wrapper in ("FSDP1", "FSDP2"):
             sharded = wrapped_training.wrapped(small_model(build_tokenizer()), wrapper)
             seen[f"own, {wrapper}"] = score(sharded, mine)

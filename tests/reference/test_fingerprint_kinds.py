@@ -7,7 +7,7 @@ from test_fingerprint import lora, of
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from bdpo_plugin.reference.fingerprint import UnreadableWeights, model_fingerprint
+from bdpo_plugin.reference.fingerprint import UnreadableReference, model_fingerprint
 
 
 class Scaled(torch.Tensor):
@@ -103,7 +103,7 @@ def test_what_is_beside_the_bytes_counts():
 )
 def test_what_cannot_be_read_is_refused(tensor, words):
     """By name: a fingerprint that ignored it would take one model's scores for another's."""
-    with pytest.raises(UnreadableWeights, match=f"the reference's weight 'b0'.*{words}"):
+    with pytest.raises(UnreadableReference, match=f"the reference's weight 'b0'.*{words}"):
         of(tensor)
 
 
@@ -152,7 +152,7 @@ def test_offloaded_weights(tokenizer, tmp_path, where):
 
 
 def test_weights_that_are_nowhere(tokenizer):
-    with pytest.raises(UnreadableWeights, match=r"Parameter on meta.*values are not here"):
+    with pytest.raises(UnreadableReference, match=r"Parameter on meta.*values are not here"):
         model_fingerprint(small_model(tokenizer).to("meta"))
 
 

@@ -26,7 +26,7 @@ from small_models import (
 
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.pairs import Pair, Side
-from bdpo_plugin.reference import dataset, exchange
+from bdpo_plugin.reference import dataset, exchange, verification
 from bdpo_plugin.reference.dataset import PairScores, score_pairs
 from bdpo_plugin.reference.null_prompt import NullPrompt
 from bdpo_plugin.reference.reference import Reference
@@ -253,7 +253,7 @@ def test_a_crash_loses_nothing_that_was_done(model, score, store, at):
     kept = len(stored(store))
     assert 0 < kept < every
     scores = score(pairs)
-    assert score.rows == every - kept
+    assert score.rows == every - kept + store.verified.scores
     assert same(scores, wanted)
 
 
@@ -280,7 +280,8 @@ def test_a_killed_pass_goes_on_where_it_was(tokenizer, tmp_path):
     kept = len(stored(store))
     assert 0 < kept < sum(every) - 1
     scores, rows = scoring_worker.score(model, scoring_worker.PAIRS, tmp_path / "store")
-    assert sum(rows) == sum(every) - kept
+    again = sum(rows) - (sum(every) - kept)
+    assert 0 < again <= verification.SCORES, "some are computed again, to see that they are right"
     assert same(scores, wanted)
     assert (~scores.computed).sum() < len(scoring_worker.PAIRS)
 
@@ -363,12 +364,22 @@ def test_a_store_that_cannot_be_written_ends_no_pass(score, tmp_path, monkeypatc
     assert "bdpo_cache_dir" in lines[-1]
 
 
+def split(store, parts):
+    """Have the one file that a pass leaves be several again, as while it runs."""
+    (file,) = store.path.iterdir()
+    keys, scores = store._columns(file)
+    for part in np.array_split(np.arange(len(keys)), parts):
+        store.add(keys[part], scores[part, :1])
+    file.unlink()
+
+
 def test_damaged_files_are_computed_again(score, tmp_path, monkeypatch):
     monkeypatch.setattr(exchange, "_FLUSH_SECONDS", 0)
     shown = []
     store = ScoreStore(tmp_path / "scores", ["a"], shown.append)
     pairs = random_pairs(8)
     wanted = score(pairs, store=store)
+    split(store, 5)
     files = list(store.path.iterdir())
     for file in files[:3]:
         file.write_bytes(b"")

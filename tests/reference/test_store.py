@@ -7,6 +7,7 @@ import stat
 import time
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -496,6 +497,100 @@ def test_several_processes_write_at_once(store):
     keys, scores = joined(*(some_scores(10, 100 * seed + i) for seed in range(4) for i in range(5)))
     assert holds(store, keys, scores)
     assert not list(store.path.glob(".*"))
+
+
+def _write_and_tidy(directory, seed):
+    store = ScoreStore(directory, IDENTITY)
+    wanted, _ = joined(*(some_scores(10, 100 * seed + i) for i in range(5)))
+    for i in range(5):
+        store.add(*some_scores(10, 100 * seed + i))
+        store.make_one_file()
+    assert len(np.unique(store.read(wanted)[0])) == 50, "what goes meanwhile is read elsewhere"
+    assert not store.problems
+
+
+def test_several_processes_make_one_file_at_once(store):
+    context = multiprocessing.get_context("fork")
+    workers = [
+        context.Process(target=_write_and_tidy, args=(store.path.parent, i)) for i in range(4)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    keys, scores = joined(*(some_scores(10, 100 * seed + i) for seed in range(4) for i in range(5)))
+    assert holds(store, keys, scores)
+    store.make_one_file()
+    assert len(store.names()) == 1
+    assert holds(store, keys, scores)
+
+
+# --- one file in the end ---------------------------------------------------------------------
+
+
+def test_all_files_become_one(store):
+    parts = [some_scores(9, seed) for seed in range(5)]
+    alone = some_scores(4, 7, columns=1)
+    for part in (*parts, alone, parts[0]):  # some twice, as two runs may write them
+        store.add(*part)
+    other = ScoreStore(store.path.parent, IDENTITY)
+    other.add(*parts[0])
+    files = store.names()
+    store.make_one_file()
+    assert len(store.names()) == 1
+    assert not set(store.names()) & set(files)
+    assert holds(store, *joined(*parts))
+    assert [len(part) for part in store.read(np.sort(parts[0][0]))] == [9, 9], "each once"
+    assert sum(gain is None for _, gain in stored(store).values()) == 4
+    before = store.names()
+    store.make_one_file()
+    assert store.names() == before
+    assert not reported(store)
+
+
+def test_what_cannot_be_read_is_not_lost(store):
+    parts = [some_scores(9, seed) for seed in range(3)]
+    for part in parts:
+        store.add(*part)
+    bad = store.path / store.names()[0]
+    bad.write_bytes(b"")
+    store.make_one_file()
+    assert len(store.names()) == 1
+    assert np.isfinite(found(store, joined(*parts)[0])[:, 0]).sum() == 18
+    assert f"{bad}: damaged" in reported(store)
+    assert bad.with_name(f"{bad.name}.damaged").exists()
+
+
+@pytest.mark.parametrize("at", ["write", "remove"])
+def test_a_run_that_dies_while_it_makes_one_file_loses_nothing(store, monkeypatch, at):
+    parts = [some_scores(9, seed) for seed in range(3)]
+    for part in parts:
+        store.add(*part)
+
+    def die(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace" if at == "write" else "unlink", die)
+        with pytest.raises(KeyboardInterrupt):
+            store.make_one_file()
+    again = ScoreStore(store.path.parent, IDENTITY)
+    assert holds(again, *joined(*parts))
+    again.make_one_file()
+    assert len(again.names()) == 1
+    assert holds(again, *joined(*parts))
+
+
+def test_a_full_disk_leaves_the_files_as_they_are(store):
+    parts = [some_scores(9, seed) for seed in range(3)]
+    for part in parts:
+        store.add(*part)
+    files = store.names()
+    with full_disk():
+        store.make_one_file()
+    assert sorted(store.names()) == sorted(files)
+    assert "cannot be written" in reported(store)
 
 
 # --- names and keys --------------------------------------------------------------------------

@@ -1,0 +1,339 @@
+"""What computes with a reference's weights, in words that are the same in every process.
+
+Weights and a configuration do not decide a model's numbers alone: the attention implementation,
+fake quantisation, replaced layers and patched functions do as well. Here each of them is written
+as text, of which :mod:`~bdpo_plugin.reference.fingerprint` makes a digest.
+
+What does not enter: adapters that are switched off, with what PEFT wraps layers in; addresses and
+paths; training mode, gradient checkpointing, compilation and placement on devices, which change
+no number beyond rounding. Of functions outside of a model's own file the code is read, and not
+what that calls; their package's release stands for it. What is missed here is what
+:mod:`~bdpo_plugin.reference.verification` is for.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from inspect import getattr_static
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from bdpo_plugin.model.traits import unwrapped
+from bdpo_plugin.reference.content import Words, cells, digest_of, package_of
+
+#: Entries of a configuration, at any depth, that change no number of a forward pass.
+_VOLATILE = {
+    *("_name_or_path", "_commit_hash", "architectures", "transformers_version", "use_cache"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtype"),
+}
+
+#: What a configuration knows and leaves out of its dictionary: which functions compute.
+_ATTENTION = "_attn_implementation"
+_IMPLEMENTATIONS = (_ATTENTION, "_experts_implementation")
+
+#: Attributes of modules that change no number of a forward pass in evaluation mode: PyTorch's own,
+#: what is read in other ways, and what hosts and libraries note of loading, placing and training.
+_NOTES = {
+    *vars(nn.Module()),
+    *("config", "forward", "_old_forward", "_original_forward", "_hf_hook", "_compiled_call_impl"),
+    *("name_or_path", "warnings_issued", "generation_config", "model_tags", "peft_config"),
+    *("hf_quantizer", "hf_device_map", "_hf_peft_config_loaded", "_is_hf_initialized"),
+    *("gradient_checkpointing", "gradient_checkpointing_enable", "gradient_checkpointing_disable"),
+    *("enable_input_require_grads", "generate", "save_pretrained", "push_to_hub"),
+    *("add_model_tags", "get_input_embeddings", "get_output_embeddings", "loss_type"),
+    *("is_parallelizable", "model_parallel", "supports_gradient_checkpointing", "_use_kernels"),
+    *("all_tied_weights_keys", "_tied_weights_keys", "_compiled", "_is_torch_compile"),
+    # what bitsandbytes keeps of a layer's weight, and settles at the first use
+    *("state", "quant_state", "compute_type_is_set", "support_avx512bf16_for_cpu"),
+}
+_NOTES_BEGIN = ("ds_", "fp32_weights", "neftune")
+
+#: In the names of attributes that a forward pass leaves behind (states of recurrent layers).
+_KEPT = re.compile("cache|_states?$")
+
+#: Of attributes with names like these, and of no other private ones, plain values count.
+_PLAIN = (bool, int, float, str, FunctionType, MethodType)
+
+#: Whose hooks on forwards move tensors, gather shards, record outputs or make gradients flow, and
+#: change no number. (NEFTune's, in transformers, adds noise in training mode alone.)
+_HARMLESS_HOOKS = ("accelerate", "deepspeed", "transformers", "trl", "peft", "bdpo_plugin")
+_HARMLESS_PARTS = ("torch.distributed", "torch.utils", "torch._")
+_PLACING = {"AlignDevicesHook", "CpuOffload", "UserCpuOffloadHook"}
+
+#: The file of transformers that all models stand on: loading, saving, losses.
+_BASE_FILE = "transformers.modeling_utils"
+
+
+def computation(root: nn.Module, packages: Iterable[str] = ()) -> str:
+    """A digest of what computes with a model's weights, its adapters apart.
+
+    Args:
+        root: a model of transformers, or one whose `config` has `to_dict`; however wrapped.
+        packages: more packages whose releases count.
+
+    Raises:
+        TypeError: something of it cannot be said in words.
+    """
+    words = _Computing()
+    lines = [*_of_modules(words, _bare(root)), *_arithmetic()]
+    for package in sorted({"torch", "transformers", *packages, *words.packages}):
+        if release := _release(package):
+            lines.append(f"{package} {release}")
+    return digest_of("\n".join(lines))
+
+
+def without_notes(config: Any) -> Any:
+    """A configuration's dictionary, less what changes no number."""
+    if isinstance(config, dict):
+        return {k: without_notes(v) for k, v in config.items() if k not in _VOLATILE}
+    return [without_notes(v) for v in config] if isinstance(config, (list, tuple)) else config
+
+
+def autocast_in_words(device_type: str) -> str:
+    """What autocast does on a kind of device at this point."""
+    if not torch.is_autocast_enabled(device_type):
+        return "none"
+    return str(torch.get_autocast_dtype(device_type))
+
+
+def _arithmetic() -> list[str]:
+    """What matrices are multiplied with."""
+    cuda = torch.backends.cuda.matmul
+    sums = (
+        cuda.allow_fp16_reduced_precision_reduction,
+        cuda.allow_bf16_reduced_precision_reduction,
+    )
+    return [
+        f"float32 by {torch.get_float32_matmul_precision()}",
+        f"TF32 {torch.backends.cudnn.allow_tf32}",
+        f"reduced sums {sums}",
+    ]
+
+
+def _release(package: str) -> str | None:
+    found = getattr(sys.modules.get(package), "__version__", None)
+    if isinstance(found, str):
+        return found
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _bare(model: Any) -> nn.Module:
+    """The model of transformers, without what distributed training, compilation and PEFT add."""
+    bare = unwrapped(getattr(unwrapped(model), "_orig_mod", model))
+    bare = bare.get_base_model() if hasattr(bare, "get_base_model") else bare
+    found: nn.Module = getattr(bare, "_orig_mod", bare)
+    return found
+
+
+def _layer(module: nn.Module) -> nn.Module:
+    """The layer that PEFT or a compiler has wrapped, or the module itself."""
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if hasattr(module, "adapter_layer_names"):
+            inner = getattr(module, "original_module", None)
+            inner = getattr(module, "base_layer", None) if inner is None else inner
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
+
+
+def _of_modules(words: _Computing, root: nn.Module) -> Iterator[str]:
+    """A line for each module of a model, as its tree stands."""
+    met: set[int] = set()
+    waiting = [(0, root)]
+    while waiting:
+        depth, module = waiting.pop()
+        module = _layer(module)
+        if id(module) in met:
+            yield f"{depth} again a {type(module).__qualname__}"
+            continue
+        met.add(id(module))
+        try:
+            yield f"{depth} {words.of_module(module)}"
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise TypeError(f"of its {type(module).__qualname__} {error}") from error
+        children = [child for child in module._modules.values() if child is not None]
+        waiting += [(depth + 1, child) for child in reversed(children)]
+
+
+class _Computing(Words):
+    """Modules in words.
+
+    Attributes:
+        packages: those that the modules, and what is called in their place, are from.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.packages: set[str] = set()
+
+    def of_module(self, module: nn.Module) -> str:
+        """Its class, its configuration, what was put in the place of its forward, hooks and
+        attributes; not its tensors and its children."""
+        parts = [self.once(type(module), self._of_class)]
+        config = getattr(module, "config", None)
+        if config is not None and hasattr(config, "to_dict"):
+            parts.append(self.once(config, self._of_config))
+        if (forward := _forward_of_its_own(module)) is not None:
+            self.packages |= {package_of(f) for f in _functions(forward)}
+            parts.append(f"forward {self.of(forward)} {self._reached(forward, type(module))}")
+        parts += [f"hook {self.of(hook)}" for hook in _hooks(module)]
+        parts.append(f"threshold {getattr(getattr(module, 'state', None), 'threshold', None)}")
+        for name, value in sorted(vars(module).items()):
+            if name in _NOTES or name.startswith(_NOTES_BEGIN) or _KEPT.search(name):
+                continue
+            if name.startswith("_") and not isinstance(value, _PLAIN):
+                continue
+            try:
+                parts.append(f"{name}={self.of(value)}")
+            except (RuntimeError, TypeError, ValueError) as error:
+                raise TypeError(f"{name!r} cannot be read: {error}") from error
+        return " ".join(parts)
+
+    def _of_class(self, cls: type) -> str:
+        """A class, with the code that its forward reaches."""
+        package = package_of(cls)
+        self.packages.add(package)
+        forward = getattr(cls, "forward", None)
+        if forward is None or (package == "torch" and package_of(forward) == "torch"):
+            return cls.__qualname__
+        return f"{cls.__qualname__} {self._reached(forward, cls)}"
+
+    def _reached(self, start: Any, cls: type) -> str:
+        """A digest of the code that a function of a class runs.
+
+        Of the class, and of the files that it and the function are from, all functions that are
+        named on the way, and theirs; of other files' functions, their own code. A library's
+        function is read where somebody has put another one in its place.
+        """
+        files = {base.__module__ for base in cls.__mro__ if package_of(base) != "torch"}
+        files |= {str(function.__globals__.get("__name__")) for function in _functions(start)}
+        files.discard(_BASE_FILE)
+        found: set[str] = set()
+        met: set[int] = set()
+        waiting = [start]
+        strict, self.strict = self.strict, False
+        while waiting:
+            value = waiting.pop()
+            found.add(self.of(value))
+            for function in _functions(value):
+                if id(function) in met or str(function.__globals__.get("__name__")) not in files:
+                    continue
+                met.add(id(function))
+                for name in _names(function.__code__):
+                    if name not in function.__globals__:
+                        waiting += _functions(getattr_static(cls, name, None))
+                        continue
+                    other = function.__globals__[name]
+                    if isinstance(other, (bool, int, float)):
+                        found.add(f"{name}={other!r}")
+                    elif isinstance(other, ModuleType):
+                        found |= self._put_into(other, function.__code__)
+                    elif not isinstance(other, type):
+                        waiting += _functions(other)
+        self.strict = strict
+        return digest_of("\n".join(sorted(found)))
+
+    def _put_into(self, library: ModuleType, code: CodeType) -> set[str]:
+        """Functions of other packages that stand in a module of PyTorch, of those that are named
+        in code."""
+        if not library.__name__.startswith("torch"):
+            return set()
+        values = {name: vars(library).get(name) for name in _names(code)}
+        return {
+            f"{name} {self.of(value)}"
+            for name, value in values.items()
+            if isinstance(value, FunctionType) and package_of(value) != "torch"
+        }
+
+    def _of_config(self, config: Any) -> str:
+        """A configuration, and the functions that it names, of all its parts."""
+        parts = [self.of(without_notes(config.to_dict()))]
+        known = [config, *(vars(config).get(name) for name in getattr(config, "sub_configs", ()))]
+        for part in known:
+            for name in _IMPLEMENTATIONS:
+                if isinstance(found := getattr(part, name, None), str):
+                    parts.append(f"{name} {found}")
+                    parts += self._of_attention(found) if name == _ATTENTION else []
+        return " ".join(parts)
+
+    def _of_attention(self, name: str) -> list[str]:
+        """The functions that layers find under the name of an attention implementation."""
+        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        if "flash" in name:
+            self.packages.add("flash_attn")
+        tables: tuple[Any, ...] = (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS)
+        return [self.of(table[name]) for table in tables if name in table]
+
+
+def _forward_of_its_own(module: nn.Module) -> Any:
+    """What stands in the place of the forward of a module's class, placement and autocast apart;
+    None where nothing does."""
+    forward = vars(module).get("forward")
+    while forward is not None:
+        function = getattr(forward, "func", getattr(forward, "__func__", forward))
+        file = getattr(function, "__globals__", {}).get("__name__")
+        if file == "accelerate.hooks":
+            forward = vars(module).get("_old_forward")
+        elif file == "accelerate.utils.operations":  # its results in float32, under autocast
+            forward = vars(module).get("_original_forward")
+        elif function is getattr(type(module), "forward", None):
+            return None
+        else:
+            break
+    return forward
+
+
+def _hooks(module: nn.Module) -> Iterator[Any]:
+    """Hooks on a module's forward that may change a number."""
+    for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+        function = next(_functions(hook), hook)
+        file = str(getattr(function, "__globals__", {}).get("__name__"))
+        if package_of(function) not in _HARMLESS_HOOKS and not file.startswith(_HARMLESS_PARTS):
+            yield hook
+    placing = getattr(module, "_hf_hook", None)
+    for hook in getattr(placing, "hooks", [placing]):
+        if hook is not None and type(hook).__name__ not in _PLACING:
+            yield hook
+
+
+def _functions(value: Any) -> Iterator[FunctionType]:
+    """The functions in what can be called, decorators and what they decorate."""
+    met: set[int] = set()
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in met or isinstance(value, (type, nn.Module)):
+            continue
+        met.add(id(value))
+        if isinstance(value, FunctionType):
+            yield value
+            waiting += cells(value)
+        elif isinstance(value, property):
+            waiting.append(value.fget)
+        elif callable(value) or isinstance(value, (staticmethod, classmethod)):
+            waiting += [
+                getattr_static(value, name, None) for name in ("__wrapped__", "__func__", "func")
+            ]
+            if isinstance(value, MethodType):
+                waiting.append(value.__func__)
+
+
+def _names(code: CodeType) -> set[str]:
+    """The names that code looks up, the code within it too."""
+    found = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            found |= _names(constant)
+    return found

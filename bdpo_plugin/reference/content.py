@@ -1,0 +1,246 @@
+"""Any value in words that are the same in every process, and tensors by a digest of their bytes."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+_WIDTH = 4096
+_BLOCK = 2**22
+#: What a tensor that is not laid out in full consists of, by layout.
+_PARTS = {
+    torch.sparse_coo: ("indices", "values"),
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+}
+#: Objects that decide where and when something runs, or is logged, and not what comes of it.
+_WITHOUT_CONTENT = (torch.device, torch.Stream, torch.Event, logging.Logger)
+
+#: Longer words are told apart by their digest.
+_LONG = 200
+
+
+class Words:
+    """Writes values as text: functions by their code, objects by what they hold.
+
+    Attributes:
+        strict: whether an object that shows nothing but its address, among what a function
+            closes over, is an error; else its class is named.
+    """
+
+    def __init__(self, *, strict: bool = True) -> None:
+        self.strict = strict
+        self._known: dict[int, tuple[Any, str]] = {}  # with what it is of, which so stays alive
+        self._open: set[int] = set()
+
+    def of(self, value: Any) -> str:
+        """A value in words.
+
+        Raises:
+            TypeError: it, or a part of it, shows nothing but its address.
+        """
+        if isinstance(value, (Enum, torch.dtype, torch.layout, torch.memory_format)):
+            return str(value)
+        if value is None or isinstance(value, (bool, int, float, complex, bytes, str)):
+            return repr(value)
+        if isinstance(value, _WITHOUT_CONTENT) or type(value).__module__ == "_thread":
+            return type(value).__name__
+        return self.once(value, self._of_object)
+
+    def once(self, value: Any, words: Callable[[Any], str]) -> str:
+        """The words of an object, found once; where it is met within itself, its class."""
+        if id(value) in self._known:
+            return self._known[id(value)][1]
+        if id(value) in self._open:
+            return f"this {type(value).__qualname__}"
+        self._open.add(id(value))
+        try:
+            text = words(value)
+        finally:
+            self._open.discard(id(value))
+        text = text if len(text) <= _LONG else digest_of(text)
+        self._known[id(value)] = (value, text)
+        return text
+
+    def _of_object(self, value: Any) -> str:
+        if isinstance(value, Mapping):
+            return (
+                f"{{{', '.join(sorted(f'{self.of(k)}: {self.of(v)}' for k, v in value.items()))}}}"
+            )
+        if isinstance(value, (set, frozenset)):
+            return f"{{{', '.join(sorted(map(self.of, value)))}}}"
+        if isinstance(value, (list, tuple)):
+            return f"({', '.join(map(self.of, value))})"
+        if isinstance(value, Tensor):
+            return tensor_digest(value).hex()
+        if isinstance(value, nn.Module):
+            return type(value).__qualname__
+        if isinstance(value, type):
+            return value.__qualname__
+        if isinstance(value, ModuleType):
+            return f"module {value.__name__.rpartition('.')[2]}"
+        if isinstance(value, weakref.ReferenceType):
+            return f"reference to a {type(value()).__qualname__}"
+        if isinstance(value, CodeType):
+            return self._of_code(value)
+        if callable(value) and (words := self._of_function(value)):
+            return words
+        return f"{type(value).__qualname__} {self._of_content(value)}"
+
+    def _of_content(self, value: Any) -> str:
+        """What an object of a class of its own holds, and does."""
+        if is_dataclass(value):
+            return self.of(
+                {field.name: getattr(value, field.name, None) for field in fields(value)}
+            )
+        words = repr(value)
+        of_its_own: Any = type(value).__repr__
+        if of_its_own is not object.__repr__ and " at 0x" not in words:
+            return repr(words)
+        if hasattr(value, "__dict__"):
+            methods = [one for one in vars(type(value)).values() if isinstance(one, FunctionType)]
+            return self.of([dict(vars(value)), *methods])
+        raise TypeError(f"it depends on {words}, which shows no content")
+
+    def _of_function(self, value: Any) -> str:
+        """What can be called; empty where it is an object of some other class."""
+        if isinstance(value, FunctionType):
+            if transparent(value):
+                return self.of(getattr(value, "__wrapped__", None))
+            given = (value.__defaults__, value.__kwdefaults__, *cells(value))
+            parts = [value.__code__, *map(self._closed_over, given)]
+            return f"{value.__qualname__} {self.of(parts)}"
+        if isinstance(value, functools.partial):
+            return f"partial {self.of([value.func, value.args, value.keywords])}"
+        if isinstance(value, MethodType):
+            owner = value.__self__
+            if isinstance(owner, (nn.Module, type)):
+                return self.of(value.__func__)
+            return f"{self.of(value.__func__)} of {self.of(owner)}"
+        if isinstance(value, BuiltinFunctionType):
+            return f"{value.__module__}.{value.__qualname__}"
+        for name in ("__wrapped__", "_torchdynamo_orig_callable", "fn"):
+            if callable(inner := getattr(value, name, None)):
+                return f"{type(value).__qualname__} of {self.of(inner)}"
+        name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
+        known = package_of(type(value)) in ("builtins", "numpy", "torch", "triton")
+        return f"{type(value).__qualname__} {name}" if known and isinstance(name, str) else ""
+
+    def _closed_over(self, value: Any) -> str:
+        try:
+            return self.of(value)
+        except TypeError:
+            if self.strict:
+                raise
+            return type(value).__qualname__
+
+    def _of_code(self, code: CodeType) -> str:
+        names = (code.co_names, code.co_varnames, code.co_freevars)
+        return self.of([code.co_code, code.co_consts, *names])
+
+
+def package_of(value: Any) -> str:
+    """The package that a class, or a function as it is now, was written in."""
+    name: Any = value.__module__
+    if isinstance(value, FunctionType):
+        name = value.__globals__.get("__name__")
+    return str(name).partition(".")[0]
+
+
+def cells(function: FunctionType) -> Iterator[Any]:
+    """What a function closes over."""
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+
+
+def transparent(function: FunctionType) -> bool:
+    """Whether a function of ours is around another, which it calls as if it were not there."""
+    ours = str(function.__globals__.get("__name__")).startswith("bdpo_plugin.")
+    return ours and hasattr(function, "__wrapped__")
+
+
+def digest_of(text: str) -> str:
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+
+def tensor_digest(tensor: Tensor) -> bytes:
+    """Of a tensor's shape, dtype and values; of one that is made of others, of these and of what
+    says how they are put together.
+
+    Raises:
+        RuntimeError, TypeError and others: the values cannot be read.
+    """
+    kind, notes = type(tensor), {}
+    if kind.__module__.partition(".")[0] not in ("torch", "bitsandbytes"):
+        notes = vars(tensor)
+    tensor = tensor.detach()
+    if hasattr(tensor, "to_local"):
+        tensor = tensor.to_local()
+    digest = hashlib.blake2b(f"{tuple(tensor.shape)}{tensor.dtype}".encode(), digest_size=16)
+    words: tuple[Any, ...] = ()
+    parts: list[Tensor] = []
+    if is_traceable_wrapper_subclass(tensor):
+        names, context = tensor.__tensor_flatten__()
+        words = (type(tensor).__qualname__, names, context)
+        parts = [getattr(tensor, name) for name in names]
+    elif tensor.layout in _PARTS:
+        words = (tensor.layout,)
+        tensor = tensor.coalesce() if tensor.layout == torch.sparse_coo else tensor
+        parts = [getattr(tensor, name)() for name in _PARTS[tensor.layout]]
+    elif tensor.is_quantized:
+        raise TypeError("it is of PyTorch's old quantised dtypes")
+    else:
+        # what a kind of tensor of somebody else's has beside its bytes may decide what they mean
+        if notes:
+            words = (
+                kind.__qualname__,
+                sorted((k, v) for k, v in notes.items() if not isinstance(v, Tensor)),
+            )
+            parts = [value for _, value in sorted(notes.items()) if isinstance(value, Tensor)]
+        if tensor.is_complex():
+            tensor = torch.view_as_real(tensor.resolve_conj())
+        digest.update(_bytes_digest(tensor.resolve_neg().contiguous().view(-1).view(torch.uint8)))
+    if words:
+        digest.update(Words().of(words).encode())
+    for part in parts:
+        digest.update(tensor_digest(part))
+    return digest.digest()
+
+
+def _bytes_digest(raw: Tensor) -> bytes:
+    if raw.is_meta:
+        raise TypeError("its values are not here")
+    if raw.numel() and not raw.data_ptr():  # made of others, and does not say of which
+        raise TypeError("it has no bytes of its own")
+    if raw.storage_offset() % 4:
+        raw = raw.clone()
+    whole = raw.numel() // 4 * 4
+    digest = hashlib.blake2b(raw[whole:].cpu().numpy().tobytes(), digest_size=16)
+    # 32-bit words in 64-bit sums, so that the highest bit of a word counts as the others do
+    words = raw[:whole].view(torch.int32)
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(2**62), 2**62, (_WIDTH,), generator=generator) | 1
+    factors = factors.to(raw.device)
+    for block in words.split(_BLOCK):
+        full = block.numel() // _WIDTH * _WIDTH
+        # wraps around, which is what a hash wants
+        rows = (block[:full].view(-1, _WIDTH) * factors).sum(dim=1)
+        rest = (block[full:] * factors[: block.numel() - full]).sum()
+        digest.update(torch.cat([rows, rest[None]]).cpu().numpy().tobytes())
+    return digest.digest()
