@@ -24,8 +24,8 @@ UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "
 PROCESSES = {"subprocess", "multiprocessing", "pty", "runpy", "code", "codeop", "ctypes"}
 READERS = {"yaml", "ruamel", "xml"}
 YAML = {
-    *("configs.py", "facts.py", "files.py", "redact.py", "runs.py", "sharing.py"),
-    "trial.py",
+    *("configs.py", "facts.py", "files.py", "loaded.py", "redact.py", "runs.py"),
+    *("scoring.py", "sharing.py", "trained.py", "trial.py"),
 }
 
 
@@ -71,12 +71,11 @@ def test_processes_are_the_hosts_command_and_pip_downloading_what_the_code_names
     from bdpo_plugin.real.packages import MODEL, PAIRS
 
     found = [node for _, name, node in calls() if name.startswith("subprocess.")]
-    assert {ast.unparse(node.func) for node in found} == {"subprocess.run"}
+    assert {ast.unparse(node.func) for node in found} == {"subprocess.run", "subprocess.Popen"}
     assert "shell" not in {keyword.arg for node in found for keyword in node.keywords}
     first = sorted(ast.unparse(node.args[0]) for node in found)
-    assert len(first) == 2
     assert first[0].startswith("[*download, ")
-    assert first[1] == "words"
+    assert first[1:] == ["words", "words"]
     source = ast.unparse(SOURCES[PACKAGE / "cli" / "recipes" / "run.py"])
     assert "return [found, 'train', str(file), *arguments]" in source
     source = ast.unparse(SOURCES[PACKAGE / "real" / "packages.py"])
@@ -299,7 +298,9 @@ def test_environment_variables_that_are_read() -> None:
         f"{path.name}:{node.lineno}"
         for path, tree in SOURCES.items()
         for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb")
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("environ", "environb")
+        and path.name != "looking.py"  # which sets some for a time, and puts all back
     ]
     # a host's command is given them as they are; `bdpo doctor` reads one of the five again, and
     # looks at all to hide what is secret

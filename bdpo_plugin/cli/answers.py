@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bdpo_plugin.cli.configs import check_model_name
+from bdpo_plugin.cli.looking import looking
 from bdpo_plugin.cli.runs import named
+from bdpo_plugin.cli.trained import (
+    load_model,
+    load_tokenizer,
+    load_trained,
+    load_trained_tokenizer,
+)
 from bdpo_plugin.visible import visible
 
 if TYPE_CHECKING:
@@ -37,7 +45,8 @@ def answers(
     """Show greedy generations of BASE and of each TRAINED, side by side.
 
     BASE is a model's name or folder; TRAINED the output folder of a run on it (a LoRA adapter, or
-    a full fine-tune), or the model that an adapter was merged into.
+    a full fine-tune), or the model that an adapter was merged into. An adapter is shown on the base
+    as it was trained, quantised too.
     """
     from rich.console import Console
     from rich.table import Table
@@ -48,12 +57,15 @@ def answers(
     if not questions:
         raise click.ClickException(f"{prompts} has no prompt: put one user message on each line")
     logging.disable_progress_bar()
-    tokenizer = load_tokenizer(base)
-    said = {"Before": generate(load_model(base, None), tokenizer, questions, max_new_tokens)}
-    for folder, name in named(trained):
-        heading = "After" if len(trained) == 1 else name
-        model = load_trained(base, folder)
-        said[heading] = generate(model, tokenizer, questions, max_new_tokens)
+    with looking():
+        check_model_name(base, f"BASE {base}")
+        tokenizers = [load_trained_tokenizer(base, folder) for folder in trained]
+        tokenizer = load_tokenizer(base, tokenizers[0].chat_template)
+        said = {"Before": generate(load_model(base), tokenizer, questions, max_new_tokens)}
+        for (folder, name), tokenizer in zip(named(trained), tokenizers, strict=True):
+            heading = "After" if len(trained) == 1 else name
+            model = load_trained(base, folder)
+            said[heading] = generate(model, tokenizer, questions, max_new_tokens)
     if as_json:
         click.echo(json.dumps({"Prompt": questions, **said}, indent=1, ensure_ascii=False))
         return
@@ -67,42 +79,6 @@ def answers(
     if not console.is_terminal:
         console = Console(width=max(120, 40 * (1 + len(said))))
     console.print(table)
-
-
-def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of `base`; a :class:`click.ClickException` if it cannot render a chat."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    if tokenizer.chat_template is None:
-        raise click.ClickException(f"the tokenizer of {base} has no chat template")
-    return tokenizer
-
-
-def load_trained(base: str, trained: Path) -> PreTrainedModel:
-    """The model of an output folder: its adapter on `base`, or its own full weights."""
-    # The adapter first: Axolotl leaves a model.safetensors beside the adapter too.
-    if (trained / "adapter_config.json").is_file():
-        return load_model(base, adapter=trained)
-    if (trained / "config.json").is_file():
-        return load_model(str(trained), adapter=None)
-    raise click.ClickException(
-        f"{trained} has neither adapter_config.json nor config.json: "
-        "give the output folder of a finished run, or one of its checkpoint-* folders"
-    )
-
-
-def load_model(name: str, adapter: Path | None) -> PreTrainedModel:
-    """A causal language model in the dtype it was saved in, on the GPU if there is one."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(name)
-    if adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(adapter))
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def generate(

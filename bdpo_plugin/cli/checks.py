@@ -30,6 +30,13 @@ def data_findings(data: Inspected) -> Iterator[Finding]:
         rows = source.rows
         words = f"{source.file or 'not from one local file'}: {len(rows)} rows, columns "
         yield Finding("data", OK, words + ", ".join(rows.column_names))
+    if data.prepared is not None:
+        yield Finding(
+            "data", WARNING,
+            f"`tokenized_path: {data.prepared}` has data that was tokenised before. The training "
+            "reads that and nothing else: datasets, template and lengths that this file names have "
+            "no effect. Remove the folder, or name another one, to have the data made again",
+        )  # fmt: skip
     yield from _pairs(data)
     yield _length(data)
     yield _calls(data)
@@ -59,6 +66,12 @@ def _pairs(data: Inspected) -> Iterator[Finding]:
 def _length(data: Inspected) -> Finding:
     key, limit = data.length_key, data.plan.max_length
     longest = max((len(s.prompt) + len(s.response) for p in data.pairs for s in p), default=0)
+    if data.prepared is not None:
+        return Finding(
+            "length", UNKNOWN,
+            f"the longest sequence has {longest} tokens, as it was tokenised before: "
+            f"`{key}: {limit}` has no effect",
+        )  # fmt: skip
     told = []
     if data.left_out:
         told.append(f"{data.left_out} rows are longer and left out")

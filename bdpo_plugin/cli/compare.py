@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from bdpo_plugin.cli.runs import ENDED, Run, named, read_run, read_settings
+from bdpo_plugin.cli.runs import ENDED, Run, evaluations, named, read_run, read_settings
 from bdpo_plugin.visible import visible
 
-#: The last log of an evaluation, and of the training the mean over its last tenth.
+#: The last log of each evaluation set, and of the training the mean over its last tenth.
 _FIGURES = {
     "loss": "loss",
     "reward margin": "rewards/margins",
@@ -40,7 +40,8 @@ def compare(run_dirs: tuple[Path, ...], as_json: bool) -> None:
     """Show in which settings the runs in RUN_DIRS differ, and their final figures.
 
     B-DPO's runs and others; `bdpo plot` draws the same. A figure of the training is the mean over
-    the last tenth of its steps, one of the evaluation that of the last one.
+    the last tenth of its steps, one of the evaluation that of the last one. Several evaluation
+    sets are told apart by their names.
     """
     places = named(run_dirs)
     settings = {name: read_settings(directory) for directory, name in places}
@@ -95,10 +96,13 @@ def final_figures(run: Run) -> dict[str, Any]:
     found: dict[str, Any] = {"steps": max(entry["step"] for entry in run.log)}
     if rates := [entry["learning_rate"] for entry in run.log if "learning_rate" in entry]:
         found["highest learning rate"] = max(rates)
-    for prefix, words in (("", "training"), ("eval_", "evaluation")):
+    parts: dict[str, tuple[Sequence[Mapping[str, Any]], int]] = {"training": (run.log, 10)}
+    for name, entries in evaluations(run.log).items():
+        parts[f"evaluation of {name}" if name else "evaluation"] = (entries, len(entries))
+    for words, (log, parts_of_log) in parts.items():
         for name, key in _FIGURES.items():
-            if values := [entry[prefix + key] for entry in run.log if prefix + key in entry]:
-                last = values[-max(1, len(values) // 10) :] if not prefix else values[-1:]
+            if values := [entry[key] for entry in log if key in entry]:
+                last = values[-max(1, len(values) // parts_of_log) :]
                 found[f"{words}: {name}"] = sum(last) / len(last)
         if (chosen := found.get(f"{words}: reward of chosen")) is not None:
             fell = max(chosen, found[f"{words}: reward of rejected"]) < 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,3 +63,38 @@ def check_installed(host: str) -> None:
             f"this is a configuration of {_NAMES[host]}, which is not installed in this "
             "environment: call `bdpo` in the one where you train"
         )
+
+
+def check_model(host: str, keys: Mapping[str, Any]) -> None:
+    """Raise click.ClickException where the model of a host's configuration cannot be had."""
+    key = MODEL_KEYS[host]
+    if host == "axolotl" and keys.get("base_model_config"):
+        key = "base_model_config"  # which may be all that is not weights
+    revision = keys.get("revision_of_model" if host == "axolotl" else "model_revision")
+    check_model_name(str(keys[key]), f"`{key}: {keys[key]}`", revision)
+
+
+def check_model_name(name: str, said: str, revision: str | None = None) -> None:
+    """Raise click.ClickException where a model cannot be had. Its configuration is read, no more.
+
+    Args:
+        name: of the hub, or a folder.
+        said: the same as the user has said it.
+        revision: of the hub's repository.
+    """
+    from transformers import PretrainedConfig
+
+    try:
+        if not PretrainedConfig.get_config_dict(name, revision=revision)[0]:
+            raise OSError("no config.json")
+    except (OSError, ValueError) as error:
+        if Path(name).is_dir():
+            reason = "it is a folder without a readable config.json"
+        elif Path(name).exists():
+            reason = "it is a file; a model is a folder, or a name on the Hugging Face hub"
+        else:
+            reason = (
+                "there is no such folder here, and the Hugging Face hub does not give a model of "
+                "that name (it may be misspelt, private, or the network may be off)"
+            )
+        raise click.ClickException(f"{said} is no model that can be loaded: {reason}") from error

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bdpo_plugin import __version__
-from bdpo_plugin.cli.configs import Config, check_preference, read_config
+from bdpo_plugin.cli.configs import Config, check_model, check_preference, read_config
+from bdpo_plugin.cli.looking import looking
 from bdpo_plugin.redact import LEFT_OUT, is_secret
 from bdpo_plugin.visible import visible
 
@@ -40,27 +41,35 @@ def doctor(config: Path | None, as_json: bool) -> None:
     model would read them, the null prompt, and the memory that a run would take. Ends with 1 where
     something would keep a run from training B-DPO.
     """
-    from bdpo_plugin.cli.checks import FAILED, Finding
-
     found = read_config(config) if config else None
-    findings: list[Finding] = []
-    rows: list[dict[str, str]] = []
-    with _quiet():
-        findings += environment()
-        if config and found:
-            findings += _needs(found, {finding.name: finding for finding in findings})
-            for part in _configuration(config, found):
-                (findings if isinstance(part, Finding) else rows).append(part)  # type: ignore[arg-type]
-    hide = _hider(found)
-    findings = [Finding(f.name, f.state, hide(f.words)) for f in findings]
+    hide = hider(found.keys if found else {})
+    with looking():
+        findings, rows = _looked_at(config, found)
+    findings = [f._replace(words=hide(f.words)) for f in findings]
     rows = [{name: hide(text) for name, text in row.items()} for row in rows]
     if as_json:
         told = [finding._asdict() for finding in findings]
         click.echo(json.dumps({"findings": told, "rows": rows}, indent=1))
     else:
         _show(findings, rows)
-    if any(finding.state == FAILED for finding in findings):
+    if any(finding.state == "failed" for finding in findings):
         raise SystemExit(1)
+
+
+def _looked_at(
+    path: Path | None, config: Config | None
+) -> tuple[list[Finding], list[dict[str, str]]]:
+    from bdpo_plugin.cli.checks import Finding
+
+    findings: list[Finding] = []
+    rows: list[dict[str, str]] = []
+    with _quiet():
+        findings += environment()
+        if path and config:
+            findings += _needs(config, {finding.name: finding for finding in findings})
+            for part in _configuration(path, config):
+                (findings if isinstance(part, Finding) else rows).append(part)  # type: ignore[arg-type]
+    return findings, rows
 
 
 # The environment ------------------------------------------------------------------------------
@@ -230,10 +239,11 @@ def _configuration(path: Path, config: Config) -> Iterator[Finding | dict[str, s
         return
     inspecting: Any
     try:
+        check_model(config.host, config.keys)
         if config.host == "axolotl":
             from bdpo_plugin.hosts.axolotl import inspecting
 
-            data = inspecting.inspect(path, config.keys)
+            data = inspecting.inspect(config.keys)
             if unknown := inspecting.unknown_keys(config.keys):
                 words = f"Axolotl knows no {', '.join(unknown)}, and drops them without a word"
                 yield Finding("keys", WARNING, words)
@@ -241,6 +251,9 @@ def _configuration(path: Path, config: Config) -> Iterator[Finding | dict[str, s
             from bdpo_plugin.hosts.llamafactory import inspecting
 
             data = inspecting.inspect(path)
+    except click.ClickException as error:
+        yield Finding("configuration", FAILED, error.message)
+        return
     except Exception as error:  # whatever a host raises at a configuration or its data
         yield Finding("configuration", FAILED, str(error) or _words(error))
         return
@@ -312,9 +325,10 @@ def _quiet() -> Iterator[None]:
                 os.close(copy)
 
 
-def _hider(config: Config | None) -> Callable[[str], str]:
-    """Takes the user's tokens and keys out of a text."""
-    entries = [*os.environ.items(), *(config.keys if config else {}).items()]
+def hider(keys: Mapping[str, Any]) -> Callable[[str], str]:
+    """A function that takes the tokens and keys of the environment, and of a configuration, out of
+    a text."""
+    entries = [*os.environ.items(), *_entries(keys)]
     secrets = {v for k, v in entries if is_secret(str(k), v) and len(v) >= 8}
 
     def hide(text: str) -> str:
@@ -323,6 +337,18 @@ def _hider(config: Config | None) -> Callable[[str], str]:
         return re.sub(r"[\w-]{19,}", lambda m: LEFT_OUT if is_secret("", m[0]) else m[0], text)
 
     return hide
+
+
+def _entries(value: Any, key: Any = "") -> Iterator[tuple[Any, Any]]:
+    """The values in mappings and lists of any depth, with their keys."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _entries(inner, name)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _entries(inner, key)
+    else:
+        yield key, value
 
 
 def _show(findings: Sequence[Finding], rows: Sequence[dict[str, str]]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from matplotlib.colors import CenteredNorm, LinearSegmentedColormap
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from bdpo_plugin.cli.runs import evaluations
 from bdpo_plugin.visible import visible
 
 if TYPE_CHECKING:
@@ -63,6 +65,8 @@ _OF_PAIRS: tuple[tuple[str, str, Callable[[pyarrow.Table], np.ndarray]], ...] = 
     ),
 )
 _OTHERS = "(others)"
+#: Of the chosen and of the rejected responses of an evaluation set.
+_MARKERS = ("ov", "s^", "D<", "P>")
 # Blue: pulled less than in DPO. Orange: pulled more. Grey, not white, in the middle.
 _WEIGHTS = LinearSegmentedColormap.from_list("weights", ["#2166ac", "#d0d0d0", "#c8500a"])
 
@@ -72,6 +76,8 @@ def curves(runs: Sequence[Run], path: Path) -> Path:
     lines and evaluation as dots; and of B-DPO runs how far weights and MI are apart in the pairs.
     """
     scored = [(i, run.scores) for i, run in enumerate(runs) if run.scores is not None]
+    names = dict.fromkeys(name for run in runs for name in evaluations(run.log))
+    markers = dict(zip(names, itertools.cycle(_MARKERS), strict=False))
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(2, 4 if scored else 3, figsize=(18, 8), layout="constrained")
         panels = list(axes.flat)
@@ -79,12 +85,13 @@ def curves(runs: Sequence[Run], path: Path) -> Path:
             for index, run in enumerate(runs):
                 colour = _COLOURS[index % len(_COLOURS)]
                 for key, style in zip(keys, ("-", "--"), strict=False):
-                    steps, values = _series(run, key)
+                    steps, values = _series(run.log, key)
                     axis.plot(steps, values, color=colour, alpha=0.2, lw=1)
                     axis.plot(steps, _smoothed(values), style, color=colour, lw=2)
-                    steps, values = _series(run, f"eval_{key}")
                     full = {"color": colour, "ms": 6, "mec": "white", "mew": 1, "zorder": 3}
-                    axis.plot(steps, values, "o" if style == "-" else "v", **full)
+                    for name, log in evaluations(run.log).items():
+                        steps, values = _series(log, key)
+                        axis.plot(steps, values, markers[name][style == "--"], **full)
             axis.set_title(title)
             axis.set_ylabel(unit, color="#444444")
             axis.set_xlabel("step", color="#444444")
@@ -108,13 +115,13 @@ def curves(runs: Sequence[Run], path: Path) -> Path:
             axis.set_xlabel(unit, color="#444444")
             axis.set_ylabel("share of the training pairs up to here", color="#444444")
             axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        _curves_legend(panels[-1], runs)
+        _curves_legend(panels[-1], runs, markers)
         figure.savefig(path)
         plt.close(figure)
     return path
 
 
-def _curves_legend(axis: Axes, runs: Sequence[Run]) -> None:
+def _curves_legend(axis: Axes, runs: Sequence[Run], markers: Mapping[str, str]) -> None:
     """In the place of the last panel."""
     axis.axis("off")
     grey = "#777777"
@@ -127,9 +134,9 @@ def _curves_legend(axis: Axes, runs: Sequence[Run]) -> None:
         Line2D([], [], color=grey, lw=2, ls="--", label="rejected"),
         Line2D([], [], color=grey, alpha=0.4, lw=1, label="each step"),
     ]
-    if any("eval_loss" in entry for run in runs for entry in run.log):
-        for marker, side in (("o", "chosen"), ("v", "rejected")):
-            words = f"evaluation: {side}"
+    for name, pair in markers.items():
+        for marker, side in zip(pair, ("chosen", "rejected"), strict=True):
+            words = f"evaluation of {_plain(name)}: {side}" if name else f"evaluation: {side}"
             handles.append(
                 Line2D([], [], ls="", marker=marker, color=grey, mec="white", label=words)
             )
@@ -269,8 +276,8 @@ def _plain(text: str) -> str:
     return visible(text).replace("\n", " ").replace("$", r"\$")[:60]
 
 
-def _series(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:
-    pairs = [(entry["step"], entry[key]) for entry in run.log if key in entry]
+def _series(log: Iterable[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(entry["step"], entry[key]) for entry in log if key in entry]
     steps, values = zip(*pairs, strict=True) if pairs else ((), ())
     return np.array(steps, dtype=float), np.array(values, dtype=float)
 

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bdpo_plugin.cli.configs import check_installed, check_preference, read_config
+from bdpo_plugin.cli.configs import (
+    check_installed,
+    check_model,
+    check_model_name,
+    check_preference,
+    read_config,
+)
+from bdpo_plugin.cli.doctor import hider
+from bdpo_plugin.cli.looking import looking
 from bdpo_plugin.cli.runs import load_figures
 from bdpo_plugin.visible import visible
 
@@ -129,7 +137,11 @@ def _score(
         check_preference(config, found)
         check_installed(found.host)
     try:
-        with _stdout_to_stderr():
+        with _stdout_to_stderr(), looking():
+            if config is not None:
+                check_model(found.host, found.keys)
+            else:
+                check_model_name(str(model), f"--model {model}")
             if config is None:
                 from bdpo_plugin.trainer import scoring
 
@@ -142,7 +154,8 @@ def _score(
 
             return of_llamafactory.score(config, output)
     except BDPOError as error:
-        raise click.ClickException(str(error)) from error
+        hide = hider({} if config is None else found.keys)
+        raise click.ClickException(hide(str(error))) from error
 
 
 @contextlib.contextmanager
@@ -172,7 +185,10 @@ def _labels(scored: Scored, wanted: str | None) -> tuple[str | None, list[str] |
     for source in scored.sources:
         for column, feature in source.rows.features.items():
             if getattr(feature, "dtype", None) == "string" and (values := scored.column(column)):
-                few = {v for v in values if v is not None}
+                texts = [v for v in values if v is not None]
+                if not all(isinstance(v, str) for v in texts):
+                    continue  # in another data set it is a message, say
+                few = set(texts)
                 if 1 < len(few) <= min(_MOST_LABELS, len(values) // 2):
                     found[column] = [str(value) for value in values]
     if "label" not in found and len(found) != 1:
@@ -212,9 +228,12 @@ def write_split(
             "LLaMA-Factory's `tokenized_path`)"
         )
     files = []
+    names = [source.file.stem if source.file else "data" for source in scored.sources]
     for number, source in enumerate(scored.sources):
         rows = [place.row for place in places if place and place.source == number]
-        name = source.file.stem if source.file else f"data-{number}"
+        name = names[number]
+        if names.count(name) > 1 or source.file is None:  # of several folders, say
+            name += f"-{number}"
         if rows:
             files.append(str(write_subset(source, rows, output, f"{name}-{split}")))
     return {split: files, f"{split} pairs": count}

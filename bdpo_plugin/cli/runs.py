@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +21,10 @@ SCORES = Path("bdpo", "reference_scores.parquet")
 RECORD = Path("bdpo", "run.json")
 #: The figures of a run as a whole, in its last log or in that file.
 ENDED = ("train_runtime", "train_peak_memory_gib")
+
+
+#: The key that transformers writes into the log of each evaluation.
+_EVALUATION = re.compile(r"eval_(?:(?P<name>.+)_)?runtime")
 
 
 class Run(NamedTuple):
@@ -50,6 +54,27 @@ def read_run(directory: Path, name: str) -> Run:
 
         scores = pyarrow.parquet.read_table(directory / SCORES)
     return Run(name, log, scores)
+
+
+def evaluations(log: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The logs of each evaluation set by its name, "" for the only one; its figures have the names
+    that those of the training have.
+
+    A trainer with several sets writes the name of one into some keys of its log (`eval_NAME_loss`),
+    and not into those of the rewards.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for entry in log:
+        if not any(key.startswith("eval_") for key in entry):
+            continue
+        times = [match for key in entry if (match := _EVALUATION.fullmatch(key))]
+        name = times[0]["name"] or "" if times else ""
+        figures = {"step": entry["step"]}
+        for before in ("eval_", f"eval_{name}_"):
+            known = entry.items()
+            figures |= {k.removeprefix(before): v for k, v in known if k.startswith(before)}
+        found.setdefault(name, []).append(figures)
+    return found
 
 
 def find_trainer_state(directory: Path) -> Path:

@@ -62,6 +62,8 @@ class Inspected:
         left_out: rows that are left out as they are longer than the sequence length.
         length_key: the host's name of the sequence length.
         plan: what decides the memory.
+        prepared: where the host keeps the pairs as it tokenised them in an earlier run, if it reads
+            these and no other data.
     """
 
     settings: BDPOSettings
@@ -76,3 +78,4 @@ class Inspected:
     left_out: int
     length_key: str
     plan: Plan
+    prepared: str | None = None

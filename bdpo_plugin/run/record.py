@@ -93,10 +93,19 @@ def _record(trainer: Any) -> dict[str, Any]:
         "dtype": str(getattr(model, "dtype", None)).removeprefix("torch."),
         "mixed_precision": trainer.accelerator.mixed_precision,
         "quantised": quantised is not None,
+        "quantization": quantised and _quantization(quantised),
         "attention": getattr(model.config, "_attn_implementation", None),
         "model_commit": getattr(model.config, "_commit_hash", None),
         "versions": {"python": python_version(), **_versions()},
     }
+
+
+def _quantization(config: Any) -> dict[str, Any]:
+    """The settings of quantised weights, as JSON has them: enough to quantise them so again."""
+    settings = config if isinstance(config, dict) else config.to_dict()
+    known = {key: value for key, value in settings.items() if not key.startswith("_")}
+    plain: dict[str, Any] = json.loads(json.dumps(known, default=str))
+    return plain
 
 
 def _versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -107,9 +108,20 @@ def saw(rows: Any, made: Any) -> None:
         seen.append(Source(rows, made, files[0] if one else None))
 
 
-def read_scores(output_dir: Path) -> pa.Table:
-    """What a run has written of its training pairs."""
-    return pq.read_table(output_dir / "bdpo" / score_file(""))
+def keep_scores(run: Path, output_dir: Path) -> pa.Table:
+    """Copies the scores of a run whose folder is a temporary one; returns those of its training
+    pairs.
+
+    Args:
+        run: the output folder of the run.
+        output_dir: whose folder ``bdpo`` has them afterwards.
+    """
+    kept = output_dir / "bdpo"
+    kept.mkdir(parents=True, exist_ok=True)
+    whole = score_file("")
+    for file in (run / "bdpo").glob(f"{Path(whole).stem}*.parquet"):
+        shutil.copyfile(file, kept / file.name)
+    return pq.read_table(kept / whole)
 
 
 def texts(pairs: Iterable[Pair], tokenizer: Any) -> list[Texts]:

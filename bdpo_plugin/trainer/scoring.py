@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig
 
-from bdpo_plugin.run.scored import Place, Scored, Source, read_scores, texts
+from bdpo_plugin.run.scored import Place, Scored, Source, keep_scores, texts
 from bdpo_plugin.sources.loading import load_train
 from bdpo_plugin.trainer.config import BDPOConfig
 from bdpo_plugin.trainer.data import dataset_pairs
@@ -39,19 +40,20 @@ def score(model: str, dataset: str, output_dir: Path, max_length: int) -> Scored
         source = {"path": _LOADERS.get(path.suffix, "json"), "data_files": dataset}
     rows = load_train("--dataset", dataset, files="a JSON, JSONL or Parquet file", **source)
     cpu = not torch.cuda.is_available()
-    trainer = BDPOTrainer(
-        model,
-        args=BDPOConfig(
-            output_dir=str(output_dir),
-            max_length=max_length,
-            report_to=[],
-            use_cpu=cpu,
-            bf16=not cpu,
-        ),
-        train_dataset=as_trl(rows),
-        peft_config=LoraConfig(target_modules="all-linear"),  # so that there is one model only
-    )
-    table = read_scores(output_dir)
+    with TemporaryDirectory(prefix="bdpo-mi-") as folder:
+        trainer = BDPOTrainer(
+            model,
+            args=BDPOConfig(
+                output_dir=folder,
+                max_length=max_length,
+                report_to=[],
+                use_cpu=cpu,
+                bf16=not cpu,
+            ),
+            train_dataset=as_trl(rows),
+            peft_config=LoraConfig(target_modules="all-linear"),  # so that there is one model only
+        )
+        table = keep_scores(Path(folder), output_dir)
     pairs = dataset_pairs(trainer.train_dataset, trainer.data_collator.collator)
     return Scored(
         table,

@@ -62,7 +62,7 @@ def answers(
         batch: prompts answered at a time, the longest first.
         tokens: the most of an answer.
     """
-    from bdpo_plugin.cli.answers import load_model, load_tokenizer, load_trained
+    from bdpo_plugin.cli.trained import load_model, load_tokenizer, load_trained
 
     tokenizer = load_tokenizer(base)
     if tokenizer.pad_token_id is None:

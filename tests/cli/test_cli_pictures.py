@@ -11,8 +11,8 @@ from running import history, pairs, scores, trainer
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
 
-from bdpo_plugin.cli.answers import load_trained
 from bdpo_plugin.cli.runs import read_run, read_settings
+from bdpo_plugin.cli.trained import load_trained
 from bdpo_plugin.tiny import write
 
 
@@ -141,6 +141,39 @@ def test_compare(runs) -> None:
     assert code == 0
     for words in ("Settings that differ", "bdpo_alpha", "Final figures", "both rewards fell"):
         assert words in shown
+
+
+def test_each_evaluation_set_by_its_name(runs, tmp_path) -> None:
+    """Its name is in some keys of a log, and the rewards have none: the set is that of the entry.
+    One name begins as another one does."""
+    _, root = runs
+    shutil.copytree(root / "bdpo", tmp_path / "run")
+    for file in (tmp_path / "run").rglob("trainer_state.json"):
+        state = json.loads(file.read_text())
+        others = [entry for entry in state["log_history"] if "eval_loss" not in entry]
+        for step in (2, 4):
+            for i, name in enumerate(("safe", "safe_long", "loss")):
+                entry = {f"eval_{name}_{key}": step + i for key in ("loss", "runtime")}
+                entry |= {"eval_rewards/margins": 10 * step + i, "step": step}
+                entry |= {"eval_rewards/chosen": i - 1, "eval_rewards/rejected": -2}
+                others.append(entry)
+        file.write_text(json.dumps({**state, "log_history": others}))
+    code, shown = bdpo("compare", str(tmp_path / "run"), "--json")
+    assert code == 0, shown
+    figures = json.loads(shown)["figures"]["run"]
+    for i, name in enumerate(("safe", "safe_long", "loss")):
+        found = {k: v for k, v in figures.items() if k.startswith(f"evaluation of {name}: ")}
+        assert {key.partition(": ")[2]: value for key, value in found.items()} == {
+            "loss": 4 + i,
+            "reward margin": 40 + i,
+            "reward of chosen": i - 1,
+            "reward of rejected": -2,
+            "both rewards fell": i == 0,
+        }
+    assert not [key for key in figures if key.startswith("evaluation: ")]
+    code, shown = bdpo("plot", str(tmp_path / "run"), "--out", str(tmp_path / "drawn"))
+    assert code == 0, shown
+    assert_drawn(tmp_path / "drawn" / "curves.png")
 
 
 def test_compare_a_run_with_itself(runs) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -39,11 +41,27 @@ def start(words: list[str], output: Any = None, **environment: str) -> int:
     """Run a host's command with some environment variables more; its exit status.
 
     Args:
-        output: the open file that all it prints goes to; None is where ours goes.
+        output: the open file that all it prints goes to; None is where ours goes. With a file, the
+            command and all that it starts end where we are interrupted.
     """
     env = {**os.environ, **environment}
-    error = None if output is None else subprocess.STDOUT
-    return subprocess.run(words, env=env, stdout=output, stderr=error, check=False).returncode
+    if output is None:
+        return subprocess.run(words, env=env, check=False).returncode
+    options: dict[str, Any] = {"stdout": output, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(words, env=env, start_new_session=True, **options)
+    try:
+        return process.wait()
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a command and its group: what is left of it would write into folders that are gone."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

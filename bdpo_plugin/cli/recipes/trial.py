@@ -12,12 +12,10 @@ from typing import Any
 import click
 import yaml
 
-from bdpo_plugin.cli.recipes.facts import (
-    STEPS,
-    dump,
-    expected_of,
-    read_record,
-)
+from bdpo_plugin.cli.configs import check_model
+from bdpo_plugin.cli.doctor import hider
+from bdpo_plugin.cli.looking import looking
+from bdpo_plugin.cli.recipes.facts import STEPS, dump, expected_of, read_record
 from bdpo_plugin.cli.recipes.files import Recipe
 from bdpo_plugin.cli.recipes.run import command, start
 from bdpo_plugin.cli.recipes.sharing import Finding
@@ -25,31 +23,26 @@ from bdpo_plugin.cli.runs import SCORES
 from bdpo_plugin.redact import digest_of
 from bdpo_plugin.settings import RECIPE
 
-#: Keys that write to somebody's account or go on from an earlier run.
-_NOT_IN_A_TRIAL = (
-    *("hub_model_id", "push_to_hub", "hub_strategy", "report_to", "resume_from_checkpoint"),
-    *("auto_resume_from_checkpoints", "overwrite_output_dir", "use_wandb", "use_mlflow"),
-    *("use_comet", "use_swanlab", "use_tensorboard", "use_trackio"),
-)
-_TRACKERS = ("wandb_", "mlflow_", "comet_", "swanlab_", "trackio_")
-
 
 @contextmanager
 def run_first_steps(recipe: Recipe, arguments: tuple[str, ...]) -> Iterator[Path]:
     """The output folder of a recipe's first steps by its host's command; it is removed again.
 
     Raises:
-        click.ClickException: it expects no numbers, or its host ended with an error.
+        click.ClickException: it expects no numbers, its model cannot be had, or its host ended with
+            an error.
     """
-    with tempfile.TemporaryDirectory(prefix="bdpo-recipe-") as name:
+    with tempfile.TemporaryDirectory(prefix="bdpo-recipe-") as name, looking():
         folder = Path(name)
         started, environment = prepare(recipe, folder, arguments)
+        check_model(recipe.host, recipe.config)
         log = folder / "log.txt"
         click.echo(f"Running the first steps of {recipe.path}; their log: {log}", err=True)
         with log.open("w") as output:
             failed = start(started, output, **environment)
         if failed:
             end = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
+            end = hider(recipe.config)(end)
             raise click.ClickException(f"{' '.join(started)} ended with an error:\n{end}")
         yield folder / "run"
 
@@ -68,23 +61,24 @@ def prepare(
             f"{recipe.path} says of no number what to expect: run it, and `bdpo recipes bundle` "
             "writes a recipe with its numbers"
         )
-    config = {
-        key: value
-        for key, value in recipe.config.items()
-        if key not in _NOT_IN_A_TRIAL and not key.startswith(_TRACKERS)
-    }
-    config |= {"output_dir": str(folder / "run"), "bdpo_cache_dir": str(folder / "scores")}
+    of_host: Any
     if recipe.host == "axolotl":
-        config["dataset_prepared_path"] = str(folder / "prepared")
+        from bdpo_plugin.hosts.axolotl import side_effects as of_host
     else:
-        config["report_to"] = "none"
+        from bdpo_plugin.hosts.llamafactory import side_effects as of_host
+
+    config = of_host.for_looking(recipe.config, folder)
+    config.pop("tokenized_path", None)  # of an earlier run of LLaMA-Factory
+    config["bdpo_cache_dir"] = str(folder / "scores")
+    temporary = folder / "tmp"
+    temporary.mkdir()
     file = folder / "recipe.yml"
     file.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
     steps = max(STEPS, *losses) if max(losses) > STEPS else max(losses)
     environment = {
         "BDPO_FIRST_STEPS": str(steps),
         "BDPO_FIRST_STEPS_IN": config["output_dir"],
-        "WANDB_MODE": "disabled",
+        "TMPDIR": str(temporary),
     }
     return command(recipe, file, arguments), environment
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,15 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 from axolotl.cli.args import TrainerCliArgs
-from axolotl.cli.config import load_cfg
+from axolotl.cli.config import gpu_capabilities, prepare_plugins
 from axolotl.common.datasets import load_preference_datasets
-from axolotl.integrations.base import PluginManager
 from axolotl.loaders import load_tokenizer
-from axolotl.utils.config import merge_input_args
+from axolotl.utils.config import merge_input_args, validate_config
+from axolotl.utils.dict import DictDefault
 from axolotl.utils.schemas.config import AxolotlInputConfig
 from transformers import AutoTokenizer
 
-from bdpo_plugin.hosts.axolotl.resolve import MARK, PLUGIN
+from bdpo_plugin.hosts.axolotl.loaded import load_for_looking
+from bdpo_plugin.hosts.axolotl.resolve import MARK
+from bdpo_plugin.hosts.axolotl.side_effects import LEFT_OUT, for_looking
 from bdpo_plugin.pairs import Pair, Side
 from bdpo_plugin.run.inspected import Inspected, Plan
 from bdpo_plugin.run.scored import Source, watched
@@ -34,19 +37,19 @@ def unknown_keys(keys: Mapping[str, Any]) -> list[str]:
     return [key for key in keys if key not in names and not key.startswith((PREFIX, "_"))]
 
 
-def inspect(config: Path, keys: Mapping[str, Any]) -> Inspected:
+def inspect(keys: Mapping[str, Any]) -> Inspected:
     """The data of a configuration, loaded and tokenised by Axolotl's and TRL's own rules.
 
     Args:
-        config: the file.
-        keys: what it says.
+        keys: as the YAML has them.
 
     Raises:
         BDPOError: what a run would raise before its model is loaded; and a tokenizer without the
             chat template that it needs.
     """
     with TemporaryDirectory(prefix="bdpo-doctor-") as folder, watched() as seen:
-        cfg = _loaded(config, keys.get("plugins") or [], folder)
+        cfg = load_for_looking(keys, Path(folder))
+        _check_whole(keys)
         _check_template(cfg)
         data = load_preference_datasets(cfg=cfg, cli_args=TrainerCliArgs())
         tokenizer = load_tokenizer(cfg)
@@ -87,19 +90,15 @@ def inspect(config: Path, keys: Mapping[str, Any]) -> Inspected:
     )
 
 
-def _loaded(config: Path, plugins: Sequence[str], folder: str) -> Any:
-    """The configuration as Axolotl validates it; its plugins, all of them, imported."""
-    try:
-        cfg = load_cfg(str(config), output_dir=folder, dataset_prepared_path=folder)
-    finally:
-        # Axolotl logs one that it cannot import, and goes on without it
-        missing = [p for p in plugins if p not in PluginManager.get_instance().plugins]
-        if missing:
-            raise BDPOError(
-                f"`plugins: [{', '.join(missing)}]` cannot be imported. B-DPO's is `{PLUGIN}`, and "
-                "its package has to be installed, whole, in this environment."
-            )
-    return cfg
+def _check_whole(keys: Mapping[str, Any]) -> None:
+    """Raise what Axolotl's validation raises of the keys that looking goes without."""
+    if not LEFT_OUT & keys.keys():
+        return
+    whole = DictDefault(copy.deepcopy(dict(keys)))
+    whole.plugins = for_looking(keys, Path()).get("plugins")
+    prepare_plugins(whole)
+    capabilities, of_environment = gpu_capabilities()
+    validate_config(whole, capabilities=capabilities, env_capabilities=of_environment)
 
 
 def _check_template(cfg: Any) -> None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from transformers.utils import is_flash_attn_2_available
 
 from bdpo_plugin.hosts.axolotl.args import BDPOArgs
+from bdpo_plugin.hosts.axolotl.side_effects import KEYS, PLUGINS
 from bdpo_plugin.settings import unknown_key_message
 
 #: A GPU that has what a configuration may ask for, whatever this machine has.
@@ -36,6 +37,7 @@ def problems(config: dict[str, Any], processes: int) -> Iterator[str]:
     raw = copy.deepcopy(config)
     plugins = [str(name) for name in raw.get("plugins") or []]
     raw["plugins"] = [name for name in plugins if name.startswith(_PLUGINS)]
+    known |= KEYS
     if raw["plugins"] == plugins:  # others may have keys of their own
         for key in sorted(set(map(str, config)) - known):
             yield unknown_key_message(key, known)
@@ -46,6 +48,8 @@ def problems(config: dict[str, Any], processes: int) -> Iterator[str]:
                 yield f"`{place}`: {unknown_key_message(key, known)}"
     if str(raw.get("attn_implementation")).startswith("flash") and not is_flash_attn_2_available():
         raw["attn_implementation"] = "sdpa"
+    # some of Axolotl's own clone a repository or start a server when they are registered
+    raw["plugins"] = [name for name in raw["plugins"] if not name.startswith(PLUGINS)]
     cfg = DictDefault(raw)
     try:
         prepare_plugins(cfg)

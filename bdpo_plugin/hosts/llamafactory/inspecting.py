@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
 from llamafactory.data.processor import PairwiseDatasetProcessor
-from llamafactory.hparams import get_train_args
+from llamafactory.hparams import DataArguments, get_train_args
 from llamafactory.model import load_tokenizer
 from omegaconf import OmegaConf
 
 from bdpo_plugin.hosts.llamafactory.activate import checking_rows
 from bdpo_plugin.hosts.llamafactory.args import PREF_LOSS
 from bdpo_plugin.hosts.llamafactory.data import BEFORE, dataset_pairs
-from bdpo_plugin.hosts.llamafactory.scoring import SHARING
+from bdpo_plugin.hosts.llamafactory.side_effects import SHARES, for_looking, tokenised_data
 from bdpo_plugin.run.inspected import Inspected, Plan
 from bdpo_plugin.run.scored import Source, watched
 from bdpo_plugin.settings import BDPOSettings
@@ -29,11 +29,11 @@ def inspect(config: Path) -> Inspected:
     Raises:
         BDPOError: what a run would raise before its model is loaded.
     """
-    args: Any = OmegaConf.to_container(OmegaConf.load(config))
+    keys: Any = OmegaConf.to_container(OmegaConf.load(config))
     with TemporaryDirectory(prefix="bdpo-doctor-") as folder:
-        for key in SHARING:  # for which LLaMA-Factory wants the processes to be there
+        args = for_looking(keys, Path(folder))
+        for key in SHARES:  # for which LLaMA-Factory wants the processes to be there
             args.pop(key, None)
-        args |= {"output_dir": folder, "overwrite_output_dir": True, "report_to": "none"}
         model_args, data_args, training_args, finetuning_args, _ = get_train_args(args)
         module = load_tokenizer(model_args)
         template = get_template_and_fix_tokenizer(module["tokenizer"], data_args)
@@ -67,8 +67,17 @@ def inspect(config: Path) -> Inspected:
         cut=sum(tokens >= length for tokens in longest),
         left_out=0,
         length_key="cutoff_len",
+        prepared=tokenised_data(keys),
         plan=_plan(model_args, data_args, training_args, finetuning_args, settings),
     )
+
+
+def chat_template(keys: Mapping[str, Any], tokenizer: Any) -> str:
+    """The template of a configuration, as a chat template of transformers."""
+    known = ("template", "default_system", "enable_thinking")
+    arguments = DataArguments(**{key: keys[key] for key in known if key in keys})
+    template = get_template_and_fix_tokenizer(tokenizer, arguments)
+    return str(template._get_jinja_template(tokenizer))
 
 
 def _plan(

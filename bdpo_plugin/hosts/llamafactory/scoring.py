@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from llamafactory.data import get_template_and_fix_tokenizer
 from llamafactory.data.processor import PairwiseDatasetProcessor
-from llamafactory.extras.misc import has_tokenized_data
 from llamafactory.hparams import get_train_args
 from llamafactory.model import load_tokenizer
 from llamafactory.train.tuner import run_exp
@@ -17,11 +17,9 @@ from transformers import TrainerCallback
 
 from bdpo_plugin.hosts.llamafactory.args import PREF_LOSS
 from bdpo_plugin.hosts.llamafactory.data import TOKENISED, dataset_pairs
-from bdpo_plugin.run.scored import Scored, Source, find_places, read_scores, texts, watched
+from bdpo_plugin.hosts.llamafactory.side_effects import SHARES, for_looking
+from bdpo_plugin.run.scored import Scored, Source, find_places, keep_scores, texts, watched
 from bdpo_plugin.settings import BDPOError
-
-#: Keys by which several processes share a model; the pass runs in one.
-SHARING = ("deepspeed", "fsdp", "fsdp_config")
 
 
 class _Scored(Exception):
@@ -39,39 +37,29 @@ class _Stop(TrainerCallback):
 
 def score(config: Path, output_dir: Path) -> Scored:
     """Score the pairs of a configuration as `llamafactory-cli train` does, by its own `run_exp`,
-    which is stopped where the training begins. It runs in one process, whatever the configuration
-    says of several.
+    which is stopped where the training begins. All else that it writes is in a folder that is gone
+    afterwards. It runs in one process, whatever the configuration says of several.
 
     Args:
         config: with `pref_loss: bdpo`, or another DPO configuration.
-        output_dir: in the place of the configuration's.
+        output_dir: where the scores go.
 
     Raises:
         BDPOError: what a run would raise.
     """
-    args = {
-        **OmegaConf.to_container(OmegaConf.load(config)),  # as LLaMA-Factory reads its YAML
-        "pref_loss": PREF_LOSS,
-        "bdpo_precompute": True,
-        "output_dir": str(output_dir),
-        "overwrite_output_dir": True,
-        "do_train": True,
-        "resume_from_checkpoint": None,
-        "report_to": "none",
-        "use_swanlab": False,
-        "push_to_hub": False,
-    }
-    for key in SHARING:
-        args.pop(key, None)
-    if (path := args.get("tokenized_path")) and not has_tokenized_data(path):
-        del args["tokenized_path"]  # which it would write
-    try:
-        with watched() as seen:
-            run_exp(args, callbacks=[_Stop()])
-    except _Scored as stopped:
-        dataset = stopped.dataset
-    else:
-        raise BDPOError("LLaMA-Factory came to no training, so that nothing was scored.")
+    with TemporaryDirectory(prefix="bdpo-mi-") as folder:
+        keys: Any = OmegaConf.to_container(OmegaConf.load(config))  # as LLaMA-Factory reads it
+        args = for_looking(keys, Path(folder))
+        args = {key: value for key, value in args.items() if key not in SHARES}
+        args |= {"pref_loss": PREF_LOSS, "bdpo_precompute": True, "do_train": True}
+        try:
+            with watched() as seen:
+                run_exp(args, callbacks=[_Stop()])
+        except _Scored as stopped:
+            dataset = stopped.dataset
+        else:
+            raise BDPOError("LLaMA-Factory came to no training, so that nothing was scored.")
+        table = keep_scores(Path(args["output_dir"]), output_dir)
 
     model_args, data_args, *_ = get_train_args(args)
     module = load_tokenizer(model_args)
@@ -85,7 +73,7 @@ def score(config: Path, output_dir: Path) -> Scored:
 
     sources = seen[: len(data_args.dataset or ())]  # those of the training data come first
     return Scored(
-        read_scores(output_dir),
+        table,
         texts(dataset_pairs(dataset, "train"), module["tokenizer"]),
         find_places(map(_key, dataset), sources, made),
         sources,

@@ -1,0 +1,45 @@
+"""An Axolotl configuration as Axolotl itself reads it, for a command that only looks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from axolotl.cli.config import load_cfg
+from axolotl.integrations.base import PluginManager
+from axolotl.telemetry.manager import TelemetryManager
+
+from bdpo_plugin.hosts.axolotl.resolve import PLUGIN
+from bdpo_plugin.hosts.axolotl.side_effects import for_looking
+from bdpo_plugin.settings import BDPOError
+
+
+def load_for_looking(keys: Mapping[str, Any], folder: Path, **changes: Any) -> Any:
+    """The configuration as Axolotl validates it, without its side effects.
+
+    Args:
+        keys: as the YAML has them.
+        folder: a temporary one, which is to last as long as what Axolotl makes of it.
+        changes: of the keys; None takes one out.
+
+    Raises:
+        BDPOError: a plugin that the configuration names cannot be imported.
+    """
+    # `axolotl bdpo ...` has imported Axolotl before our command could ask it to send nothing
+    TelemetryManager.get_instance().enabled = False
+    kept = for_looking(keys, folder) | changes
+    kept = {key: value for key, value in kept.items() if value is not None}
+    file = folder / "config.yml"
+    file.write_text(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    try:
+        return load_cfg(str(file))
+    finally:
+        # Axolotl logs one that it cannot import, and goes on without it
+        loaded = PluginManager.get_instance().plugins
+        if missing := [name for name in kept.get("plugins") or [] if name not in loaded]:
+            raise BDPOError(
+                f"`plugins: [{', '.join(missing)}]` cannot be imported. B-DPO's is `{PLUGIN}`, and "
+                "its package has to be installed, whole, in this environment."
+            )
