@@ -24,6 +24,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from bdpo_plugin.model.padding import Padding
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.reference.scoring import Job, budgeted_batches, score_jobs
 
@@ -135,6 +136,8 @@ class Found:
             sequence each and on a padded batch of all; the rounding of one logit at least.
         moved: the largest difference between `bdpo_score_tokens` of 1 and 4096.
         off: the largest difference of either from those plain forwards.
+        padding: whether what the model says depends on padding, and by how much where it does:
+            nats where the padding is on the right, nats where it is on the left.
     """
 
     rows: str
@@ -142,6 +145,15 @@ class Found:
     rounding: float
     moved: float
     off: float
+    padding: Padding
+
+    @property
+    def depends(self) -> str:
+        """In words: nothing where it does not."""
+        if self.padding.right.unknown:
+            return "not known"
+        told = {side: one for side, one in self.padding._asdict().items() if one.beyond_rounding}
+        return ", ".join(f"{side} {one.nats:.1g}" for side, one in told.items())
 
 
 @contextlib.contextmanager
@@ -262,7 +274,7 @@ def look(model: nn.Module, dtype: torch.dtype, number: int = 16) -> Found:
         (one, _), (many, reader) = (ours(model, work, budget) for budget in (1, 4096))
         can = reader.abilities(model)
         padded = [plain(model, work, rows=number)]
-        if any(can.rows):
+        if can.rows:
             padded.append(plain(model, work, rows=number, side="left"))
     rounding = max(np.abs(scores - alone).max() for scores in padded)
     # one rounding of a logit, and of float32 sums of logits
@@ -274,6 +286,7 @@ def look(model: nn.Module, dtype: torch.dtype, number: int = 16) -> Found:
         float(max(rounding, floor)),
         float(np.abs(one - many).max()),
         float(max(np.abs(scores - alone).max() for scores in (one, many))),
+        can.padding,
     )
 
 
@@ -322,18 +335,24 @@ def _page(tried: dict[str, dict[torch.dtype, Found]], left_out: dict[str, str]) 
         "plain forward of each sequence alone; it includes the rounding of the model's own "
         "post-processing of its logits, which is done in float32 here.",
         "",
+        "*Depends on padding*: whether what the model says of a sequence depends, beyond rounding, "
+        "on how much padding is on its right or left (float32), and by how many nats a token's "
+        "log-probability then changes. The hosts pad on the right. A run with a model that depends "
+        "on that says so at its start: such a model is scored in other batches than it is trained "
+        "in, unless `bdpo_precompute: false`.",
+        "",
         f"{len(tried)} of {len(tried) + len(left_out)} were tried; of these {counts['shared']} are "
         f"shared, {counts['packed']} packed, {counts['neither']} neither (bfloat16).",
         "",
         "| architecture | float32 | bfloat16 | moved, float32 | bfloat16 | off, float32 | bfloat16 "
-        "| faults |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| depends on padding | faults |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, found in tried.items():
         one, two = (found[dtype] for dtype in DTYPES)
         figures = [one.moved / one.rounding, two.moved / two.rounding]
         figures += [one.off / one.rounding, two.off / two.rounding]
-        cells = [name, one.rows, two.rows, *(f"{x:.1f}" for x in figures)]
+        cells = [name, one.rows, two.rows, *(f"{x:.1f}" for x in figures), one.depends]
         lines.append(f"| {' | '.join(cells)} | {'; '.join(faults(found))} |")
     lines += ["", "## Output layers that are not run in chunks", ""]
     lines += [", ".join(whole) or "None of the above.", ""]

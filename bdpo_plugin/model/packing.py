@@ -12,6 +12,7 @@ Shapes: B sequences of a padded batch, T positions, R packed rows of W tokens, N
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from heapq import heapify, heapreplace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -39,12 +40,27 @@ class Plan(NamedTuple):
     counted: bool = False
 
 
-class Apart(NamedTuple):
+@dataclass(frozen=True)
+class Apart:
     """Whether sequences are kept apart in a row by their position ids (not tried where a tree
-    always does), and in one by a tree."""
+    always does), and in one by a tree; and why so, in words."""
 
     packed: bool = False
     shared: bool = False
+    why: str = field(default="", compare=False)
+
+    def __bool__(self) -> bool:
+        return self.packed or self.shared
+
+    def and_also(self, other: Apart) -> Apart:
+        """What both allow."""
+        why = "; ".join(filter(None, (self.why, other.why)))
+        return Apart(self.packed and other.packed, self.shared and other.shared, why)
+
+    @property
+    def kind(self) -> str:
+        """What a batch is that is laid so."""
+        return "shared prefix" if self.shared else "packed" if self.packed else "padded"
 
 
 def plan_rows(rules: RowRules, ids: Tensor, mask: Tensor, apart: Apart) -> Plan | None:

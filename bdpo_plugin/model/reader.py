@@ -10,8 +10,10 @@ Shapes: B rows, T positions, N positions read, H hidden size, V vocabulary entri
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -27,10 +29,27 @@ from bdpo_plugin.model.head import (
     statistics,
 )
 from bdpo_plugin.model.packing import Apart, Plan, in_order, pack, plan_rows
+from bdpo_plugin.model.padding import Padding
 from bdpo_plugin.model.traits import Traits, evaluation, output_layer, row_rules, unwrapped
 from bdpo_plugin.model.trial import Abilities, try_gradients, try_out
 
 T = TypeVar("T")
+
+
+class Layout(NamedTuple):
+    """How the batches of a run are laid, in scoring or in training.
+
+    Attributes:
+        kind: how they are where it pays: ``shared prefix``, ``packed`` or ``padded``.
+        why: what stands against more than that, in words.
+        batches: how many there were, by how they were laid.
+        padding: what padding does to the model's numbers, by side.
+    """
+
+    kind: str
+    why: str
+    batches: Counter[str]
+    padding: dict[str, dict[str, float]]
 
 
 class ResponseReader:
@@ -40,6 +59,10 @@ class ResponseReader:
     logits on one row, and on disagreement lets the model project the positions itself, all at
     once. Where the model keeps packed sequences apart, a batch runs without its padding if that
     costs less. One reader serves a whole run.
+
+    Attributes:
+        layouts: how batches were laid, by what they were read for: ``scoring`` (without gradient)
+            and ``training``.
     """
 
     def __init__(self, chunk_elements: int = CHUNK_ELEMENTS) -> None:
@@ -48,23 +71,58 @@ class ResponseReader:
         self._traits: WeakKeyDictionary[nn.Module, Traits] = WeakKeyDictionary()
         self._abilities: WeakKeyDictionary[nn.Module, Abilities] = WeakKeyDictionary()
         self._trained_rows: WeakKeyDictionary[nn.Module, Apart] = WeakKeyDictionary()
+        self.layouts: dict[str, Layout] = {}
+        self._width = 0
 
     def traits(self, model: nn.Module) -> Traits:
         """A model's traits, read the first time that they are asked for."""
-        layer = output_layer(model)
-        key = unwrapped(model) if layer is None else layer
+        key = _key(model)
         if key not in self._traits:
             self._traits[key] = Traits.of(model)
         return self._traits[key]
 
     def abilities(self, model: nn.Module) -> Abilities:
-        """What a model can do, as it was seen when the model was first read.
+        """What a model can do, as it was seen when the model was first met.
 
         Raises:
-            KeyError: it has not been read.
+            KeyError: it has not been met.
         """
-        layer = output_layer(model)
-        return Abilities() if layer is None else self._abilities[layer]
+        return self._abilities[_key(model)]
+
+    def meet(self, model: nn.Module, inputs: dict[str, Any], device: torch.device) -> Abilities:
+        """Try out what a model can do, unless that was done.
+
+        Args:
+            inputs: of the model's forward, of some batch.
+            device: that the model takes its inputs on.
+        """
+        ids, mask, _ = _on_cpu(torch.zeros_like(inputs["input_ids"]), **inputs)
+        return self._met(model, inputs, ids, mask, device)
+
+    @contextmanager
+    def padded_alike(self, width: int) -> Iterator[None]:
+        """Where a model's numbers depend on padding, the batches that are read in it have `width`
+        tokens at least, and some padding: so two that hold a sequence say the same of it."""
+        before, self._width = self._width, width
+        try:
+            yield
+        finally:
+            self._width = before
+
+    def _met(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        ids: Tensor,
+        mask: Tensor,
+        device: torch.device,
+    ) -> Abilities:
+        key = _key(model)
+        if key not in self._abilities:
+            self._abilities[key] = try_out(
+                model, output_layer(model), self.traits(model), _on(device, inputs), ids, mask
+            )
+        return self._abilities[key]
 
     def read(
         self,
@@ -95,16 +153,18 @@ class ResponseReader:
         ids, mask, positions = _on_cpu(positions, **inputs)
         device = device or inputs["input_ids"].device
         head, order = None, None
-        if layer is not None:
-            if layer not in self._abilities:
-                tried = try_out(model, layer, self.traits(model), _on(device, inputs), ids, mask)
-                self._abilities[layer] = tried
-            if self._abilities[layer].chunked:
-                traits = self._traits[layer]
-                head = Head.of(layer, traits, self.chunk_elements, device)
-            plan = self._plan(model, layer, inputs, ids, mask, device) if may_pack else None
-            if plan:
-                positions, inputs, order = pack(positions, inputs, mask, plan, device)
+        can = self._met(model, inputs, ids, mask, device)
+        if layer is not None and can.chunked:
+            head = Head.of(layer, self._traits[layer], self.chunk_elements, device)
+        plan, rows = self._plan(model, layer, inputs, ids, mask, device)
+        if plan and may_pack:
+            positions, inputs, order = pack(positions, inputs, mask, plan, device)
+        elif self._width and can.padding.right.beyond_rounding:
+            more = max(0, self._width - mask.shape[1])
+            positions, inputs = _padded(
+                positions, inputs, (0, more, 0, int(mask.all() and not more))
+            )
+        self._note(can.padding, rows, plan if may_pack else None)
         inputs = _on(device, inputs)
 
         def project(states: Tensor) -> Any:
@@ -133,26 +193,60 @@ class ResponseReader:
     def _plan(
         self,
         model: nn.Module,
-        layer: nn.Module,
+        layer: nn.Module | None,
         inputs: dict[str, Any],
         ids: Tensor,
         mask: Tensor,
         device: torch.device,
-    ) -> Plan | None:
-        """How to pack a batch; with gradient, as has been tried with gradient as well. None where
-        it keeps its padding."""
-        rows = self._abilities[layer].rows
-        rules = row_rules(model, self._traits[layer], inputs) if any(rows) else None
-        if rules is None:
-            return None
+    ) -> tuple[Plan | None, Apart]:
+        """How to pack a batch; None where it keeps its padding. And what may be packed at all: with
+        gradient, what has been tried with gradient as well."""
+        rows = self._abilities[_key(model)].rows
+        if not rows or layer is None:
+            return None, rows
+        rules = row_rules(model, self._traits[layer], inputs)
+        if isinstance(rules, str):
+            return None, Apart(why=rules)
         if torch.is_grad_enabled():
             if layer not in self._trained_rows:
                 with evaluation(model):
                     there = _on(device, inputs)
                     tried = try_gradients(model, layer, rules, there, ids[mask])
-                self._trained_rows[layer] = Apart(*map(all, zip(rows, tried, strict=True)))
+                self._trained_rows[layer] = rows.and_also(tried)
             rows = self._trained_rows[layer]
-        return plan_rows(rules, ids, mask, rows)
+        return plan_rows(rules, ids, mask, rows), rows
+
+    def _note(self, padding: Padding, rows: Apart, plan: Plan | None) -> None:
+        """What was made of a batch, for :attr:`layouts`."""
+        use = "training" if torch.is_grad_enabled() else "scoring"
+        if use not in self.layouts:
+            effects = {side: one._asdict() for side, one in padding._asdict().items()}
+            self.layouts[use] = Layout(rows.kind, rows.why, Counter(), effects)
+        layout = self.layouts[use]
+        layout.batches[
+            "padded" if plan is None else "shared prefix" if plan.tree else "packed"
+        ] += 1
+
+
+def _key(model: nn.Module) -> nn.Module:
+    """What a model is known by: its output layer, which its wrappers share; else itself."""
+    layer = output_layer(model)
+    key: nn.Module = unwrapped(model) if layer is None else layer
+    return key
+
+
+def _padded(
+    positions: Tensor, inputs: dict[str, Any], more: Sequence[int]
+) -> tuple[Tensor, dict[str, Any]]:
+    """A (B, T) batch with `more` columns and rows, as `torch.nn.functional.pad` takes them."""
+    shape = inputs["input_ids"].shape
+    padded = {
+        name: nn.functional.pad(value, more)
+        for name, value in inputs.items()
+        if isinstance(value, Tensor) and value.shape == shape
+    }
+    padded["attention_mask"][len(positions) :, 0] = 1  # a row of padding alone has no numbers
+    return nn.functional.pad(positions, more), inputs | padded
 
 
 def _on_cpu(

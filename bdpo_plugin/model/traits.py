@@ -18,6 +18,9 @@ from bdpo_plugin.model.tree import TREE_ATTENTION
 #: Fields of a configuration whose layers look at a token's place in its row (Llama 4).
 _PLACES = ("attention_chunk_size", "attn_temperature_tuning")
 
+#: The tensors that a model's forward is given where a batch is text alone.
+_USUAL = {"input_ids", "attention_mask"}
+
 
 @dataclass(frozen=True)
 class Traits:
@@ -153,8 +156,8 @@ class RowRules(NamedTuple):
     each_once: bool
 
 
-def row_rules(model: nn.Module, traits: Traits, inputs: dict[str, Any]) -> RowRules | None:
-    """Whether and how the batch may be packed at this call; None where it keeps its padding.
+def row_rules(model: nn.Module, traits: Traits, inputs: dict[str, Any]) -> RowRules | str:
+    """Whether and how the batch may be packed at this call; where it keeps its padding, why.
 
     What a model's layers are is told in :mod:`~bdpo_plugin.model.layer_kinds`, and whether it
     keeps sequences apart is to be seen (:mod:`~bdpo_plugin.model.trial`). What a trial on a few
@@ -168,23 +171,25 @@ def row_rules(model: nn.Module, traits: Traits, inputs: dict[str, Any]) -> RowRu
     bare, with_adapter = _bare(model), unwrapped(model)
     tensors = {name for name, value in inputs.items() if isinstance(value, Tensor)}
     adapter = getattr(with_adapter, "active_peft_config", None)
-    if (
-        traits.hidden_size is None
-        or not traits.packable
-        or tensors != {"input_ids", "attention_mask"}
-        or getattr(adapter, "is_prompt_learning", False)
-        or getattr(adapter, "alora_invocation_tokens", None)
-        or (model.training and getattr(bare.get_input_embeddings(), "neftune_noise_alpha", None))
-        or _compiled(model)
-        or _compiled(with_adapter)
-    ):
-        return None
+    refusals = {
+        "its configuration does not tell its hidden size": traits.hidden_size is None,
+        "its layers are not told their positions": not traits.packable,
+        f"the host gives it {', '.join(sorted(tensors - _USUAL))} as well": bool(tensors - _USUAL),
+        "it is given no attention mask": bool(_USUAL - tensors),
+        "its adapter learns a prompt": getattr(adapter, "is_prompt_learning", False),
+        "its adapter begins at certain tokens": getattr(adapter, "alora_invocation_tokens", None),
+        "NEFTune's noise depends on the width of a batch": model.training
+        and getattr(bare.get_input_embeddings(), "neftune_noise_alpha", None),
+        "it is compiled": _compiled(model) or _compiled(with_adapter),
+    }
+    if why := next((why for why, holds in refusals.items() if holds), None):
+        return why
     config = bare.config.get_text_config()
     attention = str(getattr(config, "_attn_implementation", ""))
     routed = getattr(config, "output_router_logits", False)
     each_once = bool(inputs.get("output_router_logits", routed))
     return RowRules(
-        hidden_size=traits.hidden_size,
+        hidden_size=traits.hidden_size or 0,
         widest=traits.widest_row,
         varlen="flash" in attention or "flex" in attention,
         tree=attention in TREE_ATTENTION,

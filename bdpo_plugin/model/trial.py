@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from bdpo_plugin.model.head import forward_calling, select
 from bdpo_plugin.model.packing import Apart, Plan, in_order, pack, trial_plans
+from bdpo_plugin.model.padding import Padding, PaddingEffect, try_padding
 from bdpo_plugin.model.traits import (
     RowRules,
     Traits,
@@ -49,33 +50,46 @@ class Abilities(NamedTuple):
     """What a model can do, where nothing is trained.
 
     Attributes:
+        padding: what padding does to its numbers.
         chunked: its logits can be had from its output layer, a chunk of positions at a time.
         rows: how its batches may be packed.
     """
 
+    padding: Padding
     chunked: bool = False
     rows: Apart = Apart()
 
 
 def try_out(
     model: nn.Module,
-    layer: nn.Module,
+    layer: nn.Module | None,
     traits: Traits,
     inputs: dict[str, Any],
     ids: Tensor,
     mask: Tensor,
 ) -> Abilities:
-    """What a model can do; where its logits are not those of its output layer, nothing, and the
+    """What a model can do; where its logits are not those of its output layer, little, and the
     user is told.
 
     The number of forward passes is the same in every rank: a sharded model needs it.
 
     Args:
-        layer: its output layer.
+        layer: its output layer, if it tells.
         inputs: of its forward, of some batch.
         ids, mask: the token ids and the attention mask of that batch, (B, T), on the CPU.
     """
     _keep_differentiable(model)
+    longest = mask.sum(dim=1).argmax()
+    with torch.no_grad(), evaluation(model):
+        limit = min(traits.widest_row, traits.position_limit or math.inf)
+        try:
+            padding = try_padding(model, layer, inputs, ids[longest][mask[longest]], limit)
+        except torch.OutOfMemoryError:
+            raise
+        except _CANNOT as error:
+            padding = Padding(*[PaddingEffect(unknown=_in_short(error))] * 2)
+    if layer is None:
+        return Abilities(padding, rows=Apart(why="it does not tell its output layer"))
     some = mask[0].nonzero().flatten()[:_FEW]
     one = {
         name: value[:1, some.to(value.device)]
@@ -86,8 +100,12 @@ def try_out(
     few = torch.ones(1, len(some), dtype=torch.bool)
     with torch.no_grad(), evaluation(model):
         bare, outputs = forward_calling(model, layer, few, layer, one, instead=False)
-        rows = Apart()
-        if traits.attends_only and (rules := row_rules(model, traits, inputs)):
+        rules = row_rules(model, traits, inputs)
+        if not traits.attends_only:
+            rows = Apart(why="not all that passes between its positions is known to be attention")
+        elif isinstance(rules, str):
+            rows = Apart(why=rules)
+        else:
             rows = try_rows(model, layer, rules, inputs, ids[mask])
         if bare is not None:
             theirs = outputs.logits[0].float()
@@ -95,14 +113,14 @@ def try_out(
             tolerance = max(4 * torch.finfo(bare.dtype).eps, 1e-4) * theirs.abs().max()
             mine = traits.finished(bare.float()).to(theirs.device)
             if mine.shape == theirs.shape and bool((mine - theirs).abs().max() <= tolerance):
-                return Abilities(True, rows)
+                return Abilities(padding, True, rows)
     warnings.warn(
         f"bdpo-plugin does not reproduce the logits of {type(model).__name__} from its output "
         "layer, so the model projects all response positions of a batch at once: as correct, "
         "with more memory.",
         stacklevel=2,
     )
-    return Abilities()
+    return Abilities(padding, rows=Apart(why="its logits are not those of its output layer alone"))
 
 
 def _keep_differentiable(model: nn.Module) -> None:
@@ -141,28 +159,25 @@ def try_rows(
         states: Tensor = in_order(found, order).unflatten(0, ids.shape)
         return states
 
-    def apart(plan: Plan) -> bool:
-        try:
-            packed, other = read(sequences, plan), read(changed, plan)
-        except torch.OutOfMemoryError:
-            raise
-        except _CANNOT:
-            return False
+    def refusal(plan: Plan) -> str:
+        packed, other = read(sequences, plan), read(changed, plan)
         leak = _largest(packed[1:], other[1:])
-        return leak <= 4 * noise and _largest(packed, alone) <= rounding
+        return _beyond("other tokens in one sequence change another one", leak, 4 * noise) or (
+            _beyond("the states are not those of each alone", _largest(packed, alone), rounding)
+        )
 
     try:
         alone, padded, beside = read(sequences), read(sequences, width=width), read(changed)
-    except _NotCalled:
-        return Apart()
+    except _NotCalled as error:
+        return Apart(why=str(error))
     noise = _largest(alone[1:], beside[1:])
     # more than rounding is a position or a mask that was not read; what the leak is, is told above
     eps, height = torch.finfo(alone.dtype).eps, float(alone.abs().max())
     spread = 4 * _largest(alone, padded)
     rounding = min(max(spread, max(2 * eps, 1e-4) * height), max(4 * eps, 1e-3) * height)
-    found = _tried(apart, rules, sequences.shape[1], both=is_sharded(model))
+    found = _tried(refusal, rules, sequences.shape[1], both=is_sharded(model))
     distinct = bool((sequences[0] != changed[0]).any())  # else nothing was changed
-    return found if distinct else Apart()
+    return found if distinct else Apart(why="all tokens that it was tried on are the same")
 
 
 def try_gradients(
@@ -183,8 +198,10 @@ def try_gradients(
     Args: see :func:`try_rows`.
     """
     embedding = unwrapped(model).get_input_embeddings()
-    if is_sharded(model) or not isinstance(embedding, nn.Module):
-        return Apart()
+    if is_sharded(model):
+        return Apart(why="its weights are shared among the ranks, so that no gradient was tried")
+    if not isinstance(embedding, nn.Module):
+        return Apart(why="it does not tell its embeddings, so that no gradient was tried")
     model = unwrapped(model)
     sequences, _ = _sequences(rules, tokens)
     length = sequences.shape[1]
@@ -211,42 +228,70 @@ def try_gradients(
         whole: Tensor = in_order(select(found, where), order).unflatten(0, sequences.shape)
         return whole.float()
 
-    def apart(plan: Plan) -> bool:
+    def refusal(plan: Plan) -> str:
         found = gradient(plan)
         shared = common if any(unit.shared for row in plan.rows for unit in row) else 0
         leak = max(float(other.abs().max()) for other in (found[0, shared:], found[2]))
-        return leak == 0 and _largest(found[1], alone[1]) <= rounding
+        return _beyond("a gradient passes from one sequence to another", leak, 0) or (
+            _beyond("the gradients are not those alone", _largest(found[1], alone[1]), rounding)
+        )
 
     try:
         alone, padded = gradient(), gradient(width=2 * length)
-        rounding = max(
-            4 * _largest(alone[1], padded[1]),
-            8 * torch.finfo(torch.bfloat16).eps * float(alone.abs().max()),
-        )
-        return _tried(apart, rules, length)
     except torch.OutOfMemoryError:
         raise
-    except _CANNOT:
-        return Apart()
+    except _CANNOT as error:
+        return Apart(why=f"no gradient could be tried: {_in_short(error)}")
+    rounding = max(
+        4 * _largest(alone[1], padded[1]),
+        8 * torch.finfo(torch.bfloat16).eps * float(alone.abs().max()),
+    )
+    return _tried(refusal, rules, length)
+
+
+def _beyond(what: str, found: float, allowed: float) -> str:
+    """What to say of a difference; nothing where it is allowed."""
+    return "" if found <= allowed else f"{what}: by {found:.2g}, where {allowed:.2g} is allowed"
+
+
+def _in_short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}"
 
 
 def _tried(
-    apart: Callable[[Plan], bool], rules: RowRules, length: int, *, both: bool = False
+    refusal: Callable[[Plan], str], rules: RowRules, length: int, *, both: bool = False
 ) -> Apart:
     """What the trials of the plans say.
 
     Args:
+        refusal: why a plan is refused, tried on the model; nothing where it is right.
         length: of each sequence of the trial.
         both: whether to try rows without a tree also where none will be needed.
     """
+
+    def why_not(plan: Plan) -> str:
+        try:
+            return refusal(plan)
+        except torch.OutOfMemoryError:
+            raise
+        except _CANNOT as error:
+            return _in_short(error)
+
     rows, tree = trial_plans(rules, length, _common(length))
-    with_tree = tree is not None and apart(tree)
-    needed = both or not with_tree or min(rules.window, rules.widest) < math.inf
-    return Apart(needed and apart(rows), with_tree)
+    no_tree = why_not(tree) if tree else "its attention takes no common beginning"
+    needed = both or bool(no_tree) or min(rules.window, rules.widest) < math.inf
+    no_rows = why_not(rows) if needed else "not needed"
+    whys = (("a common beginning", no_tree), ("rows without padding", needed and no_rows))
+    why = "; ".join(f"{what}: {reason}" for what, reason in whys if reason)
+    return Apart(not no_rows, not no_tree, why)
 
 
 class _NotCalled(RuntimeError):
     """The output layer was not called, as in a graph that was compiled before."""
+
+    def __init__(self) -> None:
+        super().__init__("its output layer is not called, as in a graph that was compiled before")
 
 
 def _seen(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -225,13 +226,17 @@ class RunMixin(_Trainer):
             columns: the host's batch.
             batch: the same, made neutral.
         """
-        if self.settings.precompute:
-            scores = batch_scores(columns)
-        else:
-            scores = self.scorer.score_batch(batch.pairs(), self._source.in_step(model))
-        loss, metrics, outputs = preference_step(
-            self.scorer.reader, model, batch, scores, self._terms, self.pair_loss
-        )
+        reader = self.scorer.reader
+        with ExitStack() as stack:
+            if self.settings.precompute:
+                scores = batch_scores(columns)
+            else:
+                mask = batch.inputs["attention_mask"]
+                stack.enter_context(reader.padded_alike(mask.shape[1] + bool(mask.all())))
+                scores = self.scorer.score_batch(batch.pairs(), self._source.in_step(model))
+            loss, metrics, outputs = preference_step(
+                reader, model, batch, scores, self._terms, self.pair_loss
+            )
         if self.settings.control is not None:
             metrics["bdpo/control"] = (torch.ones_like(loss), torch.ones_like(loss))
         return loss, metrics, outputs

@@ -95,6 +95,7 @@ def _record(trainer: Any) -> dict[str, Any]:
         "quantised": quantised is not None,
         "quantization": quantised and _quantization(quantised),
         "attention": getattr(model.config, "_attn_implementation", None),
+        "layout": {use: layout._asdict() for use, layout in scorer.reader.layouts.items()},
         "model_commit": getattr(model.config, "_commit_hash", None),
         "versions": {"python": python_version(), **_versions()},
     }

@@ -94,10 +94,15 @@ def print_settings(
     null_prompt: NullPrompt,
     *,
     weighing: str | None = None,
+    batches: str | None = None,
     warnings: Sequence[str] = (),
 ) -> None:
-    """The table of what holds for the whole run; `weighing` is the callable that
-    weighs the pairs, if one does."""
+    """The table of what holds for the whole run.
+
+    Args:
+        weighing: the callable that weighs the pairs, if one does.
+        batches: how the reference's are laid, where it has been tried by now.
+    """
     table = _table("B-DPO")
     table.add_row("reference", _shown(reference))
     matched = ""
@@ -113,6 +118,8 @@ def print_settings(
     table.add_row("mutual information", f"{settings.mi_estimator}, {unit}")
     when = "before training" if settings.precompute else "in each step"
     table.add_row("scored", f"{when}, {settings.score_tokens} tokens at a time")
+    if batches is not None:
+        table.add_row("batches", _shown(batches))
     _print(table)
 
 

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from bdpo_plugin.model.packing import Apart
+from bdpo_plugin.model.padding import Padding
 from bdpo_plugin.model.reader import ResponseReader
+from bdpo_plugin.model.trial import Abilities
 from bdpo_plugin.objective import BalanceWeights, balance_weights
 from bdpo_plugin.pairs import Pair
 from bdpo_plugin.reference.computation import autocast_in_words
@@ -114,16 +118,31 @@ class Scorer:
         prompts = [pair.chosen.prompt for pair in pairs]
         null_prompt = find_null_prompt(tokenizer, prompts, settings.null_prompt)
         scorer = cls(settings, tokenizer, accelerator, output_dir, null_prompt, seed, weigh)
+        warnings = _long_sequences(pairs, scorer.reader.traits(reference.model).rotary_limit)
+        batches = None
+        if settings.precompute and pairs:  # else the model cannot be run yet
+            can = scorer._meet(reference, pairs)
+            batches = described(can.rows)
+            warnings += padding_warnings(can.padding)
         if accelerator.is_main_process:
-            limit = scorer.reader.traits(reference.model).rotary_limit
             print_settings(
                 settings,
                 reference.description,
                 null_prompt,
                 weighing=scorer.weighing.words() if scorer.weighing else None,
-                warnings=_long_sequences(pairs, limit),
+                batches=batches,
+                warnings=warnings,
             )
         return scorer
+
+    def _meet(self, reference: Reference, pairs: Sequence[Pair]) -> Abilities:
+        """What the reference can do, tried on the longest of the sequences."""
+        at = int(longest(pairs).argmax())
+        side = max(pairs[at], key=lambda side: len(side.prompt) + len(side.response))
+        ids = torch.from_numpy(np.concatenate([side.prompt, side.response]))[None].long()
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        with reference.in_force() as model:
+            return self.reader.meet(model, inputs, self.accelerator.device)
 
     def description(self) -> dict[str, Any]:
         """What decides the scores and weights of this run's training pairs, for its checkpoints."""
@@ -285,6 +304,30 @@ class Scorer:
                 f"arguments, {tuple(mi[0].shape)}: chosen, rejected, scale."
             )
         return weights
+
+
+def described(rows: Apart) -> str:
+    """How batches of a model are laid, in words."""
+    laid = {
+        "shared prefix": "without padding; what sequences have in common at their beginning runs "
+        "once",
+        "packed": "without padding",
+        "padded": "padded, as the host's",
+    }[rows.kind]
+    return f"{laid} ({rows.why})" if rows.why and rows.kind == "padded" else laid
+
+
+def padding_warnings(padding: Padding) -> list[str]:
+    """What to say of a model whose numbers depend on the padding of a batch."""
+    if not padding.right.beyond_rounding:
+        return []
+    return [
+        "What this model says of a sequence depends on the padding of its batch: padded, a token's "
+        f"log-probability changes by up to {padding.right.nats:.2g} nats, which is more than "
+        "rounding. Scored before training, the reference sees each pair in another batch than the "
+        "policy does, and differs from it for that alone: set `bdpo_precompute: false`, which "
+        "scores each pair in the batch that it is trained in."
+    ]
 
 
 def _long_sequences(pairs: Sequence[Pair], limit: int | None) -> list[str]:

@@ -4,9 +4,11 @@ The whole is `python -m benchmarks.architectures`.
 """
 
 import pytest
+import torch
 import transformers
 
 from bdpo_plugin.model import reader
+from bdpo_plugin.model.padding import Padding, PaddingEffect
 from bdpo_plugin.model.trial import Abilities, Apart
 from benchmarks.architectures import DTYPES, PAGE, faults, look, names, tiny
 
@@ -14,6 +16,7 @@ from benchmarks.architectures import DTYPES, PAGE, faults, look, names, tiny
 SOME = [
     *("llama", "gpt2", "granitemoe", "deepseek_v3"),
     *("gemma2", "gemma3_text", "mixtral"),
+    *("deepseek_v32", "cpmant"),
     *("gpt_oss", "bloom", "falcon_alibi", "gptj", "llama4_text", "opt"),
     *("granitemoehybrid", "lfm2", "lfm2_moe", "mamba", "qwen3_next", "recurrent_gemma", "rwkv"),
 ]
@@ -33,16 +36,19 @@ def test_scores_do_not_move_and_the_page_tells_what_is_done(name):
     if OF_THIS_RELEASE:
         (row,) = [row for row in ROWS if row[0] == name]
         assert row[1:3] == [one.rows for one in found.values()]
+        assert bool(row[7]) == bool(found[torch.float32].depends)
 
 
 @pytest.mark.skipif(not OF_THIS_RELEASE, reason="another release's page")
 def test_the_page_has_every_architecture_and_no_fault():
     assert set(names()) <= {row[0] for row in ROWS}
-    assert {row[-1] for row in ROWS if len(row) == 8} <= {"faults", "---", ""}
+    assert {row[-1] for row in ROWS if len(row) == 9} <= {"faults", "---", ""}
 
 
 def test_a_row_that_is_mixed_up_would_be_noticed(monkeypatch):
-    monkeypatch.setattr(reader, "try_out", lambda *_: Abilities(True, Apart(packed=True)))
+    same = PaddingEffect(0, 0)
+    packed = Abilities(Padding(same, same), True, Apart(packed=True))
+    monkeypatch.setattr(reader, "try_out", lambda *_: packed)
     found = {dtype: look(tiny("lfm2"), dtype) for dtype in DTYPES}
     # in bfloat16 the padding on the left, which it mixes in as well, passes for rounding
     assert [fault for fault in faults(found) if "float32" in fault]

@@ -30,7 +30,8 @@ def batch(tokenizer):
 
 
 def rules_of(model, inputs):
-    return row_rules(model, Traits.of(model), inputs)
+    rules = row_rules(model, Traits.of(model), inputs)
+    return None if isinstance(rules, str) else rules
 
 
 def widths(model, function):
