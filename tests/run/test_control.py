@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -88,7 +89,8 @@ def test_a_run_and_its_shuffled_control(tmp_path, capsys) -> None:
     own, control = scores(tmp_path / "bdpo"), scores(tmp_path / "control")
     assert control["mi_chosen"] == own["mi_chosen"]
     ours, theirs = triples(own), triples(control)
-    assert sorted(ours) == sorted(theirs)
+    # the last bit of a softmax depends on where in the tensor it is
+    assert np.array(sorted(theirs)) == pytest.approx(np.array(sorted(ours)), rel=1e-6)
     assert all(a != b for a, b in zip(ours, theirs, strict=True))
     file = pq.read_schema(tmp_path / "control/bdpo/reference_scores.parquet")
     assert file.metadata[b"bdpo_control"] == b"shuffled"
