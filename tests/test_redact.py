@@ -95,11 +95,11 @@ FORMS: dict[str, tuple] = {
     "host with a port": ("{}:5000", 8, LETTERS),
     "host of a url": ("http://{}/x", 8, LETTERS),
     "address": ("10.20.30.{}", 2, "123456789"),
-    "path": ("/mnt/{}/pairs.jsonl", 8, LETTERS),
+    "path": ("/srv/{}/pairs.jsonl", 8, LETTERS),
     "path of windows": ("C:\\Users\\{}\\pairs.jsonl", 8, LETTERS),
     "share": ("\\\\{}\\data\\pairs.jsonl", 8, LETTERS),
     "home": ("~{}/pairs.jsonl", 8, LETTERS),
-    "path in words": ("as in /home/{}/notes", 8, LETTERS),
+    "path in words": ("as in /{}/notes".format("home/{}"), 8, LETTERS),
 }
 #: Kinds that are coded: text around the secret part, how all of it is coded, text around that.
 CODED = {
@@ -358,9 +358,9 @@ def test_paths_become_relative_and_stay_apart(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = {
         "output_dir": str(tmp_path / "out" / "run"),
-        "datasets": [{"path": "/mnt/a/pairs.jsonl"}, {"path": "/mnt/b/pairs.jsonl"}],
-        "test_datasets": [{"path": "/mnt/a/pairs.jsonl"}],
-        "adapter_name_or_path": "/mnt/a,/mnt/b",
+        "datasets": [{"path": "/srv/a/pairs.jsonl"}, {"path": "/srv/b/pairs.jsonl"}],
+        "test_datasets": [{"path": "/srv/a/pairs.jsonl"}],
+        "adapter_name_or_path": "/srv/a,/srv/b",
         "deepspeed": "C:\\ds\\zero3.json",
         "base_model": Path("/models/mine"),
         "lora_target_modules": ("q_proj", "v_proj"),

@@ -88,11 +88,11 @@ CARD = "---\ntags: [a]\n---\n\n# Mine\n\nOf {}.\n"
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
-        ("README.md", CARD.format("/mnt/shared/model"), "README.md, line 10: has a path of this"),
+        ("README.md", CARD.format("/srv/shared/model"), "README.md, line 10: has a path of this"),
         ("README.md", CARD.format("me@x.org"), "README.md, line 10: has an e-mail address"),
         ("README.md", CARD.format(TOKEN), "README.md, line 10: looks like a token"),
-        ("adapter_config.json", f'{{"{BASE}": "/mnt/a/model"}}', f"`{BASE}`: is a path of this"),
-        ("tokenizer_config.json", '{"name_or_path": "/mnt/a/model"}', "`name_or_path`: is a path"),
+        ("adapter_config.json", f'{{"{BASE}": "/srv/a/model"}}', f"`{BASE}`: is a path of this"),
+        ("tokenizer_config.json", '{"name_or_path": "/srv/a/model"}', "`name_or_path`: is a path"),
         ("tokenizer_config.json", '{"a": [{"api_key": "x"}]}', "`a[0].api_key`: has the name of a"),
         ("tokenizer.json", '{"model": {"m@x.org": 1}, "x": "m@x.org"}', "`x`: has an e-mail"),
         ("config.json", '{"_name_or_path": "~/model"}', "config.json, `_name_or_path`: is a path"),
@@ -113,7 +113,7 @@ def test_publish_looks_through_every_file(bundled, file, content, words) -> None
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("some/pairs", "/mnt/a/pairs.jsonl", "`datasets[0].path`, line 4: is a path of this"),
+        ("some/pairs", "/srv/a/pairs.jsonl", "`datasets[0].path`, line 4: is a path of this"),
         ("rl: bdpo", f"rl: bdpo  # {TOKEN}", "line 2: looks like a token"),
     ],
 )
@@ -124,7 +124,7 @@ def test_publish_reads_a_bundle_that_was_changed_by_hand(bundled, old, new, word
     assert code == 1
     assert words in shown
     # and the card, which is made of it, has none of it
-    assert not [s for s in ("/mnt/a", TOKEN) if s in (bundled / "README.md").read_text()]
+    assert not [s for s in ("/srv/a", TOKEN) if s in (bundled / "README.md").read_text()]
 
 
 def test_publish_passes_what_may_leave(bundled) -> None:
