@@ -117,13 +117,16 @@ class _Redaction:
         parts = [part.strip() for part in value.split(",")]
         if "\n" in value or not all(map(is_machine_path, parts)):
             return value
-        moved = []
-        for part in parts:
-            path = Path(_relative(part))
-            names = (path, *(path.with_stem(f"{path.stem}-{n}") for n in range(2, 99)))
-            shown = (name.as_posix() for name in names)
-            moved.append(next(n for n in shown if self._moved.setdefault(n, part) == part))
-        return ",".join(name if name.startswith(".") else f"./{name}" for name in moved)
+        return ",".join(map(self._apart, parts))
+
+    def _apart(self, path: str) -> str:
+        name = first = _relative(path)
+        number = 1
+        while self._moved.setdefault(name, path) != path:
+            number += 1
+            stem, dot, ending = first.rpartition(".")
+            name = f"{stem}-{number}.{ending}" if dot else f"{first}-{number}"
+        return f"./{name}" if name else "."
 
     def _left_out(self, place: Place, why: str) -> str:
         self._changes.append(Change(place, why, LEFT_OUT))
@@ -136,6 +139,8 @@ def is_machine_path(value: str) -> bool:
 
 
 def _relative(value: str) -> str:
+    """The way to a path from the present folder, or its last name; nothing for that folder itself
+    and for a root."""
     value = re.sub(r"^file:(?://)?", "", value)
     if "\\" in value or re.match("[A-Za-z]:", value):
         return PureWindowsPath(value).name
@@ -143,8 +148,9 @@ def _relative(value: str) -> str:
     with suppress(RuntimeError):  # there is no such user here
         path = path.expanduser()
     here = Path.cwd()
-    inside = path.relative_to(here) if path.is_relative_to(here) else Path(path.name)
-    return inside.as_posix()
+    if not path.is_relative_to(here):
+        return path.name
+    return "" if path == here else path.relative_to(here).as_posix()
 
 
 def _name(place: Place) -> str:
@@ -435,9 +441,10 @@ _SECRETS = (
     ),
     (re.compile(r"(?:^|\s)-u\s+\S+:\S+"), "says a password or a secret"),
 )
-_PARAMETER = re.compile(r"[?&;]([^\s=&;#]+)=([^\s&;#]+)")
+_PARAMETER = re.compile(r"[?&;]([^\s=?&;#]+)=([^\s&;#]+)")
 _ASSIGNED = re.compile(
-    r"(?:--(?P<option>[A-Za-z][\w-]*)[ =]+|(?P<name>[A-Za-z][\w.-]*)['\"]?\s*(?:=(?!=)|:)\s*['\"]?)"
+    r"(?:(?<![\w-])--(?P<option>[A-Za-z][\w-]*)[ =]+|"
+    r"(?<![\w.-])(?P<name>[A-Za-z_][\w.-]*)['\"]?\s*(?:=(?!=)|:)\s*['\"]?)"
     r"(?P<value>[^\s'\"&;,{}<>|()]{3,})"
 )
 _WORD = re.compile(r"[A-Za-z0-9+/_=-]{20,}")
@@ -504,10 +511,11 @@ _PATHS = re.compile(
     r"|(?:\.\./)+(?:home|Users)/\w|(?:^|[\s'\"=(])(?:/home|/root|/Users)/\w"
 )
 _EMAIL = re.compile(
-    r"[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b|(?<![\w./@-])[\w.-]+@[\w.-]+:[~/\w]"
+    r"[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b"
+    r"|(?<![\w./@-])[\w.-]{1,64}@[\w.-]+:[~/\w]"
 )
 _HOSTS = re.compile(
-    r"\b[\w-]+\.(?:internal|intranet|corp|local|localdomain|lan|home|private|consul|onion)"
+    r"[\w-]\.(?:internal|intranet|corp|local|localdomain|lan|home|private|consul|onion)"
     r"(?![\w-]|\.\w)"
     r"|\b(?:https?|wss?|grpcs?|tcp|udp)://(?:[\w-]+(?=[:/?#\s]|$)|\[)"
     r"|(?<![\w/@.-])[A-Za-z][\w-]*(?:\.[\w-]+)+:\d{2,5}(?!\d)"

@@ -29,12 +29,12 @@ from bdpo_plugin.redact import (
     Change,
     configuration_text,
     digest_of,
-    is_secret_name,
     place_words,
     redacted,
     without_texts,
 )
 from bdpo_plugin.settings import PREFIX, RECIPE
+from bdpo_plugin.visible import visible
 
 _SHARES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
@@ -67,7 +67,7 @@ def bundle(run_dir: Path, to: Path | None, with_texts: bool) -> None:
     recipe, changes = shared_recipe(run_dir, texts=with_texts)
     run = read_run(run_dir, run_dir.resolve().name)
     for change in changes:
-        click.echo(f"{place_words(change.place)} {change.why}: it became {change.became}")
+        click.echo(visible(f"{place_words(change.place)} {change.why}: it became {change.became}"))
     found = list(findings(recipe, complete=False))
     tell(found)
     if any(finding.wrong for finding in found):
@@ -101,8 +101,6 @@ def shared_recipe(run_dir: Path, *, texts: bool) -> tuple[Recipe, list[Change]]:
     recipe = recipe_of(run_dir)
     hosts: dict[str, Any] = {"axolotl": of_axolotl, "llamafactory": of_llamafactory}
     config, changes = redacted(hosts[recipe.host].for_sharing(recipe.config))
-    # others have tokens of their own
-    config = {k: v for k, v in config.items() if not (v == LEFT_OUT and is_secret_name(k))}
     if not texts:
         config = without_texts(config)
     about, more = redacted(about_of(recipe, run_dir, texts=texts))

@@ -137,6 +137,10 @@ LEFT_OUT = PUSHES | REPORTS | PROFILES | RESUMES | SERVES | EXPORTS
 KEYS = LEFT_OUT | SAVES | SHARES | OTHERS | WRITES.keys()
 
 
+#: Keys by which a user of a hub is known to it.
+_LOGINS = ("hf_hub_token", "ms_hub_token", "om_hub_token")
+
+
 def for_sharing(keys: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration as others need it to run it again: the keys that LLaMA-Factory and B-DPO
     know, without its side effects.
@@ -144,7 +148,7 @@ def for_sharing(keys: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         keys: as the YAML has them.
     """
-    needed = (KEYS - LEFT_OUT).union(BDPOSettings.keys(), (RECIPE,))
+    needed = (KEYS - LEFT_OUT).difference(_LOGINS).union(BDPOSettings.keys(), (RECIPE,))
     return {key: value for key, value in keys.items() if key in needed}
 
 
