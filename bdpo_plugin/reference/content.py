@@ -135,9 +135,9 @@ class Words:
         for name in ("__wrapped__", "_torchdynamo_orig_callable", "fn"):
             if callable(inner := getattr(value, name, None)):
                 return f"{type(value).__qualname__} of {self.of(inner)}"
-        name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
+        named = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
         known = package_of(type(value)) in ("builtins", "numpy", "torch", "triton")
-        return f"{type(value).__qualname__} {name}" if known and isinstance(name, str) else ""
+        return f"{type(value).__qualname__} {named}" if known and isinstance(named, str) else ""
 
     def _closed_over(self, value: Any) -> str:
         try:
@@ -154,9 +154,9 @@ class Words:
 
 def package_of(value: Any) -> str:
     """The package that a class, or a function as it is now, was written in."""
-    name: Any = value.__module__
+    name = value.__module__
     if isinstance(value, FunctionType):
-        name = value.__globals__.get("__name__")
+        name = str(value.__globals__.get("__name__"))
     return str(name).partition(".")[0]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -24,7 +23,7 @@ def world_size() -> int:
 
 def first_on_machine() -> bool:
     """Whether this is the first of the ranks that share its machine, and so perhaps its disk."""
-    return not dist.is_initialized() or os.environ.get("LOCAL_RANK", str(this_rank())) == "0"
+    return not dist.is_initialized() or dist.get_node_local_rank(fallback_rank=this_rank()) == 0
 
 
 def gathered(value: Any) -> list[Any]:
