@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -81,6 +82,25 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
     """The adapter or the model that a run saved."""
     file = directory / "adapter_model.safetensors"
     return load_file(file if file.exists() else directory / "model.safetensors")
+
+
+def mean_log_probability(model, tokenizer, rows: Path, end: str) -> float:
+    """Of the chosen responses of a file of the tiny data, in nats; each ends with `end`."""
+    total = 0.0
+    lines = rows.read_text().splitlines()
+    for row in map(json.loads, lines):
+        prompt = tokenizer.apply_chat_template(
+            row["messages"], add_generation_prompt=True, tokenize=False
+        )
+        before, response = (
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (prompt, row["chosen"]["content"] + end)
+        )
+        with torch.no_grad():
+            logits = model(torch.tensor([before + response])).logits[0, len(before) - 1 : -1]
+        chosen = torch.tensor(response)[:, None]
+        total += logits.float().log_softmax(-1).gather(1, chosen).sum().item()
+    return total / len(lines)
 
 
 def as_function(model):

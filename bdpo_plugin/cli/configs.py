@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,8 +66,14 @@ def check_installed(host: str) -> None:
         )
 
 
+#: Variables by which LLaMA-Factory is told to ask another hub than Hugging Face's.
+_OTHER_HUBS = {"USE_MODELSCOPE_HUB", "USE_OPENMIND_HUB"}
+
+
 def check_model(host: str, keys: Mapping[str, Any]) -> None:
     """Raise click.ClickException where the model of a host's configuration cannot be had."""
+    if host == "llamafactory" and _OTHER_HUBS & os.environ.keys():
+        return  # who asks another hub for what is no folder
     key = MODEL_KEYS[host]
     if host == "axolotl" and keys.get("base_model_config"):
         key = "base_model_config"  # which may be all that is not weights

@@ -99,7 +99,7 @@ function select(pair) {
 function show() {
   shown.replaceChildren();
   if (selected === null) return;
-  const row = selected.row === null ? "" : `, row ${selected.row} of the data`;
+  const row = selected.row === null ? "" : `, row ${selected.row} of ${selected.set === null ? "the data" : selected.set}`;
   add(shown, "h2", "The prompt, as the model reads it" + row + (label === null ? "" : `, ${label}: ${selected.label}`));
   add(shown, "pre", selected.prompt);
   const answers = add(shown, "div", undefined, { className: "answers" });

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bdpo_plugin.visible import visible
 
 if TYPE_CHECKING:
-    from bdpo_plugin.run.scored import Scored
+    from bdpo_plugin.run.scored import Scored, Source
 
 #: Characters of a text that the page has; a data set of 20,000 pairs is to stay readable.
 _MOST = 6000
@@ -42,9 +42,11 @@ def write_page(
     """
     columns = ("mi_chosen", "mi_rejected", "weight_chosen", "weight_rejected")
     numbers = zip(*(scored.table[column].to_pylist() for column in columns), strict=True)
+    names = [_named(number, scored.sources) for number in range(len(scored.sources))]
     pairs = [
         {
             "row": place.row if place else None,
+            "set": names[place.source] if place and len(names) > 1 else None,
             "label": visible(labels[i]) if labels else None,
             "numbers": [round(number, 6) for number in of_pair],
             **{name: _short(text) for name, text in texts._asdict().items()},
@@ -70,6 +72,15 @@ def write_page(
         encoding="utf-8",
     )
     return path
+
+
+def _named(number: int, sources: Sequence[Source]) -> str:
+    """A data set among several: its file, with the folder where another has the same name."""
+    file = sources[number].file
+    if file is None:
+        return f"data set {number}"
+    same = sum(other.file is not None and other.file.name == file.name for other in sources)
+    return visible(file.name if same == 1 else f"{file.parent.name}/{file.name}")
 
 
 def _short(text: str) -> str:

@@ -15,6 +15,7 @@ from browser import CHROMIUM, Browser
 from click import ClickException
 from commandline import bdpo
 from datasets import Dataset, load_dataset
+from looking import nothing_but
 from test_cli_pictures import assert_drawn
 
 from bdpo_plugin.cli.mi import write_split
@@ -46,10 +47,11 @@ def folder(tmp_path_factory):
 def made(folder):
     """The command's folder, what it printed as JSON, and the rows that it was given."""
     output = folder / "out"
-    code, shown = bdpo(
-        *("mi", "--model", str(folder / "model"), "--dataset", str(folder / "pairs.jsonl")),
-        *("--output", str(output), "--json", "--split", "imbalanced", "--fraction", "0.25"),
-    )
+    with pytest.MonkeyPatch.context() as patch, nothing_but(folder, output, monkeypatch=patch):
+        code, shown = bdpo(
+            *("mi", "--model", str(folder / "model"), "--dataset", str(folder / "pairs.jsonl")),
+            *("--output", str(output), "--json", "--split", "imbalanced", "--fraction", "0.25"),
+        )
     assert code == 0, shown
     rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
     return output, json.loads(shown[shown.index("{") :]), rows

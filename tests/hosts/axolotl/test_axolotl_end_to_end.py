@@ -11,8 +11,10 @@ pytest.importorskip("axolotl")
 import yaml
 from axolotl_runs import MODELS, axolotl, script, write_config
 from huggingface_hub import ModelCard
-from real_runs import make_tiny, weights
+from real_runs import make_tiny, mean_log_probability, weights
 from running import scores
+
+from bdpo_plugin.cli.trained import load_trained, load_trained_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -115,9 +117,14 @@ def test_trains_evaluates_saves_and_resumes(tiny, tmp_path, setup):
     assert curve(entries, "loss")[-1] != curve(entries, "loss")[0]
     assert len(scores(run)["row"]) == 32
     assert len(scores(run, "reference_scores.eval.parquet")["row"]) == 8
-    assert weights(run)
+    if setup["adapter"]:  # what `bdpo answers` shows is the model that was trained
+        base = str(tiny / "model")
+        shown = load_trained(base, run), load_trained_tokenizer(base, run)
+        found = mean_log_probability(*shown, tiny / "eval.jsonl", "<|im_end|>")
+        assert found == pytest.approx(curve(entries, "eval_logps/chosen")[-1], rel=1e-3)
 
     whole = weights(run)
+    assert whole
     config = write_config(
         tmp_path / "run.yml", tiny, resume_from_checkpoint=str(run / "checkpoint-2"), **options
     )

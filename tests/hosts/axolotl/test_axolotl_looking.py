@@ -95,7 +95,11 @@ def test_mi_of_text_and_of_messages(folder, monkeypatch):
         *("mi.png", "mi.html", "reference_scores.parquet"),
         *("train-0-balanced.jsonl", "train-1-balanced.jsonl"),
     }
-    assert len(pairs(out)) == 16
+    found = pairs(out)
+    assert len(found) == 16
+    assert {pair["set"] for pair in found} == {"run/train.jsonl", "more/train.jsonl"}
+    for of in ("run/train.jsonl", "more/train.jsonl"):  # each pair with the row of its own set
+        assert sorted(pair["row"] for pair in found if pair["set"] == of) == list(range(8))
 
 
 def test_what_axolotl_refuses_of_the_keys_that_looking_goes_without(folder):

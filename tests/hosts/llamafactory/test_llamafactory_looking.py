@@ -80,7 +80,11 @@ def test_mi_of_text_and_of_messages(folder, monkeypatch):
         *("mi.png", "mi.html", "reference_scores.parquet"),
         *("train-0-balanced.jsonl", "train-1-balanced.json"),
     }
-    assert len(pairs(out)) == 16
+    found = pairs(out)
+    assert len(found) == 16
+    assert {pair["set"] for pair in found} == {"train.jsonl", "train.json"}
+    for of in ("train.jsonl", "train.json"):  # each pair with the row of its own set
+        assert sorted(pair["row"] for pair in found if pair["set"] == of) == list(range(8))
 
 
 def test_data_that_was_tokenised_before_is_told(folder, monkeypatch):
@@ -108,6 +112,14 @@ def test_data_that_was_tokenised_before_is_told(folder, monkeypatch):
         "the longest sequence has 24 tokens, as it was tokenised before: `cutoff_len: 256` has no "
         "effect",
     )
+
+
+def test_nothing_is_left_after_an_error(folder, monkeypatch):
+    for changes in ({"dataset": "nonesuch"}, {"dataset": "train", "bdpo_alfa": 1.0}):
+        path = write(folder, **changes)
+        with nothing_but(folder, monkeypatch=monkeypatch):
+            code, _, _ = doctor(path)
+        assert code == 1
 
 
 def test_a_model_that_is_not_there(folder):

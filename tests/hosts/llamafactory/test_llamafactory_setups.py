@@ -9,8 +9,10 @@ pytest.importorskip("llamafactory")
 
 import torch
 from llamafactory_runs import curve, run, scores
-from real_runs import weights
+from real_runs import mean_log_probability, weights
 from torch.testing import assert_close
+
+from bdpo_plugin.cli.trained import load_trained, load_trained_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +64,12 @@ def test_trains_evaluates_saves_and_resumes(tiny, tmp_path, capfd, setup, refere
     if setup.get("bdpo_precompute", True):
         assert len(scores(whole)["row"]) == 32
         assert len(scores(whole, "reference_scores.eval.parquet")["row"]) == 8
+
+    if "quantization_bit" in setup:  # what `bdpo answers` shows is the model that was trained
+        base = str(tiny / "model")
+        shown = load_trained(base, whole), load_trained_tokenizer(base, whole)
+        found = mean_log_probability(*shown, tiny / "eval.jsonl", "<|im_end|>\n")
+        assert found == pytest.approx(curve(whole, "eval_logps/chosen")[-1], rel=1e-3)
 
     trained, losses = weights(whole), curve(whole, "loss")
     run(tiny, whole, resume_from_checkpoint=str(whole / "checkpoint-2"), **options)
