@@ -16,6 +16,7 @@ pytest.importorskip("axolotl")
 from axolotl_runs import axolotl, server, write_config
 from commandline import bdpo
 from fake_hub import FakeHub
+from looking import nothing_but
 from real_runs import make_tiny, run_command
 
 from bdpo_plugin.cli.recipes.files import find_recipe
@@ -215,17 +216,38 @@ def cold(*arguments: str, cwd: Path, **environment: str) -> subprocess.Completed
     return subprocess.run(command, env={**os.environ, **environment}, **options)
 
 
-def test_passes_elsewhere_by_the_command_itself(place, tmp_path) -> None:
-    """In another folder, with no store of scores, and the recipe renamed."""
-    shutil.copytree(place / "tiny", tmp_path / "tiny")
-    shutil.copy(place / "run/recipe/recipe.yml", tmp_path / "theirs.yml")
+#: What a recipe of somebody's may ask for, and its check goes without.
+ASKED = {
+    "hub_model_id": "someone/model",
+    "hub_strategy": "every_save",
+    "save_strategy": "steps",
+    "push_dataset_to_hub": "someone/data",
+    "hf_use_auth_token": True,
+    "save_first_step": True,
+    "use_wandb": True,
+    "wandb_project": "a-project",
+    "use_tensorboard": True,
+    "use_mlflow": True,
+    "mlflow_experiment_name": "an-experiment",
+    "use_trackio": True,
+    "use_otel_metrics": True,
+    "profiler_steps": 2,
+    "use_ray": True,
+}
+
+
+def test_passes_elsewhere_by_the_command_itself(place, tmp_path, monkeypatch) -> None:
+    """In another folder, with no store of scores, and the recipe renamed. It asks for all that
+    leaves a machine, and nothing does; the folder of the steps is gone."""
+    there = tmp_path / "there"
+    shutil.copytree(place / "tiny", there / "here" / "tiny")
+    recipe = yaml.safe_load((place / "run/recipe/recipe.yml").read_text())
+    (there / "here" / "theirs.yml").write_text(yaml.safe_dump(recipe | ASKED))
     asked = ("recipes", "check", "theirs.yml", "--run", "--json", "--", "--launcher", "python")
-    done = cold(*asked, cwd=tmp_path)
+    with nothing_but(there, monkeypatch=monkeypatch):
+        done = cold(*asked, cwd=there / "here")
     assert done.returncode == 0, done.stdout + done.stderr
     assert [f for f in json.loads(done.stdout) if f["wrong"]] == []
-    assert {path.name for path in tmp_path.iterdir()} == {"tiny", "theirs.yml", "cache"} & {
-        path.name for path in tmp_path.iterdir()
-    }
 
 
 # --- publish ------------------------------------------------------------------------------------
