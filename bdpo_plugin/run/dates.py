@@ -18,6 +18,7 @@ _WORD = r"[^\W\d_]+\.?"
 #: What a directive of `strftime` may become, where that is not one or two digits.
 _DIRECTIVES = {
     **dict.fromkeys("aAbBhpPZ", _WORD),
+    **dict.fromkeys("ekl", r" ?\d{1,2}"),
     "Y": r"\d{4}",
     "G": r"\d{4}",
     "j": r"\d{1,3}",
@@ -94,7 +95,7 @@ def _pattern(form: str) -> re.Pattern[str]:
     parts = re.split(r"(%[-#_0^]?[A-Za-z%])", form)
     return re.compile(
         "".join(
-            _DIRECTIVES.get(part[-1], r" ?\d{1,2}") if place % 2 else re.escape(part)
+            _DIRECTIVES.get(part[-1], r"\d{1,2}") if place % 2 else re.escape(part)
             for place, part in enumerate(parts)
         )
     )

@@ -39,6 +39,13 @@ def check_collator(collator: Any) -> None:
         )
 
 
+def written_dates(template: Any) -> tuple[str, ...]:
+    """The formats of the dates that LLaMA-Factory itself writes into prompts: with the template of
+    Llama 3, where a row has tools."""
+    llama = getattr(template.format_tools, "tool_format", None) == "llama3"
+    return ("%d %b %Y",) if llama else ()
+
+
 def dataset_pairs(dataset: Dataset, name: str) -> list[Pair]:
     """All pairs of a tokenised dataset; LLaMA-Factory has truncated it already.
 

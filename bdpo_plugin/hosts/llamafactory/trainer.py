@@ -19,6 +19,7 @@ from bdpo_plugin.hosts.llamafactory.data import (
     dataset_pairs,
     preference_batch,
     stream_pair,
+    written_dates,
 )
 from bdpo_plugin.hosts.llamafactory.describe import describe_reference, free_weights
 from bdpo_plugin.run.columns import ScoreCollator
@@ -55,6 +56,7 @@ class LlamaFactoryBDPOTrainer(RunMixin, CustomDPOTrainer):
     ) -> None:
         check_collator(kwargs["data_collator"])
         self._begin(BDPOSettings.from_keys(vars(finetuning_args)), kwargs["args"])
+        self.host_dates = written_dates(kwargs["data_collator"].template)
         callbacks = kwargs.get("callbacks") or []
         model_args = next((c.model_args for c in callbacks if hasattr(c, "model_args")), None)
         with warnings.catch_warnings():  # LLaMA-Factory switches all of them off

@@ -3,13 +3,16 @@
 import json
 import re
 import shutil
+from datetime import datetime
 
 import pytest
 
 pytest.importorskip("llamafactory")
 
 from llamafactory_runs import curve, run, scores
+from transformers import AutoTokenizer
 
+from bdpo_plugin.run.dates import TemplateDates
 from bdpo_plugin.settings import BDPOError
 
 pytestmark = pytest.mark.slow
@@ -198,3 +201,46 @@ def test_evaluation_alone(tiny, tmp_path, capfd):
     done = run(tiny, tmp_path / "self", **only)
     assert "the model that is evaluated" in capfd.readouterr().out
     assert "eval_rewards/margins" not in json.loads((done / "eval_results.json").read_text())
+
+
+def test_a_run_whose_template_writes_the_date_goes_on_the_next_day(
+    tiny, tmp_path, capfd, monkeypatch
+):
+    """By the tokenizer's own template, which LLaMA-Factory parses where none is named."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny / "model", model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    head = "<|im_start|>system\nToday is {{ strftime_now('%d %b %Y') }}.<|im_end|>\n"
+    tokenizer.chat_template = head + tokenizer.chat_template
+    tokenizer.save_pretrained(model)
+    for day in (30, 29):
+        now = staticmethod(lambda day=day: datetime(2026, 11, day))
+        clock = type("Clock", (datetime,), {"now": now})
+        monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", clock)
+        done = run(
+            tiny,
+            tmp_path / "run",
+            model_name_or_path=str(model),
+            template=None,
+            save_strategy="steps",
+            save_steps=1,
+            max_steps=1 if day == 30 else 2,
+            resume_from_checkpoint=None if day == 30 else str(tmp_path / "run/checkpoint-1"),
+        )
+    out = " ".join(capfd.readouterr().out.replace("│", " ").split())
+    assert "30 Nov 2026 where the checkpoint was trained, 29 Nov 2026 here" in out
+    assert len(curve(done, "loss")) == 2
+
+
+def test_llama_factory_writes_a_date_of_its_own_where_rows_have_tools():
+    from llamafactory.data.template import TEMPLATES
+
+    from bdpo_plugin.hosts.llamafactory.data import written_dates
+
+    template = TEMPLATES["llama3"]
+    dates = TemplateDates.of(None, written_dates(template))
+    (system,) = template.format_tools.apply(content='[{"name": "f", "parameters": {}}]')
+    today = datetime.now().strftime("%d %b %Y")
+    assert today in system
+    assert dates.without(system) == system.replace(today, "<date>")
+    assert written_dates(TEMPLATES["chatml"]) == ()
