@@ -222,7 +222,8 @@ class BDPOTrainer(RunMixin, DPOTrainer):
             if of_router is None:
                 raise BDPOError(
                     f"`router_aux_loss_coef: {self.router_aux_loss_coef}` cannot be used with this "
-                    "model, which computes no loss of its router. Set `router_aux_loss_coef: 0`."
+                    "model, which computes no loss of its router. Set `router_aux_loss_coef: 0` "
+                    "(Axolotl: `model_config: {router_aux_loss_coef: 0}`)."
                 )
             loss = loss + self.router_aux_loss_coef * of_router
             metrics["aux_loss"] = (of_router, torch.ones_like(of_router))

@@ -154,7 +154,7 @@ def _read_by(kind: Any) -> tuple[str, ...] | None:
     return None
 
 
-def makes_no_difference(entry: Mapping[str, Any], key: str | int) -> bool:
+def makes_no_difference(entry: Mapping[str, Any], key: str | int | None) -> bool:
     """Whether Axolotl's loader does what a key of an entry says without it too."""
     if key != "ds_type":
         return False
@@ -202,12 +202,12 @@ def _entries(cfg: DictDefault, place: str) -> list[DictDefault]:
     validated = cfg.get(place) or []
     written = (cfg.get(ENTRIES) or {}).get(place) or []
     if len(written) != len(validated):  # Axolotl has made some itself
-        written = [{} for _ in validated]
+        written = validated
     entries = []
-    for ours, theirs in zip(written, validated, strict=True):
-        read = _read_by(ours.get("type"))
-        wanted = [key for key in _written(ours) if read is None or key in (*read, *_LOADED)]
-        entry = DictDefault({**theirs, **{key: ours[key] for key in wanted}})
+    for said in written:
+        read = _read_by(said.get("type"))
+        wanted = [key for key in _written(said) if read is None or key in (*read, *_LOADED)]
+        entry = DictDefault({key: said[key] for key in wanted})
         if entry.chat_template_jinja and not entry.chat_template:
             entry["chat_template"] = "jinja"  # as Axolotl does in supervised fine-tuning
         entry["type"] = entry.type or "passthrough"  # so that its rows are checked as well

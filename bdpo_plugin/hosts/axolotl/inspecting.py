@@ -14,27 +14,24 @@ from axolotl.cli.args import TrainerCliArgs
 from axolotl.cli.config import gpu_capabilities, prepare_plugins
 from axolotl.common.datasets import load_preference_datasets
 from axolotl.loaders import load_tokenizer
-from axolotl.utils.config import merge_input_args, validate_config
+from axolotl.utils.config import validate_config
 from axolotl.utils.dict import DictDefault
-from axolotl.utils.schemas.config import AxolotlInputConfig
 from transformers import AutoTokenizer
 
 from bdpo_plugin.hosts.axolotl.loaded import load_for_looking
-from bdpo_plugin.hosts.axolotl.resolve import MARK
+from bdpo_plugin.hosts.axolotl.resolve import ENTRIES, MARK, check_trained
+from bdpo_plugin.hosts.axolotl.schema import without_effect
 from bdpo_plugin.hosts.axolotl.side_effects import LEFT_OUT, for_looking
 from bdpo_plugin.pairs import Pair, Side
 from bdpo_plugin.run.inspected import Inspected, Plan
 from bdpo_plugin.run.scored import Source, watched
-from bdpo_plugin.settings import PREFIX, BDPOError, BDPOSettings
+from bdpo_plugin.settings import BDPOError, BDPOSettings
 from bdpo_plugin.trainer.data import rendered
 
 
 def unknown_keys(keys: Mapping[str, Any]) -> list[str]:
-    """Keys of a configuration that Axolotl drops in silence, as nobody declares them."""
-    known = merge_input_args()[1] if keys.get("plugins") else AxolotlInputConfig
-    fields = known.model_fields
-    names = {*fields, *(field.alias for field in fields.values()), "strict"}
-    return [key for key in keys if key not in names and not key.startswith((PREFIX, "_"))]
+    """The places of keys of a configuration that Axolotl drops in silence."""
+    return [each.place for each in without_effect(keys)]
 
 
 def inspect(keys: Mapping[str, Any]) -> Inspected:
@@ -50,10 +47,12 @@ def inspect(keys: Mapping[str, Any]) -> Inspected:
     with TemporaryDirectory(prefix="bdpo-doctor-") as folder, watched() as seen:
         cfg = load_for_looking(keys, Path(folder))
         _check_whole(keys)
+        if cfg.get(MARK):
+            check_trained(cfg)
         _check_template(cfg)
         data = load_preference_datasets(cfg=cfg, cli_args=TrainerCliArgs())
         tokenizer = load_tokenizer(cfg)
-    sources = seen[: sum(bool(dataset["type"]) for dataset in cfg.datasets)]
+    sources = seen[: len(cfg.datasets)]  # those of the training data come first
     length = cfg.sequence_len
     pairs, lengths, misplaced = [], [], []
     for number, row in enumerate(data.train_dataset):
@@ -104,8 +103,9 @@ def _check_whole(keys: Mapping[str, Any]) -> None:
 def _check_template(cfg: Any) -> None:
     wanted = [
         dataset
-        for dataset in cfg.datasets
+        for dataset in (cfg.get(ENTRIES) or cfg)["datasets"]
         if str(dataset.get("type")).startswith("chat_template")
+        and not dataset.get("chat_template_jinja")
         and (dataset.get("chat_template") or cfg.chat_template or "tokenizer_default")
         == "tokenizer_default"
     ]

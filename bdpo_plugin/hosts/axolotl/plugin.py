@@ -42,11 +42,14 @@ class BDPOPlugin(BasePlugin):
         if written is not None:
             cfg[WRITTEN] = written
         from axolotl.core.builders import rl
+        from axolotl.utils import config
         from axolotl.utils.data import rl as data
 
         from bdpo_plugin.hosts.axolotl import AxolotlBDPOConfig
         from bdpo_plugin.hosts.axolotl.loading import wrap_loading
+        from bdpo_plugin.hosts.axolotl.model import wrap_model_config
 
+        wrap_model_config(config)
         wrap_loading(data)
         wrap_evaluation()
 
@@ -67,6 +70,8 @@ class BDPOPlugin(BasePlugin):
         arguments = BDPOSettings.from_keys(cfg).to_keys()
         if cfg.group_by_length:  # which Axolotl itself honours in supervised fine-tuning only
             arguments["train_sampling_strategy"] = "group_by_length"
+        if (cfg.overrides_of_model_config or {}).get("router_aux_loss_coef") == 0:
+            arguments["router_aux_loss_coef"] = 0.0  # Axolotl hands TRL no value
         return arguments
 
     def pre_model_load(self, cfg: DictDefault) -> None:

@@ -131,21 +131,30 @@ def dropped_keys(config: Mapping[str, Any]) -> list[Dropped]:
     ]
 
 
-def dropped_words(config: Mapping[str, Any]) -> list[str]:
-    """Returns a sentence for each key that has no effect on a run, as Axolotl drops it.
+def without_effect(config: Mapping[str, Any]) -> list[Dropped]:
+    """Returns the keys of a configuration that have no effect on a run, as Axolotl drops them.
 
-    The entries of `datasets` of a B-DPO run are not among it: what Axolotl drops of them is given
-    back or refused (see entries.py).
+    Of the entries of `datasets`, B-DPO gives back or refuses what Axolotl drops (see entries.py):
+    they are looked at where the run is another.
 
     Args:
         config: as its YAML says, before Axolotl validates it.
     """
-    words = []
+    found = []
     for each in dropped_keys(config):
-        if each.path[0] in ("datasets", "test_datasets"):
-            number, key = each.path[1:3]
-            if config.get("rl") == "bdpo" or makes_no_difference(config[each.path[0]][number], key):
-                continue
+        place, number, key = (*each.path, None, None)[:3]
+        if place in ("datasets", "test_datasets") and (
+            config.get("rl") == "bdpo" or makes_no_difference(config[place][number], key)
+        ):
+            continue
+        found.append(each)
+    return found
+
+
+def dropped_words(config: Mapping[str, Any]) -> list[str]:
+    """Returns a sentence for each key of :func:`without_effect`."""
+    words = []
+    for each in without_effect(config):
         near = difflib.get_close_matches(str(each.path[-1]), each.known, n=1)
         meant = f" Did you mean `{near[0]}`?" if near else ""
         words.append(f"`{each.place}` has no effect: Axolotl drops it.{meant}")

@@ -44,7 +44,7 @@ def score(config: Path, output_dir: Path) -> Scored:
             cfg=cfg, cli_args=TrainerCliArgs()
         )
         # those of the training data come first
-        sources = seen[: sum(bool(dataset["type"]) for dataset in cfg.datasets)]
+        sources = seen[: len(cfg.datasets)]
         trainer, _, tokenizer, *_ = setup_model_and_trainer(cfg, data)
         table = keep_scores(Path(cfg.output_dir), output_dir)
         final = data.train_dataset.select(table["row"].to_pylist())

@@ -10,14 +10,11 @@ import torch
 from axolotl.cli.config import prepare_plugins
 from axolotl.utils.config import validate_config
 from axolotl.utils.dict import DictDefault
-from axolotl.utils.schemas import datasets
-from axolotl.utils.schemas.config import AxolotlInputConfig
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from transformers.utils import is_flash_attn_2_available
 
-from bdpo_plugin.hosts.axolotl.args import BDPOArgs
+from bdpo_plugin.hosts.axolotl.schema import dropped_words
 from bdpo_plugin.hosts.axolotl.side_effects import KEYS, PLUGINS
-from bdpo_plugin.settings import unknown_key_message
 
 #: A GPU that has what a configuration may ask for, whatever this machine has.
 _GPU = {"bf16": True, "fp8": False, "tf32": True, "compute_capability": "sm_90"}
@@ -32,20 +29,10 @@ def problems(config: dict[str, Any], processes: int) -> Iterator[str]:
         config: as its YAML says.
         processes: how many GPUs it is for.
     """
-    fields = {**AxolotlInputConfig.model_fields, **BDPOArgs.model_fields}
-    known = {*fields, *(field.alias for field in fields.values() if field.alias)}
     raw = copy.deepcopy(config)
     plugins = [str(name) for name in raw.get("plugins") or []]
     raw["plugins"] = [name for name in plugins if name.startswith(_PLUGINS)]
-    known |= KEYS
-    if raw["plugins"] == plugins:  # others may have keys of their own
-        for key in sorted(set(map(str, config)) - known):
-            yield unknown_key_message(key, known)
-    known = {name for schema in _schemas() for name in schema.model_fields}
-    for place in ("datasets", "test_datasets"):
-        for entry in config.get(place) or []:
-            for key in sorted(set(map(str, entry)) - known):
-                yield f"`{place}`: {unknown_key_message(key, known)}"
+    known_plugins = raw["plugins"] == plugins  # others may have keys of their own
     if str(raw.get("attn_implementation")).startswith("flash") and not is_flash_attn_2_available():
         raw["attn_implementation"] = "sdpa"
     # some of Axolotl's own clone a repository or start a server when they are registered
@@ -53,6 +40,10 @@ def problems(config: dict[str, Any], processes: int) -> Iterator[str]:
     cfg = DictDefault(raw)
     try:
         prepare_plugins(cfg)
+        if known_plugins:
+            # those of plugins that were not registered just now
+            others = {key: value for key, value in config.items() if key not in KEYS}
+            yield from dropped_words(others)
         validate_config(
             cfg,
             capabilities=_GPU | {"n_gpu": processes},
@@ -64,10 +55,3 @@ def problems(config: dict[str, Any], processes: int) -> Iterator[str]:
             yield f"`{place}`: {each['msg']}" if place else each["msg"]
     except (ImportError, ValueError) as error:
         yield str(error)
-
-
-def _schemas() -> Iterator[type[BaseModel]]:
-    """Whatever an entry of `datasets` may be: Axolotl takes an entry for preferences apart."""
-    for value in vars(datasets).values():
-        if isinstance(value, type) and issubclass(value, BaseModel):
-            yield value

@@ -1,5 +1,8 @@
 """Axolotl itself, with a configuration small enough to read."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 #: A DPO run as a user writes it; its model does not exist, so whoever loads it fails otherwise.
@@ -56,3 +59,37 @@ def tiny(tmp_path):
         "type": "chat_template.default",
     }
     return {"base_model": str(tmp_path / "model"), "datasets": [dataset]}
+
+
+@pytest.fixture
+def loaded(tiny, config, tmp_path):
+    """Loads data and returns what Axolotl makes of it, in the order of the rows.
+
+    Rows of None leave the file as it is; `entry` changes the entry of `datasets`.
+    """
+    from axolotl.cli.config import load_cfg
+    from axolotl.common.datasets import load_preference_datasets
+
+    def load(rows=None, type="chat_template.default", entry=None, **changes):
+        (given,) = tiny["datasets"]
+        if rows is not None:
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            Path(given["path"]).write_text(lines, encoding="utf-8")
+        keys = {**tiny, "datasets": [{**given, "type": type, **(entry or {})}]}
+        keys |= {"shuffle_merged_datasets": False, **changes}
+        return load_preference_datasets(cfg=load_cfg(config(**keys))).train_dataset
+
+    return load
+
+
+@pytest.fixture
+def refusal(loaded):
+    """Loads data and returns what B-DPO says of it."""
+    from bdpo_plugin.settings import BDPOError
+
+    def load(*args, **kwargs):
+        with pytest.raises(BDPOError) as raised:
+            loaded(*args, **kwargs)
+        return str(raised.value)
+
+    return load

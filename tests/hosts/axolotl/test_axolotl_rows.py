@@ -10,40 +10,6 @@ pytest.importorskip("axolotl")
 from axolotl.cli.config import load_cfg
 from axolotl.common.datasets import load_preference_datasets
 
-from bdpo_plugin.settings import BDPOError
-
-
-@pytest.fixture
-def refusal(tiny, config):
-    """Loads data and returns what B-DPO says of it."""
-
-    def load(rows, type="chat_template.default", **changes):
-        (given,) = tiny["datasets"]
-        Path(given["path"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        keys = {**tiny, "datasets": [{**given, "type": type}], **changes}
-        with pytest.raises(BDPOError) as raised:
-            load_preference_datasets(cfg=load_cfg(config(**keys)))
-        return str(raised.value)
-
-    return load
-
-
-@pytest.fixture
-def loaded(tiny, config, tmp_path):
-    """Loads data and returns what Axolotl makes of it, in the order of the rows."""
-
-    def load(rows, type="chat_template.default", entry=None, **changes):
-        (given,) = tiny["datasets"]
-        Path(given["path"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        keys = {**tiny, "datasets": [{**given, "type": type, **(entry or {})}], **changes}
-        prepared = str(tmp_path / f"prepared{len(list(tmp_path.iterdir()))}")
-        cfg = load_cfg(
-            config(**keys, shuffle_merged_datasets=False, dataset_prepared_path=prepared)
-        )
-        return load_preference_datasets(cfg=cfg).train_dataset
-
-    return load
-
 
 def row(question="Why?", chosen="It is so.", rejected="No.", role="user"):
     return {
