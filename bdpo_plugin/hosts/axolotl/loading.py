@@ -198,13 +198,14 @@ def _broken(path: Path) -> str:
             if not line.strip():
                 continue
             try:
-                found = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                found = json.loads(text.rstrip())
             except UnicodeDecodeError:
                 return f"Line {number} of {path} is no text in UTF-8: save the file in that coding."
             except json.JSONDecodeError as error:
                 if not rows and line.lstrip()[:1] == b"[":
                     return _broken_whole(path)
-                words = f"{error.msg} at character {error.pos + 1}"
+                words = f"{error.msg} (character {error.pos + 1})"
                 return f"Line {number} of {path} is no JSON: {words}. Correct or remove it."
             if isinstance(found, list) and not rows:
                 return _broken_whole(path)

@@ -11,8 +11,10 @@ pytest.importorskip("axolotl")
 import yaml
 from axolotl_runs import MODELS, axolotl, script, write_config
 from huggingface_hub import ModelCard
+from peft import PeftModel
 from real_runs import make_tiny, mean_log_probability, weights
 from running import scores
+from transformers import AutoModelForCausalLM
 
 from bdpo_plugin.cli.trained import load_trained, load_trained_tokenizer
 
@@ -132,6 +134,54 @@ def test_trains_evaluates_saves_and_resumes(tiny, tmp_path, setup):
     assert "32: 0 scored now, 32 reused" in out
     for name, tensor in weights(run).items():
         torch.testing.assert_close(tensor, whole[name], rtol=0, atol=1e-5)
+
+
+def test_what_was_trained_is_evaluated_and_merged(tiny, tmp_path):
+    """Row numbers are those of the file, of which Axolotl makes a table in another order."""
+    rows = [json.loads(line) for line in (tiny / "train.jsonl").read_text().splitlines()]
+    for number in (5, 11):
+        rows[number]["rejected"] = rows[number]["chosen"]
+    data = {"ds_type": "json", "type": "chat_template.default", "split": "train"}
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = write_config(
+        tmp_path / "run.yml",
+        tiny,
+        datasets=[{"path": str(tmp_path / "train.jsonl"), **data}],
+        test_datasets=[{"path": str(tiny / "eval.jsonl"), **data}],
+        eval_strategy="epoch",
+        **{**SAVE, "save_steps": 4},
+    )
+    run = tmp_path / "run"
+    out = axolotl("train", config, "--launcher", "python").stdout
+    assert "32 pairs of the train data: chosen and rejected are identical (dropped; rows" in out
+    (numbers,) = re.findall(r"rows\W+(\d+), (\d+)\)", out)
+    assert sorted(map(int, numbers)) == [5, 11]
+    last = [entry for entry in history(run, 4) if "eval_loss" in entry][-1]
+
+    refused = ["evaluate", config, "--launcher", "python"]
+    with pytest.raises(AssertionError, match=f"Type: axolotl evaluate .* --lora-model-dir {run}"):
+        axolotl(*refused)
+    out = axolotl(*refused, "--lora-model-dir", run).stdout
+    evaluated = {
+        name: float(value) for name, value in re.findall(r"(eval_[\w/]+): (-?[\d.]+)", out)
+    }
+    for name in ("loss", "rewards/margins", "rewards/chosen", "logps/chosen", "bdpo/scale"):
+        assert evaluated[f"eval_{name}"] == pytest.approx(last[f"eval_{name}"], abs=1e-5), name
+    assert abs(evaluated["eval_rewards/margins"]) > 1e-4
+
+    axolotl("merge-lora", config, "--lora-model-dir", run)
+    ids = torch.arange(3, 40)[None]
+    base = AutoModelForCausalLM.from_pretrained(tiny / "model", dtype=torch.float32)
+    before = base(ids).logits
+    trained = PeftModel.from_pretrained(base, run)(ids).logits
+    merged = AutoModelForCausalLM.from_pretrained(run / "merged", dtype=torch.float32)(ids).logits
+    torch.testing.assert_close(merged, trained, rtol=0, atol=1e-5)
+    assert (trained - before).abs().max() > 1e-4
+    # as the refusal says of a training that is to go on from it
+    with pytest.raises(AssertionError, match=r"`lora_model_dir: .*` has no effect with `rl: bdpo`"):
+        axolotl("train", config, "--launcher", "python", "--lora-model-dir", run)
+    go_on = ("--base-model", run / "merged", "--output-dir", tmp_path / "on", "--max-steps", "1")
+    axolotl("train", config, "--launcher", "python", *go_on)
 
 
 def test_preprocess_then_torchrun(tiny, tmp_path):

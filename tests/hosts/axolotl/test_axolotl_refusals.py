@@ -9,6 +9,7 @@ pytest.importorskip("axolotl")
 from axolotl.cli.config import load_cfg
 
 from bdpo_plugin.hosts.axolotl import resolve as resolving
+from bdpo_plugin.hosts.axolotl.plugin import BDPOPlugin
 from bdpo_plugin.settings import BDPOError
 
 REFUSED = {
@@ -55,9 +56,17 @@ REFUSED = {
     "their old name": ({"sequence_parallel_degree": 2}, ["`sequence_parallel_degree: 2`"]),
     "split tensors": ({"tensor_parallel_size": 2}, ["`tensor_parallel_size: 2`", "Set it to 1"]),
     # options that Axolotl's DPO drops
-    "a given adapter": (
-        {"adapter": "lora", "lora_model_dir": "./adapter"},
-        ["`lora_model_dir: ./adapter` has no effect", "neither the policy", "merge-lora"],
+    "values for the template": (
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        ["`chat_template_kwargs: {'enable_thinking': False}` has no effect", "{% set enable_"],
+    ),
+    "a system message": (
+        {"default_system_message": "Be brief."},
+        ["`default_system_message: Be brief.` has no effect", "a message of the role `system`"],
+    ),
+    "a key of an entry": (
+        {"datasets": [{"path": "x", "type": "chat_template.default", "feild_chosen": "good"}]},
+        ["`datasets[0].feild_chosen` has no effect", "Did you mean `field_chosen`?"],
     ),
     "pretraining data": (
         {"pretraining_dataset": [{"path": "./text"}]},
@@ -111,9 +120,24 @@ def test_no_key_is_refused_for_a_value_that_switches_it_off(config) -> None:
         )
 
 
-def test_a_given_adapter_can_be_merged(config) -> None:
-    """`axolotl merge-lora` names it in the same configuration."""
-    resolving.resolve(config(adapter="lora", lora_model_dir="./adapter", merge_lora=True))
+def test_a_given_adapter_is_for_other_commands(config) -> None:
+    """`axolotl merge-lora` and `evaluate` name it in the same configuration, which has then to come
+    through; a training is stopped before it loads the model."""
+    cfg = config(adapter="lora", lora_model_dir="./adapter")
+    assert resolving.resolve(cfg)
+    plugin = BDPOPlugin()
+    with pytest.raises(BDPOError) as refusal:
+        plugin.pre_model_load(cfg)
+    for part in ("`lora_model_dir: ./adapter` has no effect", "neither the policy", "merge-lora"):
+        assert part in str(refusal.value)
+    cfg["merge_lora"] = True
+    plugin.pre_model_load(cfg)
+
+
+def test_precomputation_left_to_us(config) -> None:
+    """Axolotl's false, its default, says no more than that TRL does not do it."""
+    for precompute in (False, None):
+        assert resolving.resolve(config(precompute_ref_log_probs=precompute))
 
 
 def test_untested_release_is_a_warning(config, caplog, monkeypatch) -> None:
