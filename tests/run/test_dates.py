@@ -111,7 +111,7 @@ def test_the_next_day_it_goes_on(yesterday, tmp_path, monkeypatch, capsys) -> No
         ),
         (
             {"tokenizer": tokenizer_with(DATED.replace("%d %b %Y", "%Y-%m-%d"))},
-            r"the null prompt: .*30 Nov 2026.* there, .*2026-12-01.* here; the training pairs",
+            r"the null prompt: .*30 Nov 2026.* there, .*2026-12-01.* here",
         ),
     ],
     ids=["pairs", "template", "format"],
