@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils.modeling import align_module_device, has_offloaded_params
@@ -32,8 +32,20 @@ class UnreadableReference(BDPOError):
     """Something of a reference cannot be read, so that nothing can say which reference it is."""
 
 
-def model_fingerprint(model: Any, *, adapter: str | None = None, compute: str = "") -> str:
-    """Hex digest of everything that a reference's log-probabilities depend on.
+class Fingerprint(NamedTuple):
+    """What a reference is. Its log-probabilities depend on both.
+
+    Attributes:
+        weights: hex digest of the content of its weights.
+        computation: hex digest of what computes with them, releases of packages included.
+    """
+
+    weights: str
+    computation: str
+
+
+def model_fingerprint(model: Any, *, adapter: str | None = None, compute: str = "") -> Fingerprint:
+    """The fingerprint of everything that a reference's log-probabilities depend on.
 
     All weights are read (a hash that is linear in them, so a 7B model takes seconds); names are
     not, so that the base model under a LoRA adapter of any rank, seed or target and the same
@@ -51,12 +63,12 @@ def model_fingerprint(model: Any, *, adapter: str | None = None, compute: str = 
         UnreadableReference: a weight is not here (on the `meta` device), or of a kind that has no
             content that can be read; a module has an attribute or a hook of which the same holds.
     """
-    digest = hashlib.blake2b(f"scoring {VERSION} {compute}".encode(), digest_size=16)
+    weights = hashlib.blake2b(digest_size=16)
     packages = set()
     for name, tensor in _reference_tensors(model, adapter):
         packages.add(package_of(type(tensor)))
         try:
-            digest.update(tensor_digest(tensor))
+            weights.update(tensor_digest(tensor))
         # What a kind of tensor that we do not know does not know itself; also out of memory.
         except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             raise UnreadableReference(
@@ -66,12 +78,13 @@ def model_fingerprint(model: Any, *, adapter: str | None = None, compute: str = 
     if settings := _adapter_settings(model, adapter):
         packages.add("peft")
     try:
-        digest.update(Words().of([settings, computation(model, packages)]).encode())
+        words = Words().of([VERSION, compute, settings, computation(model, packages)])
     except TypeError as error:
         raise UnreadableReference(
             f"What computes in the reference is not known: {error}"
         ) from error
-    return digest.hexdigest()
+    computed = hashlib.blake2b(words.encode(), digest_size=16)
+    return Fingerprint(weights.hexdigest(), computed.hexdigest())
 
 
 def _adapter_settings(model: Any, adapter: str | None) -> list[Any]:

@@ -17,6 +17,8 @@ FILE = "bdpo_run.json"
 #: Entries of the description: digests of the training pairs, the second one without the dates that
 #: the chat template writes; the date itself; the token ids of the null prompt.
 PAIRS, UNDATED, DATE, NULL_PROMPT = "training pairs", "undated pairs", "date", "null prompt"
+#: Digests of the reference's weights and of the tokenizer; and of what computes with these weights.
+REFERENCE, COMPUTATION = "reference", "computation"
 #: Those that are records of callables, or None where the run has none.
 CALLABLES = ("weigh", "pair_loss")
 
@@ -117,6 +119,13 @@ def _compared(
             )
         else:
             warnings.append(_date_words(*days))
+    computed = before.pop(COMPUTATION, None), now.pop(COMPUTATION, None)
+    if None not in computed and computed[0] != computed[1]:
+        warnings.append(
+            "The reference's weights are those that the checkpoint was trained with, but not what "
+            "computes with them: other releases of torch or transformers, another attention "
+            "implementation, or other settings of a layer. Its scores are computed anew."
+        )
     return [*changed, *_changes(before, now)], list(dict.fromkeys(warnings))
 
 

@@ -30,7 +30,7 @@ from bdpo_plugin.reference.null_prompt import NullPrompt, find_null_prompt
 from bdpo_plugin.reference.reference import Reference
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.run.columns import longest, score_columns
-from bdpo_plugin.run.continuing import NULL_PROMPT
+from bdpo_plugin.run.continuing import COMPUTATION, NULL_PROMPT, REFERENCE
 from bdpo_plugin.run.control import controlled
 from bdpo_plugin.run.main_rank import by_main
 from bdpo_plugin.run.output_lock import OutputLock
@@ -174,7 +174,7 @@ class Scorer:
         """
         self.check_room(pairs, rows, reference)  # which takes less time than to read the weights
         identity = self._identify(reference)
-        self.facts["reference"] = identity
+        self.facts[REFERENCE], self.facts[COMPUTATION] = identity or (None, None)
         store = self._store(identity)
         scores = self._scores(pairs, reference, rows=rows, name=name, store=store)
         weights = self._weights(scores, groups)
@@ -192,9 +192,10 @@ class Scorer:
         )
         return score_columns(scores, weights)
 
-    def _identify(self, reference: Reference) -> list[str] | None:
-        """What the scores of this run are found by again, the same in every rank; None, and said
-        once, where something of the reference cannot be read."""
+    def _identify(self, reference: Reference) -> tuple[list[str], list[str]] | None:
+        """What the scores of this run are found by again, the same in every rank: the digests of
+        weights and tokenizer, and those of what computes with them; None, and said once, where
+        something of the reference cannot be read."""
         fingerprint, why = None, ""
         try:
             with reference.in_force():  # under the autocast of the pass
@@ -210,7 +211,8 @@ class Scorer:
         parts = gather_object([(fingerprint, why)])
         reasons = [why for fingerprint, why in parts if fingerprint is None]
         if not reasons:
-            return [*sorted({part for part, _ in parts}), tokenizer_fingerprint(self.tokenizer)]
+            weights, computed = (sorted(set(of)) for of in zip(*(f for f, _ in parts), strict=True))
+            return [*weights, tokenizer_fingerprint(self.tokenizer)], computed
         if self.accelerator.is_main_process and not self._told_unreadable:
             print_warning(
                 f"{reasons[0]}. So no later run can tell that its reference is this one: the "
@@ -219,10 +221,11 @@ class Scorer:
         self._told_unreadable = True
         return None
 
-    def _store(self, identity: list[str] | None) -> ScoreStore:
+    def _store(self, identity: tuple[list[str], list[str]] | None) -> ScoreStore:
         """For all datasets of a reference, so that a problem is told once."""
-        store = ScoreStore(self.settings.cache_dir, identity, print_store_problems)
-        return self._stores.setdefault(tuple(identity or ()), store)
+        digests = None if identity is None else (*identity[0], *identity[1])
+        store = ScoreStore(self.settings.cache_dir, digests, print_store_problems)
+        return self._stores.setdefault(digests or (), store)
 
     def scores_record(self) -> dict[str, Any] | None:
         """What the scores of this run are found by, what was reused of earlier runs, and how many
@@ -232,7 +235,7 @@ class Scorer:
         verified = [store.verified for store in self._stores.values()]
         greatest = max((one.difference for one in verified), default=0.0)
         return {
-            "identity": self.facts.get("reference"),
+            "identity": {name: self.facts.get(name) for name in (REFERENCE, COMPUTATION)},
             "pairs": self.reuse,
             "verified": {
                 "scores": sum(one.scores for one in verified),

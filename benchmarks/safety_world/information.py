@@ -44,7 +44,8 @@ class Information:
         if cache:
             # as a trainer without mixed precision names it, so that their scores are shared
             model_id = model_fingerprint(model, adapter=AS_IT_IS, compute="no")
-            self.store = ScoreStore(cache, (model_id, tokenizer_fingerprint(tokenizer)))
+            identity = (*model_id, tokenizer_fingerprint(tokenizer))
+            self.store = ScoreStore(cache, identity)
 
     def prompt_ids(self, query: str) -> list[int]:
         text = self.tokenizer.apply_chat_template(

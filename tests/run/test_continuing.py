@@ -19,6 +19,7 @@ from peft import (
 from running import history, pairs, sharp_model, trainer
 
 from bdpo_plugin import BDPOError
+from bdpo_plugin.reference import fingerprint
 from bdpo_plugin.run.continuing import FILE
 
 LINEAR = ["q_proj", "v_proj"]
@@ -154,6 +155,18 @@ def test_what_changes_no_number_may_change(tmp_path, checkpoint, changes, monkey
     made = make(tmp_path, **changes)
     made.train(resume_from_checkpoint=str(checkpoint))
     assert made.state.global_step == 4
+
+
+def test_another_computation_of_the_same_reference_is_told_and_goes_on(
+    tmp_path, checkpoint, monkeypatch, capsys
+):
+    monkeypatch.setattr(fingerprint, "VERSION", fingerprint.VERSION + 1)
+    made = make(tmp_path / "run")
+    capsys.readouterr()
+    made.train(resume_from_checkpoint=str(checkpoint))
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "but not what computes with them" in out
+    assert made.state.global_step == OPTIONS["max_steps"]
 
 
 @pytest.mark.parametrize(
