@@ -148,8 +148,7 @@ def test_what_was_trained_is_evaluated_and_merged(tiny, tmp_path):
         tiny,
         datasets=[{"path": str(tmp_path / "train.jsonl"), **data}],
         test_datasets=[{"path": str(tiny / "eval.jsonl"), **data}],
-        eval_strategy="epoch",
-        **{**SAVE, "save_steps": 4},
+        **{**SAVE, "save_steps": 4, "eval_steps": 4},
     )
     run = tmp_path / "run"
     out = axolotl("train", config, "--launcher", "python").stdout
@@ -175,8 +174,8 @@ def test_what_was_trained_is_evaluated_and_merged(tiny, tmp_path):
     before = base(ids).logits
     trained = PeftModel.from_pretrained(base, run)(ids).logits
     merged = AutoModelForCausalLM.from_pretrained(run / "merged", dtype=torch.float32)(ids).logits
-    torch.testing.assert_close(merged, trained, rtol=0, atol=1e-5)
-    assert (trained - before).abs().max() > 1e-4
+    torch.testing.assert_close(merged, trained, rtol=0, atol=1e-4)
+    assert (trained - before).abs().max() > 1e-2
     # as the refusal says of a training that is to go on from it
     with pytest.raises(AssertionError, match=r"`lora_model_dir: .*` has no effect with `rl: bdpo`"):
         axolotl("train", config, "--launcher", "python", "--lora-model-dir", run)
