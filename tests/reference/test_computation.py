@@ -84,7 +84,7 @@ def other_attention(model, patch):
     def sharper(module, query, *args, **kwargs):
         return sdpa(module, query * 3, *args, **kwargs)
 
-    patch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", sharper)
+    patch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "sdpa", sharper)
 
 
 def other_rotation(model, patch):
@@ -356,7 +356,7 @@ def of_every_kind():
         model = small_model(tokenizer, architecture)
         model.options = {"b", "a", "c"}
         model.register_forward_hook(times(1.5))
-        found.append(model_fingerprint(model))
+        found.append("-".join(model_fingerprint(model)))
     return found
 
 

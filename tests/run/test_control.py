@@ -116,7 +116,7 @@ def test_shuffled_within_a_column_which_has_to_be_there(tmp_path) -> None:
         shuffled = triples(saved)
         assert sorted(own[row] for row in of_kind) == sorted(shuffled[row] for row in of_kind)
     assert made.settings.control_column == "kind"
-    with pytest.raises(BDPOError, match="the train data has no column `sort` once"):
+    with pytest.raises(BDPOError, match="the train data has no column `sort`, only"):
         trainer(output_dir=tmp_path / "none", dataset=data, bdpo_control="shuffled:sort")
 
 

@@ -86,7 +86,7 @@ def test_messages_that_axolotl_would_write_as_python_does_or_take_by_position(re
     assert loaded([long], type="chat_template.argilla_chat")["chosen"] == ["chosen<|im_end|>"]
 
 
-def test_a_response_that_begins_with_other_messages_than_the_prompt(refusal, loaded):
+def test_a_response_that_begins_with_other_messages_than_the_prompt(refusal, loaded, tmp_path):
     """As in UltraFeedback, whose column `messages` has the chosen answer too."""
     rows = [
         {
@@ -104,10 +104,12 @@ def test_a_response_that_begins_with_other_messages_than_the_prompt(refusal, loa
     rows[0]["messages"] = messages("Why?")
     assert loaded(rows)["chosen"] == ["So.<|im_end|>"]
     rows[0]["rejected"] = messages("Who?", "No.")
-    told = refusal(rows, type="chat_template.argilla_chat")
+    # Axolotl finds prepared data again by the file's name, whatever is in it by now
+    anew = {"dataset_prepared_path": str(tmp_path / "anew")}
+    told = refusal(rows, type="chat_template.argilla_chat", **anew)
     assert "`chosen` and `rejected` are answers to different messages (rows 0)" in told
     rows[0]["rejected"] = messages("Why?")
-    assert "the last message of `rejected` is of the role 'user' (rows 0)" in refusal(rows)
+    assert "the last message of `rejected` is of the role 'user' (rows 0)" in refusal(rows, **anew)
 
 
 @pytest.mark.parametrize("type", ["chat_template.default", "chatml.ultra"])
