@@ -153,7 +153,7 @@ class Found:
         if self.padding.right.unknown:
             return "not known"
         told = {side: one for side, one in self.padding._asdict().items() if one.beyond_rounding}
-        return ", ".join(f"{side} {one.nats:.1g}" for side, one in told.items())
+        return ", ".join(f"{side} {one.nats:.2g}" for side, one in told.items())
 
 
 @contextlib.contextmanager

@@ -106,7 +106,8 @@ def _widest_row(config: Any) -> float:
     """No limit with rotary embeddings."""
     if any(hasattr(config, name) for name in ("rope_parameters", "rope_theta")):
         return math.inf
-    return getattr(config, "max_position_embeddings", None) or math.inf
+    length = getattr(config, "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else math.inf  # XLNet says -1
 
 
 def _rotary_limit(config: Any) -> int | None:
