@@ -27,6 +27,7 @@ ENVIRONMENTS := $(addsuffix /.installed-test,.venv .venv-trl .venv-llamafactory)
 HERE := $(or $(firstword $(wildcard .venv .venv-trl)),.venv)
 # What is the same beside every host, as it depends on no version of theirs: run beside Axolotl only.
 ONCE := tests/objective tests/test_settings.py tests/test_refusals.py tests/test_docs.py tests/test_lines.py tests/test_wheel.py tests/cli/test_cli_doctor.py \
+	tests/test_redact.py tests/cli/test_cli_sharing.py tests/cli/test_cli_answers.py \
 	tests/test_warm.py tests/benchmarks/test_safety_world.py tests/benchmarks/test_safety_world_report.py
 # Which lines of the package ran, in all the processes of the tests, and the least share in percent.
 LINES   := $(CURDIR)/.lines

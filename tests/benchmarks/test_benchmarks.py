@@ -65,14 +65,14 @@ def test_reference_pass(tmp_path):
 
 @pytest.mark.slow
 def test_startup(tmp_path):
-    """It ends before the first forward, and its parts are all that a run of ours does until then;
-    `benchmarks.floor` has them of whole runs."""
+    """It ends before the first forward on the data, and its parts are all that a run of ours does
+    until then, the trial of the model included; `benchmarks.floor` has them of whole runs."""
     host = "llamafactory" if find_spec("llamafactory") else "trl"
     shown, saved = run("startup", tmp_path, "--pairs", "40", "--host", host)
     took = saved["results"]
     assert "Start-up on 40 pairs" in shown
     assert took["the host's own preparation"][0] > 0
-    assert took["trials of packing"] == [0, 0]
+    assert took["trials of packing"][0] > 0
     ours = took["ours, all of it"][0]
     assert ours > took["token ids read"][0] > 0
     assert took["ours / host"][0] == pytest.approx(ours / took["the host's own preparation"][0])

@@ -9,6 +9,9 @@ import sys
 
 import pytest
 import torch
+
+pytest.importorskip("bitsandbytes")
+
 from commandline import bdpo
 from looking import nothing_but
 from running import trainer
