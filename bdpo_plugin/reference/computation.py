@@ -44,6 +44,7 @@ _NOTES = {
     *("config", "forward", "_old_forward", "_original_forward", "_hf_hook", "_compiled_call_impl"),
     *("name_or_path", "warnings_issued", "generation_config", "model_tags", "peft_config"),
     *("hf_quantizer", "hf_device_map", "_hf_peft_config_loaded", "_is_hf_initialized"),
+    "_is_accelerate_prepared",
     *("gradient_checkpointing", "gradient_checkpointing_enable", "gradient_checkpointing_disable"),
     *("enable_input_require_grads", "generate", "save_pretrained", "push_to_hub"),
     *("add_model_tags", "get_input_embeddings", "get_output_embeddings", "loss_type"),

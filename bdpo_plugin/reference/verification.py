@@ -102,14 +102,15 @@ def verify(
 
 def _chosen(jobs: Sequence[Job], reused: np.ndarray, tokens: int) -> tuple[list[int], list[int]]:
     """Some of the reused scores at random, the shortest first, as many as fit into a batch; and
-    the longest other one, which pads a single one."""
+    the one whose length differs most, to be padded with a single one."""
     draw = random.Random()
     some = draw.sample(reused.tolist(), min(SCORES, len(reused)))
     some.sort(key=lambda i: jobs[i].length)
     rows = np.cumsum([jobs[i].rows for i in some])
     fit = sum(int(rows[k]) * jobs[i].length <= tokens for k, i in enumerate(some))
-    others = sorted(range(len(jobs)), key=lambda i: jobs[i].length, reverse=True)[:2]
-    return some[: max(1, fit)], [i for i in others if i != some[0]][:1]
+    length = jobs[some[0]].length
+    other = max(range(len(jobs)), key=lambda i: abs(jobs[i].length - length))
+    return some[: max(1, fit)], [other] if other != some[0] else []
 
 
 def _verdict(difference: np.ndarray, allowed: np.ndarray) -> Verification:
