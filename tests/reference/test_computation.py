@@ -183,9 +183,8 @@ def test_what_changes_numbers_changes_the_identity(tokenizer, monkeypatch, chang
     with torch.no_grad():
         for parameter in layer(model).parameters():
             parameter.mul_(4)
-    if change == "attention that leaves out a soft cap":
-        if model.config._attn_implementation == "eager":
-            pytest.skip("this release of transformers has no other attention for it")
+    if "soft cap" in change and model.config._attn_implementation == "eager":
+        pytest.skip("this release of transformers has no other attention for it")
     before, known = model_fingerprint(model), logits(model)
     apply(model, monkeypatch)
     found = model_fingerprint(model)
