@@ -67,6 +67,8 @@ def test_another_attention_is_another_reference(tmp_path):
         sliding_window=512,
         attn_logit_softcapping=50.0,
     )
+    if model.config._attn_implementation == "eager":
+        pytest.skip("this release of transformers has no other attention for it")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "q_proj" in name:

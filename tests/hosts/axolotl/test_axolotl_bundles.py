@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ TOKEN = "hf_" + "a1B2" * 8
 SCRIPT = """
 import os
 import sys
+import tempfile
 import yaml
 from axolotl.cli.train import do_cli
 
@@ -236,10 +238,17 @@ ASKED = {
 }
 
 
-def test_passes_elsewhere_by_the_command_itself(place, tmp_path, monkeypatch) -> None:
+@pytest.fixture
+def short_folder():
+    """Processes talk through sockets in the temporary folder, whose paths must be short."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_passes_elsewhere_by_the_command_itself(place, short_folder, monkeypatch) -> None:
     """In another folder, with no store of scores, and the recipe renamed. It asks for all that
     leaves a machine, and nothing does; the folder of the steps is gone."""
-    there = tmp_path / "there"
+    there = short_folder
     shutil.copytree(place / "tiny", there / "here" / "tiny")
     recipe = yaml.safe_load((place / "run/recipe/recipe.yml").read_text())
     (there / "here" / "theirs.yml").write_text(yaml.safe_dump(recipe | ASKED))
