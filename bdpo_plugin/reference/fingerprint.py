@@ -92,8 +92,10 @@ def _adapter_settings(model: Any, adapter: str | None) -> list[Any]:
     known = getattr(model, "peft_config", None)
     if not isinstance(known, dict) or adapter is None:
         return []
-    names = getattr(model, "active_adapters", []) if adapter == AS_IT_IS else [adapter]
-    names = names() if callable(names) else names  # a method in models of transformers
+    names = [adapter]
+    if adapter == AS_IT_IS:  # asked of the layers: models of transformers answer by a method
+        active = (getattr(module, "active_adapters", None) for module in model.modules())
+        names = sorted({name for names in active if isinstance(names, list) for name in names})
     return [
         {k: v for k, v in known[name].to_dict().items() if k not in _ADAPTER_NOTES}
         for name in names

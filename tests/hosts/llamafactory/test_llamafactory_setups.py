@@ -199,6 +199,8 @@ def test_only_the_first_process_of_all_completes_the_card(tmp_path, process):
     training = SimpleNamespace(
         do_train=True, should_save=True, process_index=process, output_dir=str(tmp_path)
     )
-    ours = SimpleNamespace(pref_loss="bdpo", bdpo_alpha=1.5)
-    activate._run_dpo(lambda *_: None, None, (None, None, training, ours), {})
+    ours = SimpleNamespace(pref_loss="bdpo", bdpo_alpha=1.5, ref_model=None)
+    given = ("moe_aux_loss_coef", "model_name_or_path", "adapter_name_or_path")
+    model = SimpleNamespace(**dict.fromkeys(given))
+    activate._run_dpo(lambda *_: None, None, (model, None, training, ours), {})
     assert ("## B-DPO" in (tmp_path / "README.md").read_text()) == (process == 0)
