@@ -276,8 +276,18 @@ def placed(model):
 def autocasting(model):
     """A reference of its own as accelerate prepares it: its identity tells of autocast apart."""
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
-    return Accelerator(cpu=True, mixed_precision="bf16").prepare_model(model, evaluation_mode=True)
+    # a process has one precision, which an earlier test may have chosen
+    state: dict[str, object] = AcceleratorState._shared_state
+    before = dict(state)
+    state.clear()
+    try:
+        accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+        return accelerator.prepare_model(model, evaluation_mode=True)
+    finally:
+        state.clear()
+        state.update(before)
 
 
 def read(model):
