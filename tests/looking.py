@@ -14,8 +14,10 @@ from typing import Any, Literal, get_args, get_origin
 import datasets
 import huggingface_hub
 import matplotlib
+from commandline import bdpo
 from guard import sitecustomize
 from guard.sitecustomize import watching
+from mi_runs import pairs
 
 #: The first of PYTHONPATH of a new process that is to be watched.
 GUARD = Path(sitecustomize.__file__).parent
@@ -121,3 +123,26 @@ def other(notes: Iterable[str], allowed: Iterable[Path]) -> list[str]:
 
 def _within(path: Path, folders: Iterable[Path]) -> bool:
     return any(path == folder or folder in path.parents for folder in folders)
+
+
+def mi_of_two_sets(
+    path: Path, folder: Path, monkeypatch: Any, splits: Iterable[str], sets: Iterable[str]
+) -> None:
+    """Asserts that `bdpo mi` takes two sets of eight pairs, and writes nothing but its folder.
+
+    Args:
+        path: of the configuration, in `folder`.
+        splits: the names of the files of pairs.
+        sets: the names of the sets on the page.
+    """
+    out = folder / "bdpo-mi"
+    with nothing_but(folder, out, monkeypatch=monkeypatch):
+        code, shown = bdpo("mi", str(path), "--json", "--split", "balanced", "--fraction", "1")
+    assert code == 0, shown
+    names = {file.name for file in out.rglob("*") if file.is_file()}
+    assert names == {"mi.png", "mi.html", "reference_scores.parquet", *splits}
+    found = pairs(out)
+    assert len(found) == 16
+    assert {pair["set"] for pair in found} == {*sets}
+    for of in sets:  # each pair with the row of its own set
+        assert sorted(pair["row"] for pair in found if pair["set"] == of) == list(range(8))

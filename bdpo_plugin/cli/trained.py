@@ -68,7 +68,7 @@ def load_trained(base: str, trained: Path) -> PreTrainedModel:
     )
 
 
-def load_model(name: str, adapter: None = None, **options: Any) -> PreTrainedModel:
+def load_model(name: str, **options: Any) -> PreTrainedModel:
     """A causal language model in the dtype it was saved in, on the GPU if there is one.
 
     Args:

@@ -25,7 +25,8 @@ import torch
 from torch import nn
 
 from bdpo_plugin.model.traits import unwrapped
-from bdpo_plugin.reference.content import Words, cells, digest_of, package_of
+from bdpo_plugin.redact import digest_of
+from bdpo_plugin.reference.content import Words, cells, package_of
 
 #: Entries of a configuration, at any depth, that change no number of a forward pass.
 _VOLATILE = {

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from bdpo_plugin.redact import digest_of
+
 _WIDTH = 4096
 _BLOCK = 2**22
 #: What a tensor that is not laid out in full consists of, by layout.
@@ -173,10 +175,6 @@ def transparent(function: FunctionType) -> bool:
     """Whether a function of ours is around another, which it calls as if it were not there."""
     ours = str(function.__globals__.get("__name__")).startswith("bdpo_plugin.")
     return ours and hasattr(function, "__wrapped__")
-
-
-def digest_of(text: str) -> str:
-    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
 def tensor_digest(tensor: Tensor) -> bytes:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
+from bdpo_plugin.model.device import dtypes_kept
 from bdpo_plugin.objective import bdpo_loss
 from bdpo_plugin.pairs import Pair
 from bdpo_plugin.run.batch import PreferenceBatch
@@ -279,16 +280,13 @@ class RunMixin(_Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         loaded = self.model if model is None else model
-        dtypes = {name: parameter.dtype for name, parameter in loaded.named_parameters()}
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        # With folders of other adapters in it, such as that of a frozen reference, transformers
-        # leaves out the adapter that is trained.
-        if any(Path(resume_from_checkpoint).glob("*/adapter_model.*")):
-            adapter = loaded.active_adapters[0]
-            loaded.load_adapter(resume_from_checkpoint, adapter, is_trainable=True)
-        # PEFT reads an adapter in bfloat16, as TRL keeps that of QLoRA, into one in float32
-        for name, parameter in loaded.named_parameters():
-            parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype))
+        with dtypes_kept(loaded):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            # With folders of other adapters in it, such as that of a frozen reference, transformers
+            # leaves out the adapter that is trained.
+            if any(Path(resume_from_checkpoint).glob("*/adapter_model.*")):
+                adapter = loaded.active_adapters[0]
+                loaded.load_adapter(resume_from_checkpoint, adapter, is_trainable=True)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # before the weights: a run that is killed between them leaves a checkpoint that says less

@@ -67,7 +67,7 @@ def answers(
     tokenizer = load_tokenizer(base)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = load_trained(base, Path(trained)) if trained else load_model(base, adapter=None)
+    model = load_trained(base, Path(trained)) if trained else load_model(base)
     return generate(
         model, tokenizer, prompts, batch=batch, tokens=tokens, told=partial(print, flush=True)
     )

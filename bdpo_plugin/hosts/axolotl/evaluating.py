@@ -17,6 +17,7 @@ from peft import PeftConfig
 
 from bdpo_plugin.hosts.axolotl.loading import given
 from bdpo_plugin.hosts.axolotl.resolve import MARK
+from bdpo_plugin.model.device import dtypes_kept
 from bdpo_plugin.settings import BDPOError
 
 _evaluation: ContextVar[bool] = ContextVar("an evaluation", default=False)
@@ -61,10 +62,8 @@ def _setup_trainer(
     # as in training: a new adapter on the base model, which is the reference with it off
     trainer = wrapped(**values, peft_config=PeftConfig.from_pretrained(cfg.lora_model_dir))
     model = trainer.accelerator.unwrap_model(trainer.model)
-    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    model.load_adapter(cfg.lora_model_dir, model.active_adapters[0], is_trainable=True)
-    for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(dtypes[name])
+    with dtypes_kept(model):
+        model.load_adapter(cfg.lora_model_dir, model.active_adapters[0], is_trainable=True)
     return trainer
 
 

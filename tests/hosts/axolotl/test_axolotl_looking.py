@@ -11,8 +11,7 @@ pytest.importorskip("axolotl")
 from axolotl.utils.schemas.config import AxolotlInputConfig
 from axolotl_runs import write_config
 from commandline import bdpo
-from looking import cold, nothing_but, value_of
-from mi_runs import pairs
+from looking import cold, mi_of_two_sets, nothing_but, value_of
 from real_runs import make_tiny
 
 from bdpo_plugin.hosts.axolotl.side_effects import LEFT_OUT, SAVES, SHARES
@@ -83,23 +82,13 @@ def test_doctor_and_check(folder, monkeypatch):
 
 
 def test_mi_of_text_and_of_messages(folder, monkeypatch):
-    path = write(folder)
-    out = folder / "bdpo-mi"
-    with nothing_but(folder, out, monkeypatch=monkeypatch):
-        code, shown = bdpo(
-            *("mi", str(path), "--json", "--split", "balanced", "--fraction", "1"),
-        )
-    assert code == 0, shown
-    names = {file.name for file in out.rglob("*") if file.is_file()}
-    assert names == {
-        *("mi.png", "mi.html", "reference_scores.parquet"),
-        *("train-0-balanced.jsonl", "train-1-balanced.jsonl"),
-    }
-    found = pairs(out)
-    assert len(found) == 16
-    assert {pair["set"] for pair in found} == {"run/train.jsonl", "more/train.jsonl"}
-    for of in ("run/train.jsonl", "more/train.jsonl"):  # each pair with the row of its own set
-        assert sorted(pair["row"] for pair in found if pair["set"] == of) == list(range(8))
+    mi_of_two_sets(
+        write(folder),
+        folder,
+        monkeypatch,
+        ("train-0-balanced.jsonl", "train-1-balanced.jsonl"),
+        ("run/train.jsonl", "more/train.jsonl"),
+    )
 
 
 def test_what_axolotl_refuses_of_the_keys_that_looking_goes_without(folder):

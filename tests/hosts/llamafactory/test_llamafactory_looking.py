@@ -14,8 +14,7 @@ from commandline import bdpo
 from doctor_runs import doctor
 from llamafactory.hparams import parser
 from llamafactory_runs import config
-from looking import cold, nothing_but, value_of
-from mi_runs import pairs
+from looking import cold, mi_of_two_sets, nothing_but, value_of
 
 from bdpo_plugin.hosts.llamafactory.side_effects import LEFT_OUT, SHARES
 
@@ -68,23 +67,13 @@ def test_doctor_and_check(folder, monkeypatch):
 
 
 def test_mi_of_text_and_of_messages(folder, monkeypatch):
-    path = write(folder, dataset="train,text")
-    out = folder / "bdpo-mi"
-    with nothing_but(folder, out, monkeypatch=monkeypatch):
-        code, shown = bdpo(
-            *("mi", str(path), "--json", "--split", "balanced", "--fraction", "1"),
-        )
-    assert code == 0, shown
-    names = {file.name for file in out.rglob("*") if file.is_file()}
-    assert names == {
-        *("mi.png", "mi.html", "reference_scores.parquet"),
-        *("train-0-balanced.jsonl", "train-1-balanced.json"),
-    }
-    found = pairs(out)
-    assert len(found) == 16
-    assert {pair["set"] for pair in found} == {"train.jsonl", "train.json"}
-    for of in ("train.jsonl", "train.json"):  # each pair with the row of its own set
-        assert sorted(pair["row"] for pair in found if pair["set"] == of) == list(range(8))
+    mi_of_two_sets(
+        write(folder, dataset="train,text"),
+        folder,
+        monkeypatch,
+        ("train-0-balanced.jsonl", "train-1-balanced.json"),
+        ("train.jsonl", "train.json"),
+    )
 
 
 def test_data_that_was_tokenised_before_is_told(folder, monkeypatch):
