@@ -1,4 +1,4 @@
-"""``python -m benchmarks.architectures``: what is packed and shared, and whether scores move.
+"""``python -m benchmarks.architectures``: what is laid in a row, and whether scores move.
 
 A tiny model of every causal architecture that the installed transformers know and that a tiny
 configuration can be made of, in float32 and bfloat16.
@@ -130,7 +130,7 @@ class Found:
     """Of one architecture in one dtype; scores in nats.
 
     Attributes:
-        rows: ``shared``, ``packed`` or ``neither``.
+        rows: ``shared`` or ``padded``.
         chunked: whether the output layer is run in chunks.
         rounding: the largest difference between scores by plain forwards of the model on one
             sequence each and on a padded batch of all; the rounding of one logit at least.
@@ -274,14 +274,14 @@ def look(model: nn.Module, dtype: torch.dtype, number: int = 16) -> Found:
         (one, _), (many, reader) = (ours(model, work, budget) for budget in (1, 4096))
         can = reader.abilities(model)
         padded = [plain(model, work, rows=number)]
-        if can.rows:
+        if can.rows.shared:
             padded.append(plain(model, work, rows=number, side="left"))
     rounding = max(np.abs(scores - alone).max() for scores in padded)
     # one rounding of a logit, and of float32 sums of logits
     eps = torch.finfo(torch.float32).eps
     floor = max(torch.finfo(dtype).eps * 25 / 2, 2 * eps * np.abs(alone).max())
     return Found(
-        "shared" if can.rows.shared else "packed" if can.rows.packed else "neither",
+        "shared" if can.rows.shared else "padded",
         can.chunked,
         float(max(rounding, floor)),
         float(np.abs(one - many).max()),
@@ -303,7 +303,7 @@ def faults(found: dict[torch.dtype, Found]) -> list[str]:
             told.append(f"{dtype}: scores move with bdpo_score_tokens")
         if not one.off <= MOST_OFF * one.rounding:
             told.append(f"{dtype}: scores are not those of each sequence alone")
-    kinds = ["neither", "packed", "shared"]
+    kinds = ["padded", "shared"]
     if kinds.index(found[torch.bfloat16].rows) > kinds.index(found[torch.float32].rows):
         told.append("more is done in bfloat16 than float32 allows")
     return told
@@ -320,13 +320,13 @@ def _page(tried: dict[str, dict[torch.dtype, Found]], left_out: dict[str, str]) 
         "tiny model with random weights of every causal architecture of transformers that a tiny "
         "configuration can be made of, attention as transformers chooses it.",
         "",
-        "A batch is *packed* where the sequences lie end to end in a row, without padding; "
-        "*shared* where, besides, what two sequences have in common runs once; *neither* where it "
-        "keeps its padding. Packed is what is known to mix positions by attention alone, through "
-        "the attention interface of transformers, and was then seen to keep neighbours apart: "
-        "other tokens in the place of a neighbour change not one bit. In training the gradient is "
-        "tried as well; a model that FSDP or ZeRO-3 shares among the ranks is not tried with "
-        "gradient, and trains on padded batches.",
+        "A batch is *shared* where its sequences lie in one row, without padding, and what they "
+        "have in common at their beginning runs once; *padded* where it keeps the padding that its "
+        "host gave it. Shared is what is known to mix positions by attention alone, through the "
+        "attention interface of transformers and by SDPA or flash attention, and was then seen to "
+        "keep neighbours apart: other tokens in the place of a neighbour change not one bit. In "
+        "training the gradient is tried as well; a model that FSDP or ZeRO-3 shares among the "
+        "ranks is not tried with gradient, and trains on padded batches.",
         "",
         "The figures are differences of scores (nats, responses of 3 to 25 tokens, the largest "
         "logit about 25) in units of rounding: the largest difference that padding makes to the "
@@ -342,7 +342,7 @@ def _page(tried: dict[str, dict[torch.dtype, Found]], left_out: dict[str, str]) 
         "in, unless `bdpo_precompute: false`.",
         "",
         f"{len(tried)} of {len(tried) + len(left_out)} were tried; of these {counts['shared']} are "
-        f"shared, {counts['packed']} packed, {counts['neither']} neither (bfloat16).",
+        f"shared and {counts['padded']} padded (bfloat16).",
         "",
         "| architecture | float32 | bfloat16 | moved, float32 | bfloat16 | off, float32 | bfloat16 "
         "| depends on padding | faults |",

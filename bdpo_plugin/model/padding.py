@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bdpo_plugin.model.head import forward_calling, select
-from bdpo_plugin.model.rounding import RoundedEmbeddings, rounding_of
+from bdpo_plugin.model.rounding import RoundedEmbeddings, Tolerance, changed, rounding_of
 from bdpo_plugin.model.traits import unwrapped
 
 #: Tokens that are added on a side, and those that are read at most, the last of the sequence.
@@ -29,10 +29,6 @@ _PADDING = _READ = 64
 #: to show what depends on it.
 _REACH = re.compile(r"window|chunk_size|block_size|top_?k(_tokens)?$")
 _FIELDS_OF_EXPERTS = re.compile(r"expert|moe|group|router")
-
-#: How much more than by a rounding of its embeddings a model may change by padding. Its layers add
-#: roundings of their own, which grow with the root of their number.
-_TIMES_ROUNDING = 4
 
 
 class PaddingEffect(NamedTuple):
@@ -117,35 +113,20 @@ def try_padding(
         return whole.float() - whole.float().mean(dim=-1, keepdim=True)
 
     alone = logits()
-    size = alone.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
-
-    def change(other: Tensor) -> Tensor:
-        """(N,), relative."""
-        relative: Tensor = (other - alone).norm(dim=-1) / size
-        return relative
-
     with rounded:
-        twice = [change(logits()) for _ in range(2)]
+        twice = [changed(logits(), alone) for _ in range(2)]
     rounding = rounding_of(model, rounded.dtypes, alone.device)
-    # Coarse rounding makes a router or an indexer choose otherwise for a token here and there, so
-    # that what it does to most of them is looked at; else to each.
-    share = 1.0 if rounding <= torch.finfo(torch.float32).eps else 0.75
-    layers = getattr(config, "num_hidden_layers", None) or 1
-
-    def usual(share: float) -> float:
-        return max(rounding / 4, *(float(one.quantile(share)) for one in twice))
-
-    allowed = usual(share) * max(_TIMES_ROUNDING, math.sqrt(layers))
+    tolerance = Tolerance(unwrapped(model), rounding, twice)
 
     def effect(other: Tensor) -> PaddingEffect:
         after = ids[len(ids) - read + 1 :].to(alone.device)[:, None]
         own = [x[:-1].log_softmax(dim=-1).gather(-1, after) for x in (alone, other)]
         nats = float((own[0] - own[1]).abs().max()) if len(after) else 0.0
-        changed = change(other)
-        if share == 1.0 or float(changed.median()):
-            return PaddingEffect(nats, float(changed.quantile(share)) / allowed)
+        found = changed(other, alone)
+        if tolerance.exact or float(found.median()):
+            return PaddingEffect(nats, tolerance.of(found) / tolerance.allowed)
         # Most tokens have the same bits, so that the layers round alike in both rows: what differs
         # by more than rounding usually does differs for another reason, in however few tokens.
-        return PaddingEffect(nats, float(changed.max()) / usual(0.5))
+        return PaddingEffect(nats, float(found.max()) / tolerance.usual(0.5))
 
     return Padding(effect(logits(right=padding)), effect(logits(left=padding)))

@@ -10,6 +10,7 @@ Shapes: B rows, T positions, N positions read, H hidden size, V vocabulary entri
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,10 +29,17 @@ from bdpo_plugin.model.head import (
     select,
     statistics,
 )
-from bdpo_plugin.model.packing import Apart, Plan, in_order, pack, plan_rows
+from bdpo_plugin.model.packing import in_order, pack, plan_row
 from bdpo_plugin.model.padding import Padding
-from bdpo_plugin.model.traits import Traits, evaluation, output_layer, row_rules, unwrapped
-from bdpo_plugin.model.trial import Abilities, try_gradients, try_out
+from bdpo_plugin.model.traits import (
+    RowRules,
+    Traits,
+    evaluation,
+    output_layer,
+    row_rules,
+    unwrapped,
+)
+from bdpo_plugin.model.trial import Abilities, Support, try_gradients, try_out
 
 T = TypeVar("T")
 
@@ -40,7 +48,7 @@ class Layout(NamedTuple):
     """How the batches of a run are laid, in scoring or in training.
 
     Attributes:
-        kind: how they are where it pays: ``shared prefix``, ``packed`` or ``padded``.
+        kind: how they are where it pays: ``shared prefix`` or ``padded``.
         why: what stands against more than that, in words.
         batches: how many there were, by how they were laid.
         padding: what padding does to the model's numbers, by side.
@@ -70,7 +78,7 @@ class ResponseReader:
         # by a model's output layer, which its wrappers share, and as long as that lives
         self._traits: WeakKeyDictionary[nn.Module, Traits] = WeakKeyDictionary()
         self._abilities: WeakKeyDictionary[nn.Module, Abilities] = WeakKeyDictionary()
-        self._trained_rows: WeakKeyDictionary[nn.Module, Apart] = WeakKeyDictionary()
+        self._trained_rows: WeakKeyDictionary[nn.Module, Support] = WeakKeyDictionary()
         self.layouts: dict[str, Layout] = {}
         self._width = 0
 
@@ -156,15 +164,16 @@ class ResponseReader:
         can = self._met(model, inputs, ids, mask, device)
         if layer is not None and can.chunked:
             head = Head.of(layer, self._traits[layer], self.chunk_elements, device)
-        plan, rows = self._plan(model, layer, inputs, ids, mask, device)
-        if plan and may_pack:
-            positions, inputs, order = pack(positions, inputs, mask, plan, device)
+        rows, rules = self._support(model, layer, inputs, ids, mask, device)
+        units = plan_row(rules, ids, mask) if may_pack and rules else None
+        if units and rules:
+            positions, inputs, order = pack(positions, inputs, mask, units, rules, device)
         elif self._width and can.padding.right.beyond_rounding:
             more = max(0, self._width - mask.shape[1])
             positions, inputs = _padded(
                 positions, inputs, (0, more, 0, int(mask.all() and not more))
             )
-        self._note(can.padding, rows, plan if may_pack else None)
+        self._note(can.padding, rows, shared=order is not None)
         inputs = _on(device, inputs)
 
         def project(states: Tensor) -> Any:
@@ -190,7 +199,7 @@ class ResponseReader:
 
         return self.read(model, positions, function, **inputs)
 
-    def _plan(
+    def _support(
         self,
         model: nn.Module,
         layer: nn.Module | None,
@@ -198,34 +207,33 @@ class ResponseReader:
         ids: Tensor,
         mask: Tensor,
         device: torch.device,
-    ) -> tuple[Plan | None, Apart]:
-        """How to pack a batch; None where it keeps its padding. And what may be packed at all: with
-        gradient, what has been tried with gradient as well."""
+    ) -> tuple[Support, RowRules | None]:
+        """Whether a batch may be laid in a row, and in which; with gradient, as has been tried with
+        gradient as well."""
         rows = self._abilities[_key(model)].rows
-        if not rows or layer is None:
-            return None, rows
+        if not rows.shared or layer is None:
+            return rows, None
         rules = row_rules(model, self._traits[layer], inputs)
         if isinstance(rules, str):
-            return None, Apart(why=rules)
+            return Support(why=rules), None
         if torch.is_grad_enabled():
             if layer not in self._trained_rows:
                 with evaluation(model):
-                    there = _on(device, inputs)
-                    tried = try_gradients(model, layer, rules, there, ids[mask])
-                self._trained_rows[layer] = rows.and_also(tried)
+                    why = try_gradients(model, layer, rules, _on(device, inputs), ids[mask])
+                self._trained_rows[layer] = Support(why=why) if why else rows
             rows = self._trained_rows[layer]
-        return plan_rows(rules, ids, mask, rows), rows
+        if rows.windows:
+            rules = rules._replace(longest=math.inf)
+        return rows, rules if rows.shared else None
 
-    def _note(self, padding: Padding, rows: Apart, plan: Plan | None) -> None:
+    def _note(self, padding: Padding, rows: Support, *, shared: bool) -> None:
         """What was made of a batch, for :attr:`layouts`."""
         use = "training" if torch.is_grad_enabled() else "scoring"
+        kinds = ("padded", "shared prefix")
         if use not in self.layouts:
             effects = {side: one._asdict() for side, one in padding._asdict().items()}
-            self.layouts[use] = Layout(rows.kind, rows.why, Counter(), effects)
-        layout = self.layouts[use]
-        layout.batches[
-            "padded" if plan is None else "shared prefix" if plan.tree else "packed"
-        ] += 1
+            self.layouts[use] = Layout(kinds[rows.shared], rows.why, Counter(), effects)
+        self.layouts[use].batches[kinds[shared]] += 1
 
 
 def _key(model: nn.Module) -> nn.Module:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -65,3 +66,48 @@ def rounding_of(model: nn.Module, dtypes: Iterable[torch.dtype], device: torch.d
     if device.type == "cuda":
         spacings.append(_FLOAT32_ON_GPUS[torch.get_float32_matmul_precision()])
     return max(spacings, default=torch.finfo(torch.float32).eps)
+
+
+class Tolerance:
+    """What rounding may change of what a model says of a token, seen from how its embeddings'
+    being off by a rounding changes it: that grows with depth, and routers enlarge it.
+
+    Args:
+        model: which has the layers that add roundings of their own.
+        rounding: of its arithmetic, as :func:`rounding_of` tells.
+        changes: what the roundings of its embeddings changed, (N,) each, relative.
+    """
+
+    #: How much more may change than by a rounding of the embeddings, at least.
+    TIMES: ClassVar[float] = 4
+    #: What may change in any dtype: kernels sum in orders of their own.
+    LEAST: ClassVar[float] = 2.0**-16
+
+    def __init__(self, model: Any, rounding: float, changes: Sequence[Tensor]) -> None:
+        self._rounding, self._changes = rounding, changes
+        #: Whether each token is looked at. Coarse rounding makes a router or an indexer choose
+        #: otherwise for a token here and there, so that what it does to most of them is.
+        self.exact = rounding <= torch.finfo(torch.float32).eps
+        layers = getattr(model.config.get_text_config(), "num_hidden_layers", None) or 1
+        times = max(self.TIMES, math.sqrt(layers))
+        self.allowed = max(self.LEAST, self.usual(self._share) * times)
+
+    @property
+    def _share(self) -> float:
+        return 1.0 if self.exact else 0.75
+
+    def usual(self, share: float) -> float:
+        """What the roundings of the embeddings changed in that share of the tokens, at most."""
+        return max(self._rounding / 4, *(float(one.quantile(share)) for one in self._changes))
+
+    def of(self, change: Tensor) -> float:
+        """What has changed of (N,) tokens, to be compared with :attr:`allowed`."""
+        return float(change.quantile(self._share))
+
+
+def changed(one: Tensor, other: Tensor) -> Tensor:
+    """(N, H) and (N, H) -> (N,): how far the first is from the other, relative to that."""
+    one, other = one.float(), other.to(one.device).float()
+    size = other.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
+    relative: Tensor = (one - other).norm(dim=-1) / size
+    return relative

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bdpo_plugin.model.layer_kinds import attends_only
-from bdpo_plugin.model.tree import TREE_ATTENTION
+from bdpo_plugin.model.tree import takes_tree
 
 #: Fields of a configuration whose layers look at a token's place in its row (Llama 4).
 _PLACES = ("attention_chunk_size", "attn_temperature_tuning")
@@ -36,7 +36,6 @@ class Traits:
         logit_factor, logit_cap: what the architectures of transformers do to their logits after
             the output layer: multiply them, then cap them softly (None: no cap). A trial finds
             out where this is not all, or wrong.
-        hidden_size: of its states; None where the configuration does not tell.
         attends_only: whether attention alone passes anything from one position to another.
         packable: whether position ids may tell its layers where a sequence begins.
         window: tokens of the longest sequence that every layer sees the whole of, where some see
@@ -51,7 +50,6 @@ class Traits:
     vocabulary: int
     logit_factor: float
     logit_cap: float | None
-    hidden_size: int | None
     attends_only: bool
     packable: bool
     window: float
@@ -68,7 +66,6 @@ class Traits:
             vocabulary=config.vocab_size,
             logit_factor=_logit_factor(config),
             logit_cap=getattr(config, "final_logit_softcapping", None),
-            hidden_size=getattr(config, "hidden_size", None),
             attends_only=attends_only(bare, config),
             packable="position_ids" in signature(bare.forward).parameters
             and not any(getattr(config, name, None) for name in _PLACES),
@@ -100,6 +97,16 @@ def _window(config: Any) -> float:
     if not window:
         return math.inf if kinds == {"full_attention"} else 0
     return window if isinstance(window, int) else 0
+
+
+def windows_of(config: Any) -> list[int]:
+    """How far each of the layers looks that sees a part of what is before it alone."""
+    window = getattr(config, "sliding_window", None)
+    if not isinstance(window, int):
+        return []
+    kinds = getattr(config, "layer_types", None)
+    number = kinds.count("sliding_attention") if kinds else config.num_hidden_layers
+    return [window] * number
 
 
 def _widest_row(config: Any) -> float:
@@ -137,28 +144,22 @@ def _position_limit(model: Any, config: Any) -> int | None:
 
 
 class RowRules(NamedTuple):
-    """What rows the sequences of one batch may be packed into.
+    """What row the sequences of one batch may be laid in.
 
     Attributes:
-        hidden_size: of the model, which decides what a token costs.
-        widest: tokens that a row may have.
-        varlen: whether attention keeps the sequences of a row apart at no cost.
-        tree: whether attention may be given a tree.
-        window: tokens of the longest sequence that may be in a tree.
+        widest: tokens that the row may have.
+        longest: tokens that a sequence in it may have.
         each_once: whether every token has to be run exactly once, and no padding: a loss over the
             experts' load counts them.
     """
 
-    hidden_size: int
     widest: float
-    varlen: bool
-    tree: bool
-    window: float
+    longest: float
     each_once: bool
 
 
 def row_rules(model: nn.Module, traits: Traits, inputs: dict[str, Any]) -> RowRules | str:
-    """Whether and how the batch may be packed at this call; where it keeps its padding, why.
+    """Whether the batch may be laid in a row at this call, and in which; else why not, in words.
 
     What a model's layers are is told in :mod:`~bdpo_plugin.model.layer_kinds`, and whether it
     keeps sequences apart is to be seen (:mod:`~bdpo_plugin.model.trial`). What a trial on a few
@@ -172,8 +173,15 @@ def row_rules(model: nn.Module, traits: Traits, inputs: dict[str, Any]) -> RowRu
     bare, with_adapter = _bare(model), unwrapped(model)
     tensors = {name for name, value in inputs.items() if isinstance(value, Tensor)}
     adapter = getattr(with_adapter, "active_peft_config", None)
+    config = bare.config.get_text_config()
+    attention = str(getattr(config, "_attn_implementation", ""))
+    routed = getattr(config, "output_router_logits", False)
+    each_once = bool(inputs.get("output_router_logits", routed))
     refusals = {
-        "its configuration does not tell its hidden size": traits.hidden_size is None,
+        "not all that passes between its positions is known to be attention": not (
+            traits.attends_only
+        ),
+        f"its attention ({attention}) takes no common beginning": not takes_tree(attention),
         "its layers are not told their positions": not traits.packable,
         f"the host gives it {', '.join(sorted(tensors - _USUAL))} as well": bool(tensors - _USUAL),
         "it is given no attention mask": bool(_USUAL - tensors),
@@ -181,22 +189,13 @@ def row_rules(model: nn.Module, traits: Traits, inputs: dict[str, Any]) -> RowRu
         "its adapter begins at certain tokens": getattr(adapter, "alora_invocation_tokens", None),
         "NEFTune's noise depends on the width of a batch": model.training
         and getattr(bare.get_input_embeddings(), "neftune_noise_alpha", None),
+        "a loss counts the tokens of its mask, of which a window makes another one": each_once
+        and traits.window < math.inf,
         "it is compiled": _compiled(model) or _compiled(with_adapter),
     }
     if why := next((why for why, holds in refusals.items() if holds), None):
         return why
-    config = bare.config.get_text_config()
-    attention = str(getattr(config, "_attn_implementation", ""))
-    routed = getattr(config, "output_router_logits", False)
-    each_once = bool(inputs.get("output_router_logits", routed))
-    return RowRules(
-        hidden_size=traits.hidden_size or 0,
-        widest=traits.widest_row,
-        varlen="flash" in attention or "flex" in attention,
-        tree=attention in TREE_ATTENTION,
-        window=traits.window,
-        each_once=each_once,
-    )
+    return RowRules(widest=traits.widest_row, longest=traits.window, each_once=each_once)
 
 
 def _compiled(model: nn.Module) -> bool:

@@ -1,11 +1,12 @@
 """What a model can do, tried on short sequences when it is met.
 
 Whether its output layer can be run apart is seen from the model's own logits. Whether the
-sequences of a packed row are kept apart: attention gives exactly no weight to what its mask
-hides. So that other tokens in the place of a neighbour change nothing, not one bit, in any dtype;
-what they do change in rows of one sequence each (the load of a mixture's experts, kernels that
-are not deterministic) is told apart by the same change there. A convolution, a state or a mask
-that was not read shows at once.
+sequences of a row are kept apart is seen from bits: attention gives exactly no weight to what it
+does not see, so that other tokens in the place of a neighbour change not one bit, in any dtype;
+what they do change in rows of one sequence each (the load of a mixture's experts, kernels that are
+not deterministic) is told apart by the same change there. And other tokens in the common
+beginning, or other positions, must change some. A convolution, a state or a mask that was not read
+shows at once. What is left is a comparison of values, by what rounding does to them.
 
 B rows of T positions in a batch, L tokens in each sequence of a trial, V vocabulary entries, H
 hidden size.
@@ -15,15 +16,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from bdpo_plugin.model.attention_trial import AttentionTrial
 from bdpo_plugin.model.head import forward_calling, select
-from bdpo_plugin.model.packing import Apart, Plan, in_order, pack, trial_plans
+from bdpo_plugin.model.packing import in_order, pack
 from bdpo_plugin.model.padding import Padding, PaddingEffect, try_padding
+from bdpo_plugin.model.rounding import RoundedEmbeddings, Tolerance, changed, rounding_of
 from bdpo_plugin.model.traits import (
     RowRules,
     Traits,
@@ -31,19 +35,35 @@ from bdpo_plugin.model.traits import (
     is_sharded,
     row_rules,
     unwrapped,
+    windows_of,
 )
-
-T = TypeVar("T")
+from bdpo_plugin.model.tree import ARGUMENT, Unit
 
 #: Tokens that a model's output layer is tried on.
 _FEW = 32
 
-#: Tokens of each of the three sequences, and how many of them the first two have in common.
-_LENGTH, _COMMON = 16, 4
+#: Tokens of each of the three sequences; a quarter of them the first two have in common.
+_LENGTH = 48
 
-#: What a model may say that cannot read packed rows, such as one that takes the mask of a row for
+#: What a model may say that cannot read such rows, such as one that takes the mask of a row for
 #: that of a batch.
 _CANNOT = (ValueError, TypeError, IndexError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Support:
+    """Whether batches of a model may be laid in a row in which a common beginning stands once.
+
+    Attributes:
+        shared: whether they may.
+        windows: whether its layers tell attention how far they look, so that sequences may be
+            longer than that.
+        why: why they may not, in words.
+    """
+
+    shared: bool = False
+    windows: bool = False
+    why: str = ""
 
 
 class Abilities(NamedTuple):
@@ -52,12 +72,12 @@ class Abilities(NamedTuple):
     Attributes:
         padding: what padding does to its numbers.
         chunked: its logits can be had from its output layer, a chunk of positions at a time.
-        rows: how its batches may be packed.
+        rows: whether its batches may be laid in a row.
     """
 
     padding: Padding
     chunked: bool = False
-    rows: Apart = Apart()
+    rows: Support = Support()
 
 
 def try_out(
@@ -89,7 +109,7 @@ def try_out(
         except _CANNOT as error:
             padding = Padding(*[PaddingEffect(unknown=_in_short(error))] * 2)
     if layer is None:
-        return Abilities(padding, rows=Apart(why="it does not tell its output layer"))
+        return Abilities(padding, rows=Support(why="it does not tell its output layer"))
     some = mask[0].nonzero().flatten()[:_FEW]
     one = {
         name: value[:1, some.to(value.device)]
@@ -101,18 +121,16 @@ def try_out(
     with torch.no_grad(), evaluation(model):
         bare, outputs = forward_calling(model, layer, few, layer, one, instead=False)
         rules = row_rules(model, traits, inputs)
-        if not traits.attends_only:
-            rows = Apart(why="not all that passes between its positions is known to be attention")
-        elif isinstance(rules, str):
-            rows = Apart(why=rules)
+        if isinstance(rules, str):
+            rows = Support(why=rules)
         else:
             rows = try_rows(model, layer, rules, inputs, ids[mask])
         if bare is not None:
             theirs = outputs.logits[0].float()
-            # post-processing in float32 differs from the model's own by its dtype's rounding
-            tolerance = max(4 * torch.finfo(bare.dtype).eps, 1e-4) * theirs.abs().max()
             mine = traits.finished(bare.float()).to(theirs.device)
-            if mine.shape == theirs.shape and bool((mine - theirs).abs().max() <= tolerance):
+            # post-processing in float32 differs from the model's own by its dtype's rounding
+            tolerance = max(2 * torch.finfo(bare.dtype).eps, 1e-4)
+            if mine.shape == theirs.shape and bool(changed(mine, theirs).max() <= tolerance):
                 return Abilities(padding, True, rows)
     warnings.warn(
         f"bdpo-plugin does not reproduce the logits of {type(model).__name__} from its output "
@@ -120,7 +138,9 @@ def try_out(
         "with more memory.",
         stacklevel=2,
     )
-    return Abilities(padding, rows=Apart(why="its logits are not those of its output layer alone"))
+    return Abilities(
+        padding, rows=Support(why="its logits are not those of its output layer alone")
+    )
 
 
 def _keep_differentiable(model: nn.Module) -> None:
@@ -138,8 +158,8 @@ def try_rows(
     rules: RowRules,
     inputs: dict[str, Any],
     tokens: Tensor,
-) -> Apart:
-    """How batches of the model may be packed; to be called without gradient.
+) -> Support:
+    """Whether batches of the model may be laid in a row; to be called without gradient.
 
     The number of forward passes is the same in every rank: a sharded model needs it.
 
@@ -149,35 +169,12 @@ def try_rows(
         inputs: of the model's forward, of some batch.
         tokens: (N,) token ids of that batch, that the sequences are made of.
     """
-    sequences, changed = _sequences(rules, tokens)
-    width = 2 * sequences.shape[1]
-
-    def read(ids: Tensor, plan: Plan | None = None, width: int | None = None) -> Tensor:
-        """The states before the output layer, (3, L, H)."""
-        where, arguments, order = _arguments(inputs, ids, plan, width)
-        found = _seen(model, layer, where, lambda rows: rows, arguments, instead=True)
-        states: Tensor = in_order(found, order).unflatten(0, ids.shape)
-        return states
-
-    def refusal(plan: Plan) -> str:
-        packed, other = read(sequences, plan), read(changed, plan)
-        leak = _largest(packed[1:], other[1:])
-        return _beyond("other tokens in one sequence change another one", leak, 4 * noise) or (
-            _beyond("the states are not those of each alone", _largest(packed, alone), rounding)
-        )
-
     try:
-        alone, padded, beside = read(sequences), read(sequences, width=width), read(changed)
-    except _NotCalled as error:
-        return Apart(why=str(error))
-    noise = _largest(alone[1:], beside[1:])
-    # more than rounding is a position or a mask that was not read; what the leak is, is told above
-    eps, height = torch.finfo(alone.dtype).eps, float(alone.abs().max())
-    spread = 4 * _largest(alone, padded)
-    rounding = min(max(spread, max(2 * eps, 1e-4) * height), max(4 * eps, 1e-3) * height)
-    found = _tried(refusal, rules, sequences.shape[1], both=is_sharded(model))
-    distinct = bool((sequences[0] != changed[0]).any())  # else nothing was changed
-    return found if distinct else Apart(why="all tokens that it was tried on are the same")
+        return _Trial(model, layer, rules, inputs, tokens).of_values()
+    except torch.OutOfMemoryError:
+        raise
+    except _CANNOT as error:
+        return Support(why=_in_short(error))
 
 
 def try_gradients(
@@ -186,9 +183,8 @@ def try_gradients(
     rules: RowRules,
     inputs: dict[str, Any],
     tokens: Tensor,
-) -> Apart:
-    """What of it may be trained on: the gradient of one sequence with respect to the embeddings of
-    the others is exactly none, and that to its own what it is in a row of its own.
+) -> str:
+    """Why a model must not be trained on such rows, in words; nothing where it may.
 
     To be called in evaluation mode, in which nothing is checkpointed and nothing random; it leaves
     no gradient anywhere. A model whose weights are shared among the ranks is not tried: its
@@ -197,56 +193,200 @@ def try_gradients(
 
     Args: see :func:`try_rows`.
     """
-    embedding = unwrapped(model).get_input_embeddings()
     if is_sharded(model):
-        return Apart(why="its weights are shared among the ranks, so that no gradient was tried")
-    if not isinstance(embedding, nn.Module):
-        return Apart(why="it does not tell its embeddings, so that no gradient was tried")
-    model = unwrapped(model)
-    sequences, _ = _sequences(rules, tokens)
-    length = sequences.shape[1]
-    common = _common(length)
-
-    def gradient(plan: Plan | None = None, width: int | None = None) -> Tensor:
-        """Of the second sequence, with respect to the embeddings of all three: (3, L, H)."""
-        where, arguments, order = _arguments(inputs, sequences, plan, width)
-        leaves: list[Tensor] = []
-
-        def catch(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-            leaves.append(output.detach().requires_grad_())
-            return leaves[-1]
-
-        handle = embedding.register_forward_hook(catch)
-        try:
-            with torch.enable_grad():
-                states = _seen(model, layer, where, lambda rows: rows, arguments, instead=True)
-                states = in_order(states, order)[length : 2 * length].float()
-                slopes = torch.arange(states.numel(), device=states.device).cos().view_as(states)
-                (found,) = torch.autograd.grad((states * slopes).sum(), leaves)
-        finally:
-            handle.remove()
-        whole: Tensor = in_order(select(found, where), order).unflatten(0, sequences.shape)
-        return whole.float()
-
-    def refusal(plan: Plan) -> str:
-        found = gradient(plan)
-        shared = common if any(unit.shared for row in plan.rows for unit in row) else 0
-        leak = max(float(other.abs().max()) for other in (found[0, shared:], found[2]))
-        return _beyond("a gradient passes from one sequence to another", leak, 0) or (
-            _beyond("the gradients are not those alone", _largest(found[1], alone[1]), rounding)
-        )
-
+        return "its weights are shared among the ranks, so that no gradient was tried"
     try:
-        alone, padded = gradient(), gradient(width=2 * length)
+        return _Trial(unwrapped(model), layer, rules, inputs, tokens).of_gradients()
     except torch.OutOfMemoryError:
         raise
     except _CANNOT as error:
-        return Apart(why=f"no gradient could be tried: {_in_short(error)}")
-    rounding = max(
-        4 * _largest(alone[1], padded[1]),
-        8 * torch.finfo(torch.bfloat16).eps * float(alone.abs().max()),
-    )
-    return _tried(refusal, rules, length)
+        return _in_short(error)
+
+
+class _Trial:
+    """Three sequences of L tokens, the first two with a common beginning, in rows of their own and
+    in one row in which that stands once."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: nn.Module,
+        rules: RowRules,
+        inputs: dict[str, Any],
+        tokens: Tensor,
+    ) -> None:
+        self._model, self._layer, self._rules, self._inputs = model, layer, rules, inputs
+        length = int(min(_LENGTH, rules.widest // 3))
+        self._common = common = length // 4
+        kinds, ranks = tokens.unique(return_inverse=True)
+        ranks = ranks.repeat(-(-3 * length // len(ranks)))[: 3 * length].view(3, length)
+        # where the tokens are few, at least not in the same order
+        ranks = ranks + torch.arange(3)[:, None]
+        ranks[1, :common] = ranks[0, :common]
+        another = 1 + torch.arange(length) % 3
+        neighbours, second, beginning = ranks.clone(), ranks.clone(), ranks.clone()
+        neighbours[0, common:] += another[common:]
+        neighbours[2] += another
+        second[1, common:] += another[common:]
+        beginning[:2, common - 1] += 1
+        every = (ranks, neighbours, second, beginning)
+        self._ids, self._neighbours, self._second, self._beginning = (
+            kinds[some % len(kinds)] for some in every
+        )
+        one = [Unit((0,)), Unit((1,)), Unit((2,))]
+        self._units = one if rules.each_once else [Unit((0, 1), common), Unit((2,))]
+
+    def _read(
+        self,
+        ids: Tensor,
+        *,
+        row: bool = False,
+        stretched: bool = False,
+        attention: AttentionTrial | None = None,
+    ) -> Tensor:
+        """The states before the output layer, (3, L, H)."""
+        where, arguments, order = self._arguments(ids, row=row)
+        if row:
+            self._windows = arguments[ARGUMENT].windows
+        if stretched:  # the positions of what follows a beginning, and of the last sequence
+            places = arguments["position_ids"]
+            arguments["position_ids"] = torch.where(places < self._common, places, 2 * places)
+        if attention:
+            arguments[ARGUMENT] = attention
+        found = self._seen(where, arguments)
+        states: Tensor = in_order(found, order).unflatten(0, ids.shape)
+        return states
+
+    def _arguments(self, ids: Tensor, *, row: bool) -> tuple[Tensor, dict[str, Any], Tensor | None]:
+        """The positions read, the arguments of the model's forward, the order of what is read."""
+        device, mask = self._inputs["input_ids"].device, torch.ones_like(ids, dtype=torch.bool)
+        arguments = self._inputs | {
+            "input_ids": ids.to(device),
+            "attention_mask": mask.long().to(device),
+        }
+        if row:
+            return pack(mask, arguments, mask, self._units, self._rules)
+        return mask, arguments, None
+
+    def _seen(self, positions: Tensor, arguments: dict[str, Any]) -> Tensor:
+        found, _ = forward_calling(
+            self._model, self._layer, positions, lambda rows: rows, arguments, instead=True
+        )
+        if found is None:
+            raise RuntimeError("its output layer is not called, as in a graph compiled before")
+        return found
+
+    def of_values(self) -> Support:
+        """What the states say: bits that must change, bits that must not, and how far they are
+        from those alone."""
+        rounded = RoundedEmbeddings(unwrapped(self._model))
+        attention = AttentionTrial(self._units, [self._ids.shape[1]] * 3)
+        alone = self._read(self._ids, attention=attention)
+        with rounded:
+            off = changed(self._read(self._ids), alone).flatten()
+        rounding = rounding_of(self._model, rounded.dtypes, alone.device)
+        tolerance = Tolerance(unwrapped(self._model), rounding, [off])
+
+        row = self._read(self._ids, row=True)
+        neighbours = self._read(self._neighbours, row=True)
+        second = self._read(self._second, row=True)
+        beginning = self._read(self._beginning, row=True)
+        stretched = self._read(self._ids, row=True, stretched=True)
+
+        others = [0, 2]
+        leak = max(_largest(row[1], neighbours[1]), _largest(row[others], second[others]))
+        noise = 0.0
+        if leak or is_sharded(self._model):
+            # What depends on other rows of a batch, such as the load of experts, or on chance, does
+            # so in rows of their own as well.
+            beside = [self._read(ids) for ids in (self._neighbours, self._second)]
+            noise = max(
+                _largest(alone[1], beside[0][1]), _largest(alone[others], beside[1][others])
+            )
+        after = self._common
+        read = {
+            "its layers do not call the attention that is told where sequences begin": (
+                attention.layers > 0
+            ),
+            "all tokens that it was tried on are the same": bool(
+                (self._ids[0] != self._neighbours[0]).any()
+            ),
+            "the common beginning is not read": self._rules.each_once
+            or _largest(row[1, after], beginning[1, after]) > 0,
+            "its layers do not read the positions that they are given": all(
+                _largest(row[i, after + 1 :], stretched[i, after + 1 :]) > 0 for i in range(3)
+            ),
+        }
+        why = next((why for why, holds in read.items() if not holds), "")
+        least = 2 * max(rounding, 2.0**-16)
+        output, slope, passed = map(_worst, (attention.output, attention.slope, attention.leak))
+        why = (
+            why
+            or _beyond("other tokens in one sequence change another one", leak, 4 * noise)
+            or _beyond("attention differs from that alone", output, least)
+            or _beyond("attention's gradient differs from that alone", slope, 2 * least)
+            or _beyond("attention's gradient passes to another sequence", passed, 0)
+            or _beyond(
+                "the states are not those of each alone",
+                tolerance.of(changed(row, alone).flatten()),
+                tolerance.allowed,
+            )
+        )
+        told = [window for window in self._windows if window]
+        config = unwrapped(self._model).config.get_text_config()
+        return Support(not why, told == windows_of(config), why)
+
+    def of_gradients(self) -> str:
+        """The gradient of one sequence with respect to the embeddings of the others is exactly
+        none, and that to its own what it is in a row of its own."""
+        embedding = unwrapped(self._model).get_input_embeddings()
+        rounded = RoundedEmbeddings(self._model)
+        length = self._ids.shape[1]
+
+        def gradient(*, row: bool = False) -> Tensor:
+            """Of the second sequence, with respect to the embeddings of all three: (3, L, H)."""
+            where, arguments, order = self._arguments(self._ids, row=row)
+            leaves: list[Tensor] = []
+
+            def catch(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
+                leaves.append(output.detach().requires_grad_())
+                return leaves[-1]
+
+            handle = embedding.register_forward_hook(catch)
+            try:
+                with torch.enable_grad():
+                    states = in_order(self._seen(where, arguments), order)
+                    states = states[length : 2 * length].float()
+                    slopes = torch.arange(states.numel(), device=states.device).cos()
+                    loss = (states * slopes.view_as(states)).sum()
+                    (found,) = torch.autograd.grad(loss, leaves)
+            finally:
+                handle.remove()
+            whole: Tensor = in_order(select(found, where), order).unflatten(0, self._ids.shape)
+            return whole.float()
+
+        alone = gradient()[1]
+        with rounded:
+            off = changed(gradient()[1], alone)
+        rounding = rounding_of(self._model, rounded.dtypes, alone.device)
+        tolerance = Tolerance(self._model, rounding, [off])
+        found = gradient(row=True)
+        shared = 0 if self._rules.each_once else self._common
+        leak = max(float(other.abs().max()) for other in (found[0, shared:], found[2]))
+        return _beyond("a gradient passes from one sequence to another", leak, 0) or _beyond(
+            "the gradients are not those of each alone",
+            tolerance.of(changed(found[1], alone)),
+            tolerance.allowed,
+        )
+
+
+def _worst(found: Sequence[Tensor]) -> float:
+    """The largest of scalars on any devices; NaN where one is."""
+    return float(torch.stack([one.cpu() for one in found]).max()) if found else 0.0
+
+
+def _largest(one: Tensor, other: Tensor) -> float:
+    return float((one.float() - other.to(one.device).float()).abs().max())
 
 
 def _beyond(what: str, found: float, allowed: float) -> str:
@@ -257,100 +397,3 @@ def _beyond(what: str, found: float, allowed: float) -> str:
 def _in_short(error: Exception) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:160]}"
-
-
-def _tried(
-    refusal: Callable[[Plan], str], rules: RowRules, length: int, *, both: bool = False
-) -> Apart:
-    """What the trials of the plans say.
-
-    Args:
-        refusal: why a plan is refused, tried on the model; nothing where it is right.
-        length: of each sequence of the trial.
-        both: whether to try rows without a tree also where none will be needed.
-    """
-
-    def why_not(plan: Plan) -> str:
-        try:
-            return refusal(plan)
-        except torch.OutOfMemoryError:
-            raise
-        except _CANNOT as error:
-            return _in_short(error)
-
-    rows, tree = trial_plans(rules, length, _common(length))
-    no_tree = why_not(tree) if tree else "its attention takes no common beginning"
-    needed = both or bool(no_tree) or min(rules.window, rules.widest) < math.inf
-    no_rows = why_not(rows) if needed else "not needed"
-    whys = (("a common beginning", no_tree), ("rows without padding", needed and no_rows))
-    why = "; ".join(f"{what}: {reason}" for what, reason in whys if reason)
-    return Apart(not no_rows, not no_tree, why)
-
-
-class _NotCalled(RuntimeError):
-    """The output layer was not called, as in a graph that was compiled before."""
-
-    def __init__(self) -> None:
-        super().__init__("its output layer is not called, as in a graph that was compiled before")
-
-
-def _seen(
-    model: nn.Module,
-    layer: nn.Module,
-    positions: Tensor,
-    function: Callable[[Tensor], T],
-    inputs: dict[str, Any],
-    *,
-    instead: bool,
-) -> T:
-    """What `function` returned in :func:`forward_calling`.
-
-    Raises:
-        _NotCalled: it was not called.
-    """
-    found, _ = forward_calling(model, layer, positions, function, inputs, instead=instead)
-    if found is None:
-        raise _NotCalled
-    return found
-
-
-def _largest(one: Tensor, other: Tensor) -> float:
-    return float((one.float() - other.to(one.device).float()).abs().max())
-
-
-def _common(length: int) -> int:
-    return _COMMON * length // _LENGTH
-
-
-def _sequences(rules: RowRules, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Three sequences of the given tokens, (3, L), the first two with a common beginning; and the
-    same with the rest of the first one changed."""
-    length = int(min(_LENGTH, rules.widest // 3))
-    common = _common(length)
-    kinds, ranks = tokens.unique(return_inverse=True)
-    ranks = ranks.repeat(-(-3 * length // len(ranks)))[: 3 * length].view(3, length)
-    # where the tokens are few, at least not in the same order
-    ranks = ranks + torch.arange(3)[:, None]
-    ranks[1, :common] = ranks[0, :common]
-    changed = ranks.clone()
-    changed[0, common:] += 1 + torch.arange(length - common) % 3
-    return kinds[ranks % len(kinds)], kinds[changed % len(kinds)]
-
-
-def _arguments(
-    inputs: dict[str, Any], ids: Tensor, plan: Plan | None, width: int | None = None
-) -> tuple[Tensor, dict[str, Any], Tensor | None]:
-    """The positions read, the arguments of the model's forward and the order of what is read:
-    a row for each sequence, padded on the left to `width`, or as in `plan`."""
-    device, length = inputs["input_ids"].device, ids.shape[1]
-    padding = (width or length) - length
-    ids = nn.functional.pad(ids, (padding, 0))
-    mask = torch.zeros_like(ids, dtype=torch.bool)
-    mask[:, padding:] = True
-    arguments = inputs | {"input_ids": ids.to(device), "attention_mask": mask.long().to(device)}
-    if plan is not None:
-        return pack(mask, arguments, mask, plan)
-    if padding:
-        places = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        arguments["position_ids"] = places.to(device)
-    return mask, arguments, None

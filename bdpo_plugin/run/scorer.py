@@ -13,10 +13,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from bdpo_plugin.model.packing import Apart
 from bdpo_plugin.model.padding import Padding
 from bdpo_plugin.model.reader import ResponseReader
-from bdpo_plugin.model.trial import Abilities
+from bdpo_plugin.model.trial import Abilities, Support
 from bdpo_plugin.objective import BalanceWeights, balance_weights
 from bdpo_plugin.pairs import Pair
 from bdpo_plugin.reference.computation import autocast_in_words
@@ -309,15 +308,11 @@ class Scorer:
         return weights
 
 
-def described(rows: Apart) -> str:
+def described(rows: Support) -> str:
     """How batches of a model are laid, in words."""
-    laid = {
-        "shared prefix": "without padding; what sequences have in common at their beginning runs "
-        "once",
-        "packed": "without padding",
-        "padded": "padded, as the host's",
-    }[rows.kind]
-    return f"{laid} ({rows.why})" if rows.why and rows.kind == "padded" else laid
+    if rows.shared:
+        return "without padding; what sequences have in common at their beginning runs once"
+    return f"padded, as the host's: {rows.why}"
 
 
 def padding_warnings(padding: Padding) -> list[str]:

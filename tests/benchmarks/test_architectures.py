@@ -9,7 +9,7 @@ import transformers
 
 from bdpo_plugin.model import reader
 from bdpo_plugin.model.padding import Padding, PaddingEffect
-from bdpo_plugin.model.trial import Abilities, Apart
+from bdpo_plugin.model.trial import Abilities, Support
 from benchmarks.architectures import DTYPES, PAGE, faults, look, names, tiny
 
 #: Of each kind of layer, position, output layer and treatment one.
@@ -47,7 +47,7 @@ def test_the_page_has_every_architecture_and_no_fault():
 
 def test_a_row_that_is_mixed_up_would_be_noticed(monkeypatch):
     same = PaddingEffect(0, 0)
-    packed = Abilities(Padding(same, same), True, Apart(packed=True))
+    packed = Abilities(Padding(same, same), True, Support(shared=True))
     monkeypatch.setattr(reader, "try_out", lambda *_: packed)
     found = {dtype: look(tiny("lfm2"), dtype) for dtype in DTYPES}
     # in bfloat16 the padding on the left, which it mixes in as well, passes for rounding

@@ -1,4 +1,4 @@
-"""Batches without their padding: when they are packed, and that nothing else changes."""
+"""Batches in a row, without their padding: when, and that nothing else changes."""
 
 import itertools
 
@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from small_models import small_model
 from transformers import AutoModelForCausalLM, FalconConfig, Lfm2Config
 
-from bdpo_plugin.model.packing import Apart, Plan, pack, plan_rows, units_of
+from bdpo_plugin.model.packing import pack, plan_row, units_of
 from bdpo_plugin.model.reader import ResponseReader
-from bdpo_plugin.model.traits import Traits, row_rules
+from bdpo_plugin.model.traits import RowRules, Traits, row_rules
 from bdpo_plugin.model.tree import Unit
 from bdpo_plugin.tiny import build_model
 
@@ -60,24 +60,33 @@ def plain_logps(model, batch):
     return logits.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
 
 
-@pytest.mark.parametrize(
-    ("architecture", "attention"),
-    [
-        *itertools.product(["tied", "gpt2", "moe"], ["sdpa", "eager"]),
-        ("soft-capped", "eager"),  # which scaled_dot_product_attention cannot do
-    ],
-)
-def test_the_rows_are_kept_apart(tokenizer, batch, architecture, attention):
+@pytest.mark.parametrize("architecture", ["tied", "gpt2", "moe", "logit_scale"])
+def test_the_sequences_are_kept_apart(tokenizer, batch, architecture):
     model = small_model(tokenizer, architecture)
-    model.set_attn_implementation(attention)
-    reader = ResponseReader()
-    mine, seen = widths(model, lambda: logps(reader, model, batch))
+    model.set_attn_implementation("sdpa")
+    mine, seen = widths(model, lambda: logps(ResponseReader(), model, batch))
     assert seen[-1] == (1, 45)
+    torch.testing.assert_close(mine, plain_logps(model, batch), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "attention"), [("tied", "eager"), ("soft-capped", "eager")]
+)
+def test_eager_attention_keeps_its_padding(tokenizer, batch, architecture, attention):
+    """It could be told apart by a mask alone, as large as the row's length squared."""
+    model = small_model(tokenizer, architecture)
+    model.set_attn_implementation("eager")
+    inputs = batch[0] | {"position_ids": (batch[0]["attention_mask"].cumsum(1) - 1).clamp(min=0)}
+    reader = ResponseReader()
+    mine, seen = widths(model, lambda: logps(reader, model, (inputs, *batch[1:])))
+    assert seen[-1] == batch[0]["input_ids"].shape
+    assert "takes no common beginning" in reader.layouts["training"].why
     torch.testing.assert_close(mine, plain_logps(model, batch), rtol=1e-5, atol=1e-5)
 
 
 def test_sliding_windows(tokenizer, batch):
     model = small_model(tokenizer, "soft-capped", sliding_window=3)
+    model.set_attn_implementation("sdpa")
     mine, seen = widths(model, lambda: logps(ResponseReader(), model, batch))
     assert seen[-1] == (1, 45)
     torch.testing.assert_close(mine, plain_logps(model, batch), rtol=1e-5, atol=1e-5)
@@ -96,7 +105,6 @@ def test_a_model_that_mixes_neighbours_gets_its_padding(tokenizer, batch):
     for name, weight in model.named_parameters():
         if "conv" in name:
             weight.data.mul_(20)  # as new they hardly do anything
-    assert rules_of(model, batch[0])
     right = tuple(x[[0, 2]] for x in (*batch[0].values(), batch[1]))
     inputs = dict(zip(batch[0], right[:2], strict=True))
     batch = inputs, right[2], inputs["input_ids"].roll(-1, dims=1)[right[2]]
@@ -118,7 +126,6 @@ def test_a_model_that_cannot_read_our_mask_does_not_share(tokenizer, pairs):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     inputs, positions, labels = pairs
-    assert rules_of(model, inputs).tree
     mine, seen = widths(model, lambda: logps(ResponseReader(), model, pairs))
     assert seen[-1][0] * seen[-1][1] >= int(inputs["attention_mask"].sum())
     wanted = model(**inputs).logits[positions].log_softmax(-1).gather(-1, labels[:, None])[:, 0]
@@ -134,11 +141,13 @@ def test_layers_that_look_at_the_place_in_the_row_are_not_packed(tokenizer, batc
 
 
 def test_no_row_is_wider_than_the_positions_that_were_learnt(tokenizer):
-    lengths = (60, 5)
     few = {"max_position_embeddings": 64}
-    assert members(small_model(tokenizer, "gpt2"), padded(*lengths)) == [[0, 1]]
-    assert members(small_model(tokenizer, "gpt2", **few), padded(*lengths)) is None
-    assert members(small_model(tokenizer, **few), padded(*lengths)) == [[0, 1]], "rotary"
+    assert plan_of(small_model(tokenizer, "gpt2"), padded(60, 5)) == [Unit((0, 1), 5)]
+    assert plan_of(small_model(tokenizer, "gpt2", **few), padded(60, 5)) == [Unit((0, 1), 5)]
+    longer = padded(60, 50)
+    longer["input_ids"][1] += 1
+    assert plan_of(small_model(tokenizer, "gpt2", **few), longer) is None
+    assert plan_of(small_model(tokenizer, **few), longer) is not None, "rotary"
 
 
 def test_compiled_models_and_inputs_of_other_kinds_are_not_packed(tokenizer, batch):
@@ -151,15 +160,10 @@ def test_compiled_models_and_inputs_of_other_kinds_are_not_packed(tokenizer, bat
     assert not rules_of(model, inputs)
 
 
-def plan_of(model, inputs, *, tree):
-    ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
-    return plan_rows(rules_of(model, inputs), ids, mask, Apart(packed=True, shared=tree))
-
-
-def members(model, inputs):
-    """The sequences of each row of the cheapest plan without a tree."""
-    plan = plan_of(model, inputs, tree=False)
-    return plan and [[i for unit in row for i in unit.members] for row in plan.rows]
+def plan_of(model, inputs):
+    model.set_attn_implementation("sdpa")
+    mask = inputs["attention_mask"].bool()
+    return plan_row(rules_of(model, inputs), inputs["input_ids"], mask)
 
 
 def padded(*lengths):
@@ -168,73 +172,38 @@ def padded(*lengths):
     return {"input_ids": rows, "attention_mask": rows}
 
 
-def test_packed_only_where_it_costs_less(tokenizer):
-    model = small_model(tokenizer)  # hidden size 32: a token's own cost is that of 192 others
-    model.set_attn_implementation("sdpa")
-    assert members(model, padded(30, 6)) == [[0, 1]]
-    assert members(model, padded(30, 30)) is None
-    assert members(model, padded(30, 29, 29)) is None  # 88 tokens see more than 30
-    assert members(model, padded(600, 10)) == [[0, 1]]
-    assert members(model, padded(600, 300, 590, 310)) == [[0], [2], [1, 3]]
-    assert len(members(model, padded(*[600] * 8, 10))) == 8
-    model.config._attn_implementation = "flash_attention_2"
-    assert members(model, padded(*[600] * 8, 10)) == [list(range(9))]
-    assert members(model, padded(600, 600)) is None
-
-
-def test_no_row_has_padding_where_a_loss_counts_it(tokenizer):
-    model = small_model(tokenizer, "moe")
-    model.set_attn_implementation("sdpa")
-    batch = padded(60, 30, 25, 5)
-    assert len(members(model, batch)) > 1
-    model.config.output_router_logits = True
-    assert members(model, batch) in (None, [[0, 1, 2, 3]])
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_several_rows_with_gradient(tokenizer, attention):
-    """Each position's state comes back to its place, and nothing passes between sequences."""
+def test_a_row_only_where_it_saves_something(tokenizer):
     model = small_model(tokenizer)
-    model.set_attn_implementation(attention)
-    torch.manual_seed(1)
-    lengths = (20, 70, 33, 61, 12)
-    batch = padded(*lengths)
-    ids = torch.randint(5, len(tokenizer), batch["input_ids"].shape)
-    positions = torch.zeros_like(ids, dtype=torch.bool)
-    for row, length in enumerate(lengths):
-        positions[row, length // 2 : length - 1] = True
-    inputs = {"input_ids": ids, "attention_mask": batch["attention_mask"]}
-    labels = ids.roll(-1, dims=1)[positions]
-    weight = model.model.embed_tokens.weight
-    rows = members(model, inputs) if attention == "eager" else [range(5)]
-    assert attention == "sdpa" or 1 < len(rows) < len(lengths)
-    mine, seen = widths(model, lambda: logps(ResponseReader(), model, (inputs, positions, labels)))
-    assert seen[-1][0] == len(rows)
-    wanted = plain_logps(model, (inputs, positions, labels))
-    torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-5)
-    upstream = torch.randn(len(labels))
-    (gradient,) = torch.autograd.grad(mine, weight, upstream)
-    (expected,) = torch.autograd.grad(wanted, weight, upstream)
-    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+    apart = padded(30, 30)
+    apart["input_ids"][1] += 1
+    assert plan_of(model, apart) is None
+    apart["input_ids"][1] -= 1
+    assert plan_of(model, apart) == [Unit((0, 1), 30)]
+
+
+def test_a_window_of_a_loss_that_counts_the_tokens_of_a_mask(tokenizer, batch):
+    inputs = batch[0] | {"output_router_logits": True}
+    model = small_model(tokenizer, "moe", sliding_window=8)
+    model.set_attn_implementation("sdpa")
+    assert rules_of(model, batch[0])
+    assert not rules_of(model, inputs)
 
 
 def test_pack(batch):
     inputs, positions, labels = batch
     mask = inputs["attention_mask"].bool()
-    plan = Plan([[Unit((0,)), Unit((1,)), Unit((2,))]], tree=False)
-    together, packed, order = pack(positions, inputs, mask, plan)
+    rules = RowRules(widest=100, longest=100, each_once=False)
+    units = [Unit((0,)), Unit((1,)), Unit((2,))]
+    together, packed, order = pack(positions, inputs, mask, units, rules)
     assert packed["input_ids"].shape == packed["position_ids"].shape == together.shape == (1, 45)
     starts = (packed["position_ids"][0] == 0).nonzero().flatten().tolist()
     assert starts == [0, 30, 39]
     assert order.tolist() == list(range(len(labels)))
     after = packed["input_ids"].roll(-1, dims=1)[together]
     assert after.tolist() == labels.tolist()
-
-    plan = Plan([[Unit((1,)), Unit((2,))], [Unit((0,))]], tree=False)
-    together, packed, order = pack(positions, inputs, mask, plan)
-    assert packed["input_ids"].shape == packed["position_ids"].shape == together.shape == (2, 30)
-    assert (packed["position_ids"][0, 15:] == 0).all()  # padding: nobody's neighbour
+    together, packed, order = pack(positions, inputs, mask, [units[i] for i in (1, 2, 0)], rules)
     after = packed["input_ids"].roll(-1, dims=1)[together]
+    assert after.tolist() != labels.tolist()
     assert after[order].tolist() == labels.tolist()
 
 
@@ -259,9 +228,16 @@ def pairs(tokenizer):
     return {"input_ids": ids, "attention_mask": mask}, positions, ids.roll(-1, dims=1)[positions]
 
 
-@pytest.mark.parametrize("architecture", ["tied", "untied", "gpt2", "moe", "logits_scaling"])
-def test_a_common_prompt_runs_once(tokenizer, pairs, architecture):
-    model = small_model(tokenizer, architecture)
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        *((name, {}) for name in ("tied", "untied", "gpt2", "moe", "logits_scaling")),
+        ("tied", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}),
+        ("moe", {"sliding_window": 4}),
+    ],
+)
+def test_a_common_prompt_runs_once(tokenizer, pairs, architecture, options):
+    model = small_model(tokenizer, architecture, **options)
     model.set_attn_implementation("sdpa")
     mine, seen = widths(model, lambda: logps(ResponseReader(), model, pairs))
     tokens = int(pairs[0]["attention_mask"].sum()) - 20 - 9
@@ -291,8 +267,7 @@ def test_a_common_prompt_under_gradient_checkpointing(tokenizer, pairs):
 def test_who_shares(tokenizer, pairs):
     model = small_model(tokenizer)
     model.set_attn_implementation("sdpa")
-    (row,) = plan_of(model, pairs[0], tree=True).rows
-    assert sorted(row) == [Unit((0, 2), 20), Unit((1, 3), 9)]
+    assert sorted(plan_of(model, pairs[0])) == [Unit((0, 2), 20), Unit((1, 3), 9)]
     # a whole sequence may be the beginning of another
     ids = torch.tensor([[5, 6, 7, 8], [5, 6, 0, 0], [9, 9, 9, 9]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1]])
@@ -334,8 +309,6 @@ def test_no_other_units_save_more(rows):
     [
         ("soft-capped", "eager", {}),
         ("tied", "eager", {}),
-        ("tied", "sdpa", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}),
-        ("moe", "sdpa", {"sliding_window": 4}),
         ("moe", "sdpa", {"output_router_logits": True}),
     ],
 )

@@ -1,13 +1,16 @@
 """Attention by segments in a row with each beginning once: equal to the plain path, everywhere."""
 
+import math
+
 import pytest
 import torch
 import transformers
 from small_models import small_model
 from torch import nn
 
-from bdpo_plugin.model.packing import Plan, pack, units_of
+from bdpo_plugin.model.packing import pack, units_of
 from bdpo_plugin.model.reader import ResponseReader
+from bdpo_plugin.model.traits import RowRules
 from bdpo_plugin.model.tree import ARGUMENT, Tree, Unit, _varlen
 
 #: Configuration class -> its fields beside the usual ones. All windows are longer than a sequence.
@@ -154,12 +157,31 @@ def test_what_mixes_keeps_its_padding(batch, name, dtype):
     assert shape == batch[0]["input_ids"].shape
 
 
-def test_a_sequence_longer_than_the_window_is_in_no_tree(batch):
-    for window, tree in ((30, True), (29, False)):
-        model = model_of("Mistral", 90, sliding_window=window)
-        mine, shape = read(ResponseReader(), model, batch)
-        assert (shape == (1, int(batch[0]["attention_mask"].sum()) - 26)) == tree
-        torch.testing.assert_close(mine, plain(model, batch), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("window", [2, 5, 12, 13, 29, 30])
+@pytest.mark.parametrize("name", ["Mistral", "Gemma3Text"])
+def test_sequences_longer_than_a_window(batch, name, window):
+    """Shorter than the beginnings, as long, within the responses, and no shorter than any."""
+    assert_as_plain(model_of(name, 90, sliding_window=window), batch)
+
+
+@pytest.mark.parametrize(("window", "shared"), [(60, True), (20, False)])
+def test_a_window_that_is_not_told_to_attention(batch, window, shared):
+    """Then what a layer sees is in a mask alone, which a row has none of: no sequence in it may be
+    longer."""
+    model, reader = model_of("Gemma3Text", 90, sliding_window=window), ResponseReader()
+    for layer in model.model.layers:
+        layer.self_attn.sliding_window = None
+    mine, shape = read(reader, model, batch)
+    torch.testing.assert_close(mine, plain(model, batch), rtol=1e-5, atol=1e-5)
+    assert (shape == (1, int(batch[0]["attention_mask"].sum()) - 26)) == shared
+    assert not reader.abilities(model).rows.windows
+    longer = {name: value.repeat(1, 3) for name, value in batch[0].items()}
+    positions = torch.zeros_like(longer["input_ids"], dtype=torch.bool)
+    positions[:, :-1] = longer["attention_mask"][:, 1:].bool()
+    ids = longer["input_ids"].roll(-1, dims=1)[positions]
+    mine, shape = read(reader, model, (longer, positions, ids))
+    assert shape == (6, 90)
+    torch.testing.assert_close(mine, plain(model, (longer, positions, ids)), rtol=1e-5, atol=1e-5)
 
 
 def test_the_host_s_own_forward_is_as_before(batch):
@@ -226,8 +248,9 @@ def test_the_segments_for_a_kernel_are_those_of_the_loop():
 def test_positions_begin_again_after_the_prompt(batch):
     inputs, positions, labels = batch
     mask = inputs["attention_mask"].bool()
-    plan = Plan([units_of(inputs["input_ids"], mask)], tree=True)
-    where, packed, order = pack(positions, inputs, mask, plan)
+    rules = RowRules(widest=math.inf, longest=math.inf, each_once=False)
+    units = units_of(inputs["input_ids"], mask)
+    where, packed, order = pack(positions, inputs, mask, units, rules)
     row, places = packed["input_ids"][0], packed["position_ids"][0]
     tree = packed[ARGUMENT]
     starts = torch.tensor([0, *tree.sizes]).cumsum(0)[:-1].tolist()
