@@ -169,7 +169,7 @@ def plan_of(model, inputs):
 def padded(*lengths):
     width = max(lengths)
     rows = torch.tensor([[1] * n + [0] * (width - n) for n in lengths])
-    return {"input_ids": rows, "attention_mask": rows}
+    return {"input_ids": rows.clone(), "attention_mask": rows}
 
 
 def test_a_row_only_where_it_saves_something(tokenizer):
