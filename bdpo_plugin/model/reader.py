@@ -39,7 +39,7 @@ from bdpo_plugin.model.traits import (
     row_rules,
     unwrapped,
 )
-from bdpo_plugin.model.trial import Abilities, Support, try_gradients, try_out
+from bdpo_plugin.model.trial import Abilities, Support, try_out, try_rows
 
 T = TypeVar("T")
 
@@ -78,7 +78,8 @@ class ResponseReader:
         # by a model's output layer, which its wrappers share, and as long as that lives
         self._traits: WeakKeyDictionary[nn.Module, Traits] = WeakKeyDictionary()
         self._abilities: WeakKeyDictionary[nn.Module, Abilities] = WeakKeyDictionary()
-        self._trained_rows: WeakKeyDictionary[nn.Module, Support] = WeakKeyDictionary()
+        # with the loss of a router, where a model was met without it, or without where with
+        self._other_rows: WeakKeyDictionary[nn.Module, Support] = WeakKeyDictionary()
         self.layouts: dict[str, Layout] = {}
         self._width = 0
 
@@ -208,20 +209,19 @@ class ResponseReader:
         mask: Tensor,
         device: torch.device,
     ) -> tuple[Support, RowRules | None]:
-        """Whether a batch may be laid in a row, and in which; with gradient, as has been tried with
-        gradient as well."""
+        """Whether a batch may be laid in a row, and in which."""
         rows = self._abilities[_key(model)].rows
         if not rows.shared or layer is None:
             return rows, None
         rules = row_rules(model, self._traits[layer], inputs)
         if isinstance(rules, str):
             return Support(why=rules), None
-        if torch.is_grad_enabled():
-            if layer not in self._trained_rows:
-                with evaluation(model):
-                    why = try_gradients(model, layer, rules, _on(device, inputs), ids[mask])
-                self._trained_rows[layer] = Support(why=why) if why else rows
-            rows = self._trained_rows[layer]
+        if rows.each_once != rules.each_once:
+            if layer not in self._other_rows:
+                with torch.no_grad(), evaluation(model):
+                    other = try_rows(model, layer, rules, _on(device, inputs), ids[mask])
+                self._other_rows[layer] = other
+            rows = self._other_rows[layer]
         if rows.windows:
             rules = rules._replace(longest=math.inf)
         return rows, rules if rows.shared else None

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from bdpo_plugin.model.attention_trial import AttentionTrial
-from bdpo_plugin.model.head import forward_calling, select
+from bdpo_plugin.model.head import forward_calling
 from bdpo_plugin.model.packing import in_order, pack
 from bdpo_plugin.model.padding import Padding, PaddingEffect, try_padding
 from bdpo_plugin.model.rounding import RoundedEmbeddings, Tolerance, changed, rounding_of
@@ -58,16 +58,18 @@ class Support:
         shared: whether they may.
         windows: whether its layers tell attention how far they look, so that sequences may be
             longer than that.
+        each_once: whether every token was run once, as :class:`RowRules` wanted.
         why: why they may not, in words.
     """
 
     shared: bool = False
     windows: bool = False
+    each_once: bool = False
     why: str = ""
 
 
 class Abilities(NamedTuple):
-    """What a model can do, where nothing is trained.
+    """What a model can do.
 
     Attributes:
         padding: what padding does to its numbers.
@@ -175,32 +177,6 @@ def try_rows(
         raise
     except _CANNOT as error:
         return Support(why=_in_short(error))
-
-
-def try_gradients(
-    model: nn.Module,
-    layer: nn.Module,
-    rules: RowRules,
-    inputs: dict[str, Any],
-    tokens: Tensor,
-) -> str:
-    """Why a model must not be trained on such rows, in words; nothing where it may.
-
-    To be called in evaluation mode, in which nothing is checkpointed and nothing random; it leaves
-    no gradient anywhere. A model whose weights are shared among the ranks is not tried: its
-    wrapper expects each backward pass to be one of training. DDP expects it too, but the model in
-    it can be run without. So the former trains on padded batches.
-
-    Args: see :func:`try_rows`.
-    """
-    if is_sharded(model):
-        return "its weights are shared among the ranks, so that no gradient was tried"
-    try:
-        return _Trial(unwrapped(model), layer, rules, inputs, tokens).of_gradients()
-    except torch.OutOfMemoryError:
-        raise
-    except _CANNOT as error:
-        return _in_short(error)
 
 
 class _Trial:
@@ -334,50 +310,7 @@ class _Trial:
         )
         told = [window for window in self._windows if window]
         config = unwrapped(self._model).config.get_text_config()
-        return Support(not why, told == windows_of(config), why)
-
-    def of_gradients(self) -> str:
-        """The gradient of one sequence with respect to the embeddings of the others is exactly
-        none, and that to its own what it is in a row of its own."""
-        embedding = unwrapped(self._model).get_input_embeddings()
-        rounded = RoundedEmbeddings(self._model)
-        length = self._ids.shape[1]
-
-        def gradient(*, row: bool = False) -> Tensor:
-            """Of the second sequence, with respect to the embeddings of all three: (3, L, H)."""
-            where, arguments, order = self._arguments(self._ids, row=row)
-            leaves: list[Tensor] = []
-
-            def catch(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-                leaves.append(output.detach().requires_grad_())
-                return leaves[-1]
-
-            handle = embedding.register_forward_hook(catch)
-            try:
-                with torch.enable_grad():
-                    states = in_order(self._seen(where, arguments), order)
-                    states = states[length : 2 * length].float()
-                    slopes = torch.arange(states.numel(), device=states.device).cos()
-                    loss = (states * slopes.view_as(states)).sum()
-                    (found,) = torch.autograd.grad(loss, leaves)
-            finally:
-                handle.remove()
-            whole: Tensor = in_order(select(found, where), order).unflatten(0, self._ids.shape)
-            return whole.float()
-
-        alone = gradient()[1]
-        with rounded:
-            off = changed(gradient()[1], alone)
-        rounding = rounding_of(self._model, rounded.dtypes, alone.device)
-        tolerance = Tolerance(self._model, rounding, [off])
-        found = gradient(row=True)
-        shared = 0 if self._rules.each_once else self._common
-        leak = max(float(other.abs().max()) for other in (found[0, shared:], found[2]))
-        return _beyond("a gradient passes from one sequence to another", leak, 0) or _beyond(
-            "the gradients are not those of each alone",
-            tolerance.of(changed(found[1], alone)),
-            tolerance.allowed,
-        )
+        return Support(not why, told == windows_of(config), self._rules.each_once, why)
 
 
 def _worst(found: Sequence[Tensor]) -> float:

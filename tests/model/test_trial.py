@@ -1,4 +1,4 @@
-"""What may be packed: told from the kinds of the layers, then tried, and tried with gradient."""
+"""What may be laid in a row: told from the kinds of the layers, then tried."""
 
 from dataclasses import replace
 
@@ -8,10 +8,10 @@ from small_models import recast, small_model
 from torch import nn
 from transformers import Qwen2ForCausalLM
 
-from bdpo_plugin.model import tree
+from bdpo_plugin.model import reader, tree, trial
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.model.traits import Traits, evaluation, output_layer, row_rules
-from bdpo_plugin.model.trial import try_gradients, try_rows
+from bdpo_plugin.model.trial import Support, try_rows
 
 
 class Convolution(nn.Module):
@@ -86,10 +86,6 @@ def tried(model, tokenizer):
     return found.why
 
 
-def tried_with_gradient(model, tokenizer):
-    return try_gradients(*arguments(model, tokenizer))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, "autocast"])
 @pytest.mark.parametrize(
     ("architecture", "options"),
@@ -106,7 +102,6 @@ def test_attention_passes_in_every_dtype(tokenizer, architecture, options, dtype
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "autocast"):
         model = model.bfloat16() if dtype == torch.bfloat16 else model
         assert tried(model, tokenizer) == ""
-        assert tried_with_gradient(model, tokenizer) == ""
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -115,7 +110,6 @@ def test_depth_is_no_reason(tokenizer, autocast):
     model.set_attn_implementation("sdpa")
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         assert tried(model, tokenizer) == ""
-        assert tried_with_gradient(model, tokenizer) == ""
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -125,7 +119,6 @@ def test_a_layer_that_mixes_is_told_by_its_kind_and_seen_when_tried(tokenizer, m
     model = model_with(tokenizer, mixer).to(dtype)
     assert not attends_only(model)
     assert "other tokens in one sequence change another one" in tried(model, tokenizer)
-    assert "a gradient passes" in tried_with_gradient(model, tokenizer)
 
 
 @pytest.mark.parametrize("distance", [1, 20, 35])
@@ -251,7 +244,6 @@ def test_an_exception_is_told(tokenizer):
 
     model.model.norm.register_forward_pre_hook(fail)
     assert tried(model, tokenizer) == "ValueError: no rows of one, please"
-    assert tried_with_gradient(model, tokenizer) == "ValueError: no rows of one, please"
 
 
 def test_the_kinds_are_those_of_the_model_in_its_wrappers(tokenizer):
@@ -260,7 +252,6 @@ def test_the_kinds_are_those_of_the_model_in_its_wrappers(tokenizer):
         model = model_with(tokenizer, mixer, "untied")
         model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
         assert attends_only(model) == (mixer is None)
-    assert tried_with_gradient(model, tokenizer)
 
 
 def test_kinds_that_the_configuration_tells(tokenizer):
@@ -278,42 +269,42 @@ def test_kinds_that_the_configuration_tells(tokenizer):
     assert not attends_only(model)
 
 
-def test_a_gradient_that_leaks_where_no_value_does(tokenizer):
-    """As of a kernel whose backward pass does not know where sequences begin."""
-    model = model_with(tokenizer)
+@BOTH
+@pytest.mark.parametrize("from_afar", [False, True])
+def test_a_gradient_that_leaks_where_no_value_does(tokenizer, dtype, monkeypatch, from_afar):
+    """As of a kernel whose backward pass does not know where sequences begin, or who shares one."""
 
-    def leak(_, __, output):
-        before = output.roll(1, dims=1)
-        return output + (before - before.detach())
+    def leak(attend, given, module, query, key, value):
+        places = torch.arange(value.shape[2])
+        places = places.roll(given.sizes[0] if from_afar else 1)
+        return attend, given, module, query, key, value + (value - value.detach())[:, :, places]
 
-    model.model.layers[0].register_forward_hook(leak)
-    assert attends_only(model)
-    assert tried(model, tokenizer) == ""
-    assert "a gradient passes from one sequence" in tried_with_gradient(model, tokenizer)
+    replaced(monkeypatch, leak)
+    assert "attention's gradient" in refused(model_with(tokenizer), tokenizer, dtype)
 
-    torch.manual_seed(2)
-    ids, mask = torch.randint(5, len(tokenizer), (3, 40)), torch.zeros(3, 40, dtype=torch.long)
-    for row, length in enumerate((40, 7, 5)):
-        mask[row, :length] = 1
-    positions = mask.bool().roll(-1, dims=1) & mask.bool()
-    labels, reader, seen = ids.roll(-1, dims=1)[positions], ResponseReader(), []
-    model.register_forward_pre_hook(
-        lambda _, __, kwargs: seen.append(kwargs["input_ids"].shape), with_kwargs=True
-    )
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    with torch.no_grad():
-        reader.token_statistics(model, positions, labels, **inputs)
-    assert seen[-1].numel() < ids.numel()
+
+def test_the_loss_of_a_router_is_tried_by_itself(tokenizer, monkeypatch):
+    """It wants each token once, and so another row."""
+    model, seen = small_model(tokenizer, "moe"), []
+    model.set_attn_implementation("sdpa")
+    monkeypatch.setattr(reader, "try_rows", lambda *a: seen.append(a[2]) or Support(True))
+    tried_first = []
+    monkeypatch.setattr(trial, "try_rows", lambda *a: tried_first.append(a[2]) or Support(True))
+    one = ResponseReader()
+    inputs = batch_of(tokenizer)
+    positions = torch.ones_like(inputs["input_ids"], dtype=torch.bool)
     for _ in range(2):
-        reader.token_statistics(model, positions, labels, **inputs)
-        assert seen[-1] == ids.shape
+        one.read(model, positions, lambda states, head: states, **inputs)
+    assert [rules.each_once for rules in tried_first] == [False]
+    assert not seen
+    for _ in range(2):
+        one.read(model, positions, lambda *_: 0, output_router_logits=True, **inputs)
+    assert [rules.each_once for rules in seen] == [True]
 
 
 def test_the_trial_leaves_no_trace(tokenizer):
     model = model_with(tokenizer).train()
     random, gradients = torch.get_rng_state(), [p.grad for p in model.parameters()]
-    with evaluation(model):
-        assert tried_with_gradient(model, tokenizer) == ""
     assert tried(model, tokenizer) == ""
     assert torch.equal(random, torch.get_rng_state())
     assert [p.grad for p in model.parameters()] == gradients
@@ -327,9 +318,8 @@ def test_memory_that_runs_out_is_not_a_mixed_up_row(tokenizer):
         raise torch.OutOfMemoryError
 
     model.model.norm.register_forward_hook(full)
-    for trial in (tried, tried_with_gradient):
-        with pytest.raises(torch.OutOfMemoryError):
-            trial(model, tokenizer)
+    with pytest.raises(torch.OutOfMemoryError):
+        tried(model, tokenizer)
 
 
 def test_one_token_over_and_over_proves_nothing(tokenizer):
