@@ -12,6 +12,10 @@ import pytest
 
 pytest.importorskip("psutil")
 ROOT = Path(__file__).parents[2]
+beside_trl_alone = pytest.mark.skipif(
+    bool(find_spec("llamafactory") or find_spec("axolotl")),
+    reason="is the same in every environment: it runs beside TRL alone",
+)
 SMALL = (
     *("--hidden", "16", "--intermediate", "16", "--layers", "1", "--heads", "2", "--kv-heads", "2"),
     *("--vocabulary", "64", "--pairs", "4", "--batch", "2"),
@@ -37,7 +41,7 @@ def run(name, tmp_path, *options):
 def test_epoch_of_both(tmp_path):
     hosts = [host for host in ("axolotl", "llamafactory") if find_spec(host)] or ["trl"]
     collecting = ["--collecting"] if hosts[0] == "axolotl" else []
-    precomputed = ["--precomputed"] if hosts[0] != "llamafactory" else []
+    precomputed = ["--precomputed"] if hosts[0] == "trl" else []
     given = ("--repeats", "1", "--epochs", "2", "--warm", *collecting, *precomputed)
     shown, saved = run("epoch", tmp_path, *given)
     assert saved["setting"]["host"] == hosts[0]
@@ -55,7 +59,7 @@ def test_epoch_of_both(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(find_spec("llamafactory")), reason="has no pass of its own")
+@beside_trl_alone
 def test_reference_pass(tmp_path):
     shown, saved = run("reference_pass", tmp_path, "--repeats", "1", "--host", "trl")
     assert "The reference pass, TRL's without MI" in shown
@@ -64,6 +68,7 @@ def test_reference_pass(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(bool(find_spec("axolotl")), reason="runs beside TRL and LLaMA-Factory")
 def test_startup(tmp_path):
     """It ends before the first forward on the data, and its parts are all that a run of ours does
     until then, the trial of the model included; `benchmarks.floor` has them of whole runs."""
@@ -79,10 +84,7 @@ def test_startup(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    bool(find_spec("llamafactory") or find_spec("axolotl")),
-    reason="is the same in every environment: it runs beside TRL alone",
-)
+@beside_trl_alone
 def test_scaling(tmp_path):
     plot = tmp_path / "curves.png"
     options = ("--host", "trl", "--no-host", "--sweep", "pairs=2,4", "--plot", str(plot))
@@ -126,7 +128,7 @@ def test_an_option_without_sense_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(find_spec("llamafactory")), reason="its TRL is not one of ours")
+@beside_trl_alone
 def test_gpu_on_the_cpu(tmp_path, monkeypatch) -> None:
     """Its rows on a tiny shape; what is missing, and what fails, is told below the table."""
     from click.testing import CliRunner
