@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bdpo_plugin.model.device import moved
 from bdpo_plugin.model.tree import Tree, Unit, attend_shared, teach, window_mask
 
 #: The spreads of the scores before attention's softmax: a factor shows where it looks at several
@@ -97,7 +98,9 @@ class AttentionTrial:
             parts, first = [], 0
             for (start, end), before in zip(pairwise(ends), tree.before, strict=True):
                 first = first if before else start
-                places = [*range(first, first + before), *range(start, end)]
+                places = moved(
+                    torch.tensor([*range(first, first + before), *range(start, end)]), device
+                )
                 own = [x[:, :, places] for x in row]
                 window = options.get("sliding_window") if name == "sdpa" else None
                 mask = window_mask(0, len(places), window, device) if window else None

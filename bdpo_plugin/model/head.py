@@ -270,6 +270,8 @@ _frozen_head: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = _FrozenHead
 
 
 def sum_by_row(values: Tensor, positions: Tensor) -> Tensor:
-    """(N,) values at the (B, T) positions that are True, row by row -> (B,) float32 sums."""
-    spread = torch.zeros(positions.shape, dtype=torch.float32, device=values.device)
-    return spread.masked_scatter(moved(positions, values.device), values.float()).sum(dim=1)
+    """(N,) values at the (B, T) positions that are True, on the CPU, row by row -> (B,) float32
+    sums."""
+    where = moved(positions.flatten().nonzero().squeeze(1), values.device)
+    spread = torch.zeros(positions.numel(), dtype=torch.float32, device=values.device)
+    return spread.index_copy(0, where, values.float()).view(positions.shape).sum(dim=1)

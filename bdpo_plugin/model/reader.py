@@ -191,7 +191,8 @@ class ResponseReader:
     def token_statistics(
         self, model: nn.Module, positions: Tensor, labels: Tensor, **inputs: Any
     ) -> tuple[TokenStatistics, Any]:
-        """Statistics of the (N,) tokens `labels` that follow the N positions; see :meth:`read`."""
+        """Statistics of the (N,) tokens `labels` that follow the N positions, on the device of
+        these; see :meth:`read`."""
 
         def function(hidden: Tensor, head: Head) -> TokenStatistics:
             # a model spread over devices may end on another one than it began on

@@ -269,7 +269,7 @@ class _Trial:
         beginning = self._read(self._beginning, row=True)
         stretched = self._read(self._ids, row=True, stretched=True)
 
-        others = [0, 2]
+        others = slice(0, 3, 2)
         leak = max(_largest(row[1], neighbours[1]), _largest(row[others], second[others]))
         noise = 0.0
         if leak or is_sharded(self._model):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from bdpo_plugin.pairs import Pair, split_sequence
@@ -37,9 +38,16 @@ class PreferenceBatch(NamedTuple):
         inputs = {name: value for name, value in batch.items() if name not in other}
         return cls(inputs | {"use_cache": False}, trained)
 
+    def on_cpu(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The token ids, the attention mask and the trained tokens, (2B, T), in one copy: here the
+        device is waited for."""
+        ids, mask = self.inputs["input_ids"], self.inputs["attention_mask"]
+        ids, mask, trained = torch.stack([ids, mask.to(ids), self.trained.to(ids)]).cpu()
+        return ids, mask, trained.bool()
+
     def pairs(self) -> list[Pair]:
         """The B pairs without their padding."""
-        columns = (self.inputs["input_ids"], self.inputs["attention_mask"], self.trained)
+        columns = self.on_cpu()
         sides = []
         for ids, attended, trained in zip(*(c.tolist() for c in columns), strict=True):
             real = [i for i, seen in enumerate(attended) if seen]

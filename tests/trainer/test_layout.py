@@ -72,4 +72,4 @@ def test_a_refusal_s_reason_is_recorded(tmp_path):
     model = sharp_model(build_tokenizer())
     model.set_attn_implementation("eager")
     _, layout = run(tmp_path, model=model)
-    assert "its attention takes no common beginning" in layout["training"]["why"]
+    assert "its attention (eager) takes no common beginning" in layout["training"]["why"]
