@@ -195,7 +195,9 @@ def test_what_an_interrupted_command_has_started_ends_with_it() -> None:
         "process.wait()\n"
     )
     ours = (
-        "import sys\n"
+        "import signal, sys\n"
+        # a shell's background job has it ignored, and hands that on
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from bdpo_plugin.cli.recipes.run import start\n"
         f"start([sys.executable, '-c', {launcher!r}], sys.stdout)\n"
     )
