@@ -121,6 +121,12 @@ class BDPOSettings:
             )
 
     @property
+    def weighs(self) -> bool:
+        """Whether the mutual information decides anything: at ``alpha`` 0, and without both
+        weights and scale, each weight is 1 whatever it is."""
+        return self.alpha != 0 and (self.balance or self.scaling)
+
+    @property
     def control_kind(self) -> str | None:
         """Which of :data:`CONTROLS` the run is, if it is one."""
         return (self.control or "").partition(":")[0] or None

@@ -107,6 +107,8 @@ def curves(runs: Sequence[Run], path: Path) -> Path:
             if not scored:
                 break
             for index, scores in scored:  # the same lines of several runs are all seen
+                if title == "Imbalance" and not runs[index].measured:
+                    continue
                 ordered = np.sort(values_of(scores))
                 shares = np.arange(1, len(ordered) + 1) / len(ordered)
                 width = 2 + 2 * (len(runs) - 1 - index)

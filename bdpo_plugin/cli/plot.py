@@ -32,8 +32,10 @@ def plot(output_dirs: tuple[Path, ...], out: Path | None) -> None:
     out = out or output_dirs[0]
     out.mkdir(parents=True, exist_ok=True)
     click.echo(figures.curves(runs, out / "curves.png"))
-    scored = [(run.name, run.scores) for run in runs if run.scores is not None]
+    scored = [(run.name, run.scores) for run in runs if run.measured]
     if scored:
         click.echo(figures.mi_scatter(scored, out / "mi_scatter.png"))
+    elif any(run.scores is not None for run in runs):
+        click.echo("The mutual information was not measured (all weights are 1): no mi_scatter.png")
     else:
         click.echo(f"No {SCORES} in {output_dirs[0]}: not a B-DPO run, so no mi_scatter.png")

@@ -34,6 +34,11 @@ class Run(NamedTuple):
     log: list[dict[str, Any]]
     scores: pyarrow.Table | None
 
+    @property
+    def measured(self) -> bool:
+        """Whether it has scores with the mutual information; without, all its weights are 1."""
+        return self.scores is not None and "mi_chosen" in self.scores.column_names
+
 
 def read_run(directory: Path, name: str) -> Run:
     """The log and, of a B-DPO run, the reference scores of an output folder.

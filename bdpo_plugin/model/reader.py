@@ -98,6 +98,12 @@ class ResponseReader:
         """
         return self._abilities[_key(model)]
 
+    def shares(self, model: nn.Module) -> bool:
+        """Whether batches of a model are laid in a row in which each beginning stands once,
+        however many tokens they have; as far as is known, where it has not been met."""
+        can = self._abilities.get(_key(model))
+        return can is not None and can.rows.shared and self.traits(model).widest_row == math.inf
+
     def meet(self, model: nn.Module, inputs: dict[str, Any], device: torch.device) -> Abilities:
         """Try out what a model can do, unless that was done.
 

@@ -33,7 +33,8 @@ class PairScores(NamedTuple):
 
     Attributes:
         ref_chosen_logps, ref_rejected_logps: log pi_ref(y|x), nats, summed.
-        mi_chosen, mi_rejected: I(x; y), nats per token, or nats if not normalised.
+        mi_chosen, mi_rejected: I(x; y), nats per token, or nats if not normalised; NaN where it
+            was not measured.
         chosen_tokens, rejected_tokens: |y|.
         computed: (B,) bool, whether a score of the pair was computed in this call.
     """
@@ -45,6 +46,11 @@ class PairScores(NamedTuple):
     chosen_tokens: Tensor
     rejected_tokens: Tensor
     computed: Tensor
+
+    @property
+    def measured(self) -> bool:
+        """Whether the mutual information was measured."""
+        return not bool(self.mi_chosen.isnan().any())
 
 
 def score_pairs(
@@ -58,6 +64,7 @@ def score_pairs(
     store: ScoreStore | None = None,
     name: str = "",
     rows: Sequence[int] | None = None,
+    with_mi: bool = True,
 ) -> PairScores:
     """The log-probabilities and mutual information of all pairs under the reference.
 
@@ -70,12 +77,17 @@ def score_pairs(
         pairs: B preference pairs, after truncation; the same in every rank if there is a store.
         name: of the dataset, on the progress bar.
         rows: what to call the pairs in an error; default their position.
+        with_mi: measure the mutual information; without, no response is run after the null prompt.
 
     Raises:
         BDPOError: a score that is missing or not finite, with the rows; pairs that differ between
             the ranks.
     """
-    wanted = wanted_scores(pairs, null_prompt, with_gain=settings.mi_estimator == "expected")
+    wanted = wanted_scores(
+        pairs,
+        null_prompt if with_mi else None,
+        with_gain=settings.mi_estimator == "expected",
+    )
     rows = range(len(pairs)) if rows is None else rows
     scores = np.full((len(wanted.jobs), wanted.columns), ABSENT)
     exchange = None
@@ -116,7 +128,9 @@ def score_pairs(
     lengths = torch.tensor([len(side.response) for pair in pairs for side in pair])
     lengths = lengths.reshape(-1, 2).T.contiguous()
     normalize = settings.mi_normalize
-    if settings.mi_estimator == "expected":
+    if not with_mi:
+        mi = torch.full_like(logps, torch.nan)
+    elif settings.mi_estimator == "expected":
         mi = of_side[:, 0, 1] / lengths if normalize else of_side[:, 0, 1]
     else:
         sides = zip(logps, of_side[:, 1, 0], lengths, strict=True)
@@ -152,7 +166,9 @@ def _compute(
     jobs = wanted.jobs
     batches = [
         missing[batch].tolist()
-        for batch in budgeted_batches([jobs[i] for i in missing], token_budget)
+        for batch in budgeted_batches(
+            [jobs[i] for i in missing], token_budget, shared=reader.shares(reference.model)
+        )
     ]
     tokens = np.zeros(len(jobs), dtype=np.int64)
     tokens[missing] = [jobs[i].rows * jobs[i].length for i in missing]

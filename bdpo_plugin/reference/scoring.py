@@ -6,7 +6,7 @@ import gc
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -63,12 +63,18 @@ class Score(NamedTuple):
         return math.isfinite(self.logps) and (self.gain is None or math.isfinite(self.gain))
 
 
-def budgeted_batches(jobs: Sequence[Job], token_budget: int) -> list[list[int]]:
+def budgeted_batches(
+    jobs: Sequence[Job], token_budget: int, *, shared: bool = False
+) -> list[list[int]]:
     """Indices of `jobs` in batches of similar length, the longest first.
 
-    A batch holds at most `token_budget` tokens, padding included, or a single job. Two jobs that
-    follow one another among those of their prompt, such as those of a preference pair, are a unit
-    where there is room for it: they stay together, as what they have in common may be run once.
+    A batch holds at most `token_budget` tokens, or a single unit: two jobs that follow one another
+    among those of their prompt, such as those of a preference pair, which stay together, as what
+    they have in common may be run once.
+
+    Args:
+        shared: whether batches are laid in rows in which that is so; then the tokens of the rows
+            count, else those of the padded batches.
     """
     units: list[list[int]] = []
     of_one: dict[bytes, list[int]] = {}  # the unit of a single job so far, by its prompt
@@ -79,29 +85,47 @@ def budgeted_batches(jobs: Sequence[Job], token_budget: int) -> list[list[int]]:
             unit = of_one[prompt] = []
             units.append(unit)
         unit.append(index)
-    lengths = [job.length for job in jobs]
-    rows_of = [job.rows for job in jobs]
 
-    def size(unit: list[int]) -> tuple[int, int]:
-        """Tokens of the longest, and rows."""
-        return max(lengths[i] for i in unit), sum(rows_of[i] for i in unit)
+    def size(unit: list[int]) -> tuple[int, int, int]:
+        """Tokens of the longest, rows, and tokens where what is in common stands once."""
+        of_unit = [jobs[i] for i in unit]
+        nulls = [len(job.null) for job in of_unit if job.null is not None]
+        rows = sum(job.rows for job in of_unit)
+        responses = sum(job.rows * len(job.response) for job in of_unit)
+        beginnings = len(of_unit[0].prompt) + max(nulls, default=0)
+        return max(job.length for job in of_unit), rows, beginnings + responses
 
-    def parted(unit: list[int]) -> list[list[int]]:
-        width, rows = size(unit)
-        return [unit] if rows * width <= token_budget else [[i] for i in unit]
-
-    units = [part for unit in units for part in parted(unit)]
     batches: list[list[int]] = []
-    room = 0  # rows that the last batch has left
-    for unit in sorted(units, key=size, reverse=True):
-        width, rows = size(unit)
-        if rows <= room:
+    width, rows, tokens = 0, 0, 0  # of the last batch
+    for unit, (longest, more_rows, more_tokens) in sorted(
+        ((unit, size(unit)) for unit in units), key=lambda sized: sized[1], reverse=True
+    ):
+        rows, tokens = rows + more_rows, tokens + more_tokens
+        if batches and (tokens if shared else rows * width) <= token_budget:
             batches[-1] += unit
         else:
             batches.append(unit)
-            room = token_budget // width
-        room -= rows
+            width, rows, tokens = longest, more_rows, more_tokens
     return batches
+
+
+class _Sums:
+    """What :func:`_queue` has made of a batch: (B, 1 or 2) sums, on their way to the CPU."""
+
+    def __init__(self, sums: Tensor) -> None:
+        self._copied: Any = None
+        if sums.is_cuda:
+            # the copy stands right behind its own batch, so that reading it waits for no other
+            device, sums = sums.device, sums.to("cpu", non_blocking=True)
+            self._copied = torch.cuda.current_stream(device).record_event()
+        self._sums = sums
+
+    def scores(self) -> list[Score]:
+        """Of the jobs of the batch; here the device is waited for."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        rows = self._sums.tolist()
+        return [Score(logps, *gain) if gain else Score(logps, None) for logps, *gain in rows]
 
 
 def score_jobs(
@@ -132,7 +156,7 @@ def score_jobs(
         BDPOError: a single sequence, or a batch `in_step`, does not fit in the device's memory.
     """
     todo = deque((batch, packed) for batch in batches)  # and whether it may be packed
-    queued: deque[tuple[list[int], bool, Tensor]] = deque()
+    queued: deque[tuple[list[int], bool, _Sums]] = deque()
     behind = 0 if in_step else BEHIND.get(device.type, 1)
     while todo or queued:
         if todo:
@@ -160,7 +184,7 @@ def score_jobs(
             queued.append((batch, may_pack, sums))
         if len(queued) > behind or not todo:
             batch, may_pack, sums = queued.popleft()
-            scores = _read(sums)
+            scores = sums.scores()
             again = may_pack and not in_step and len(batch) > 1
             if again and not all(score.finite for score in scores):
                 todo.appendleft((batch, False))
@@ -197,16 +221,11 @@ def _no_room(jobs: Sequence[Job]) -> BDPOError:
     )
 
 
-def _read(sums: Tensor) -> list[Score]:
-    """(B, 1 or 2) sums, as :func:`_queue` makes them; here the device is waited for."""
-    return [Score(logps, *gain) if gain else Score(logps, None) for logps, *gain in sums.tolist()]
-
-
 def _read_all(
-    queued: deque[tuple[list[int], bool, Tensor]],
+    queued: deque[tuple[list[int], bool, _Sums]],
 ) -> Iterator[tuple[list[int], list[Score]]]:
     for batch, _, sums in queued:
-        yield batch, _read(sums)
+        yield batch, sums.scores()
 
 
 def _queue(
@@ -216,9 +235,8 @@ def _queue(
     device: torch.device,
     *,
     may_pack: bool,
-) -> Tensor:
-    """(B, 1) log-probabilities, or (B, 2) with the gains, of B jobs; on the device, which may not
-    be there yet."""
+) -> _Sums:
+    """The log-probabilities of B jobs, and the gains; the device may not be there yet."""
     rows = [(job.prompt, job.response) for job in jobs]
     rows += [(job.null, job.response) for job in jobs if job.null is not None]
     with_gain = len(rows) > len(jobs)
@@ -262,4 +280,5 @@ def _queue(
         use_cache=False,
     )
     columns = [logps, gains] if with_gain else [logps]
-    return torch.stack([sum_by_row(column, positions[: len(jobs)]) for column in columns], dim=1)
+    sums = [sum_by_row(column, positions[: len(jobs)]) for column in columns]
+    return _Sums(torch.stack(sums, dim=1))

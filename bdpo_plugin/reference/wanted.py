@@ -21,7 +21,8 @@ class Wanted(NamedTuple):
         jobs: what to compute for each.
         first: (n,) where it is first needed.
         of_pair: (B, 2 or 4) indices of a pair's scores: the chosen side's, then the rejected's; of
-            each that after the prompt, then, without a gain, that after the null prompt.
+            each that after the prompt, then, where both are scores of their own, that after the
+            null prompt.
         columns: 1, or 2 with the information gain.
     """
 
@@ -32,9 +33,17 @@ class Wanted(NamedTuple):
     columns: int
 
 
-def wanted_scores(pairs: Sequence[Pair], null_prompt: NullPrompt, *, with_gain: bool) -> Wanted:
-    """The scores that pairs need: with the information gain over the null prompt, or apart."""
-    null = np.asarray(null_prompt.ids, dtype=np.int64)
+def wanted_scores(
+    pairs: Sequence[Pair], null_prompt: NullPrompt | None, *, with_gain: bool
+) -> Wanted:
+    """The scores that pairs need.
+
+    Args:
+        null_prompt: None where log-probabilities after the prompt are all that is needed.
+        with_gain: the information gain over the null prompt, in the place of scores after it.
+    """
+    null = None if null_prompt is None else np.asarray(null_prompt.ids, dtype=np.int64)
+    with_gain = with_gain and null is not None
     none, null_frame = framed(None), framed(null)
     jobs: list[Job] = []
     keys: list[bytes] = []
@@ -45,13 +54,15 @@ def wanted_scores(pairs: Sequence[Pair], null_prompt: NullPrompt, *, with_gain: 
                 jobs.append(Job(prompt, response, null))
                 keys.append(score_key(prompt_frame, null_frame, response_frame))
             else:
-                jobs += [Job(prompt, response), Job(null, response)]
+                jobs.append(Job(prompt, response))
                 keys.append(score_key(prompt_frame, none, response_frame))
-                keys.append(score_key(null_frame, none, response_frame))
+                if null is not None:
+                    jobs.append(Job(null, response))
+                    keys.append(score_key(null_frame, none, response_frame))
     distinct, first, places = np.unique(
         np.frombuffer(b"".join(keys), KEY), return_index=True, return_inverse=True
     )
-    of_pair = places.reshape(len(pairs), 2 if with_gain else 4)
+    of_pair = places.reshape(len(pairs), 2 if with_gain or null is None else 4)
     return Wanted(distinct, [jobs[i] for i in first], first, of_pair, 1 + with_gain)
 
 

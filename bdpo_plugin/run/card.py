@@ -114,8 +114,12 @@ def _figures(scores: Path, unit: str) -> str:
         ("weight_chosen", "weight of chosen (5/50/95 %)"),
         ("weight_rejected", "weight of rejected (5/50/95 %)"),
     ):
-        found = quantiles(torch.tensor(table[name].to_numpy()), 0.05, 0.5, 0.95)
-        rows.append([words, " / ".join(f"{value:.3f}" for value in found)])
+        if name in table.column_names:
+            found = quantiles(torch.tensor(table[name].to_numpy()), 0.05, 0.5, 0.95)
+            rows.append([words, " / ".join(f"{value:.3f}" for value in found)])
+    if "mi_chosen" not in table.column_names:
+        rows.append(["MI", "not measured, as no weight depends on it"])
+        return _table(rows)
     higher = (table["mi_chosen"].to_numpy() > table["mi_rejected"].to_numpy()).mean()
     rows.append(["pairs in which chosen has the higher MI", f"{higher:.1%}"])
     return _table(rows)

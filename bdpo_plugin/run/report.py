@@ -52,10 +52,10 @@ def save_scores(
     """Write the scores of a dataset as Parquet, one row a pair, atomically.
 
     Columns: ``row`` in the host's tokenised dataset, token counts, log-probabilities in nats,
-    MI, weights and scale; and ``control_group``, where a control shuffled within groups. The
-    file's metadata has the settings as ``bdpo_*``, the unit of the MI as ``mi_unit``, and as
-    ``weigh`` the callable that weighed the pairs in the place of some settings. The MI is the
-    pair's own under a control too; the weights are not.
+    MI where it was measured, weights and scale; and ``control_group``, where a control shuffled
+    within groups. The file's metadata has the settings as ``bdpo_*``, the unit of the MI as
+    ``mi_unit``, and as ``weigh`` the callable that weighed the pairs in the place of some
+    settings. The MI is the pair's own under a control too; the weights are not.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table(
@@ -65,8 +65,11 @@ def save_scores(
             "rejected_tokens": scores.rejected_tokens.numpy(),
             "ref_chosen_logps": scores.ref_chosen_logps.numpy(),
             "ref_rejected_logps": scores.ref_rejected_logps.numpy(),
-            "mi_chosen": scores.mi_chosen.numpy(),
-            "mi_rejected": scores.mi_rejected.numpy(),
+            **(
+                {"mi_chosen": scores.mi_chosen.numpy(), "mi_rejected": scores.mi_rejected.numpy()}
+                if scores.measured
+                else {}
+            ),
             "weight_chosen": weights.chosen.numpy(),
             "weight_rejected": weights.rejected.numpy(),
             "scale": weights.scale.numpy(),
@@ -186,6 +189,10 @@ def print_scores(
     total, computed = len(scores.computed), int(scores.computed.sum())
     table.add_row("pairs", f"{total}: {computed} scored now, {total - computed} reused")
     unit = mi_unit(settings)
+    if not scores.measured:
+        table.add_row("MI", "not measured, as no weight depends on it: all are 1, as in DPO")
+        _print(table)
+        return
     for side, mi in (("chosen", scores.mi_chosen), ("rejected", scores.mi_rejected)):
         low, median, high = quantiles(mi, 0.05, 0.5, 0.95)
         table.add_row(

@@ -99,6 +99,11 @@ def watched() -> Iterator[list[Source]]:
         _watched.reset(token)
 
 
+def is_watched() -> bool:
+    """Whether somebody wants to see the scores of the run, and not to train."""
+    return _watched.get() is not None
+
+
 def saw(rows: Any, made: Any) -> None:
     """Note a dataset, and what the host made of it, where somebody watches."""
     if (seen := _watched.get()) is not None:

@@ -41,6 +41,7 @@ from bdpo_plugin.run.report import (
     save_scores,
 )
 from bdpo_plugin.run.room import check_room
+from bdpo_plugin.run.scored import is_watched
 from bdpo_plugin.run.weighing import CallableRecord, settings_in_force
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 
@@ -266,6 +267,12 @@ class Scorer:
         limit = self.reader.traits(reference.model).position_limit
         check_room(pairs, rows, len(self.null_prompt.ids), limit)
 
+    @property
+    def _measures(self) -> bool:
+        """Whether anything needs the mutual information."""
+        s = self.settings
+        return s.weighs or s.control is not None or self.weigh is not None or is_watched()
+
     def _scores(
         self,
         pairs: Sequence[Pair],
@@ -285,9 +292,12 @@ class Scorer:
             store=store,
             name=name,
             rows=rows,
+            with_mi=self._measures,
         )
 
     def _weights(self, scores: PairScores, groups: Sequence[str] | None = None) -> BalanceWeights:
+        if not scores.measured:
+            return BalanceWeights(*[torch.ones_like(scores.ref_chosen_logps)] * 3)
         mi = (scores.mi_chosen, scores.mi_rejected)
         if self.settings.control_kind is not None:
             mi = controlled(self.settings.control_kind, *mi, seed=self.seed, groups=groups)

@@ -103,7 +103,7 @@ def preference_step(
         # plain DPO rewards, so that they compare across methods
         chosen_rewards = terms.beta * (chosen - ref_chosen)
         rejected_rewards = terms.beta * (rejected - ref_rejected)
-        advantage = scores["bdpo_mi_chosen"] - scores["bdpo_mi_rejected"]
+        mi_chosen, mi_rejected = scores["bdpo_mi_chosen"], scores["bdpo_mi_rejected"]
         per_pair = {
             "rewards/chosen": chosen_rewards,
             "rewards/rejected": rejected_rewards,
@@ -111,22 +111,23 @@ def preference_step(
             "rewards/margins": chosen_rewards - rejected_rewards,
             "logps/chosen": chosen,
             "logps/rejected": rejected,
-            "bdpo/mi_chosen": scores["bdpo_mi_chosen"],
-            "bdpo/mi_rejected": scores["bdpo_mi_rejected"],
-            "bdpo/imbalance": advantage.abs(),
-            "bdpo/chosen_share": (advantage > 0).float(),
             "bdpo/weight_chosen": weights.chosen,
             "bdpo/weight_rejected": weights.rejected,
             "bdpo/scale": weights.scale,
         }
         metrics = {k: (v.sum(), torch.full_like(v[0], len(v))) for k, v in per_pair.items()}
+        measured = ~mi_chosen.isnan()
         for name, values, where in (
+            ("bdpo/mi_chosen", mi_chosen, measured),
+            ("bdpo/mi_rejected", mi_rejected, measured),
+            ("bdpo/imbalance", (mi_chosen - mi_rejected).abs(), measured),
+            ("bdpo/chosen_share", (mi_chosen > mi_rejected).float(), measured),
             ("entropy", tokens.entropy, torch.ones_like(of_chosen)),
             ("mean_token_accuracy", tokens.correct, of_chosen),
             ("logits/chosen", tokens.mean_logits, of_chosen),
             ("logits/rejected", tokens.mean_logits, ~of_chosen),
         ):
-            metrics[name] = ((values * where).sum(), where.sum())
+            metrics[name] = (values.where(where, 0).sum(), where.sum())
         metrics[TOTAL] = (moved(mask.sum(), device), torch.ones_like(chosen[0]))
     return loss, metrics, outputs
 

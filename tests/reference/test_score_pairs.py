@@ -234,7 +234,7 @@ class Crash(Exception):
 
 @pytest.mark.parametrize("at", [1, 2, 4])
 def test_a_crash_loses_nothing_that_was_done(model, score, store, at):
-    pairs = random_pairs(8)
+    pairs = random_pairs(16)
     wanted = score(pairs, store=None)
     every = score.rows
     assert score.passes > 4
@@ -299,7 +299,7 @@ def test_what_is_done_is_written_while_the_pass_runs(model, score, store, monkey
 
 def test_what_another_run_writes_meanwhile_is_not_computed(model, score, store, monkeypatch):
     monkeypatch.setattr(exchange, "_FLUSH_SECONDS", 0)
-    pairs = random_pairs(8)
+    pairs = random_pairs(16)
     wanted = score(pairs, store=ScoreStore(store.path.parent, ["another place"]))
     passes = score.passes
     (elsewhere,) = {file.parent for file in store.path.parent.glob("*/*.parquet")}

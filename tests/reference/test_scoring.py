@@ -227,37 +227,53 @@ def test_the_null_prompt_itself_has_no_information(tokenizer):
 lengths = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), max_size=30)
 
 
-@given(lengths=lengths, gain=st.booleans(), budget=st.integers(1, 400))
-def test_batches(lengths, gain, budget):
+def tokens_of(jobs, batch, *, shared):
+    """Of a batch; in a row every prompt but that of its own unit counts, as those may be others."""
+    if not shared:
+        return sum(jobs[i].rows for i in batch) * max(jobs[i].length for i in batch)
+    of_prompt = {}
+    for i in batch:
+        of_prompt.setdefault(jobs[i].prompt.tobytes(), []).append(jobs[i])
+    total = sum(jobs[i].rows * len(jobs[i].response) for i in batch)
+    for alike in of_prompt.values():
+        units = -(-len(alike) // 2)
+        null = 0 if alike[0].null is None else len(alike[0].null)
+        total += units * (len(alike[0].prompt) + null)
+    return total
+
+
+@given(lengths=lengths, gain=st.booleans(), budget=st.integers(1, 400), shared=st.booleans())
+def test_batches(lengths, gain, budget, shared):
     null = np.ones(5, dtype=np.int64) if gain else None
     jobs = [Job(np.ones(p, dtype=np.int64), np.ones(r, dtype=np.int64), null) for p, r in lengths]
-    batches = budgeted_batches(jobs, budget)
+    batches = budgeted_batches(jobs, budget, shared=shared)
     assert sorted(i for batch in batches for i in batch) == list(range(len(jobs)))
     widths = [max(jobs[i].length for i in batch) for batch in batches]
     assert widths == sorted(widths, reverse=True)
-    for batch, width in zip(batches, widths, strict=True):
-        assert sum(jobs[i].rows for i in batch) * width <= budget or len(batch) == 1
-    for (batch, following), width in zip(itertools.pairwise(batches), widths, strict=False):
-        rows = (len(batch) + 2) * jobs[batch[0]].rows  # two that stay together
-        assert rows * width > budget, f"{following[0]} had room"
+    for batch in batches:
+        assert tokens_of(jobs, batch, shared=shared) <= budget or len(batch) <= 2
+    for batch, following in itertools.pairwise(batches):
+        more = batch + following[:2]
+        assert tokens_of(jobs, more, shared=shared) > budget, f"{following[0]} had room"
 
 
-def test_the_sides_of_a_pair_stay_together():
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_sides_of_a_pair_stay_together(shared):
     rng = np.random.default_rng(0)
     jobs = []
     for _ in range(20):
         prompt = rng.integers(5, 99, 10)
         for tokens in rng.integers(5, 60, 2):
             jobs += [Job(prompt, np.arange(tokens)), Job(NULL, np.arange(tokens))]
-    batches = budgeted_batches(jobs, 300)
-    assert sorted(i for batch in batches for i in batch) == list(range(len(jobs)))
-    where = {i: number for number, batch in enumerate(batches) for i in batch}
-    for pair in range(0, len(jobs), 4):  # after the prompt, then after the null prompt
-        for one, other in ((pair, pair + 2), (pair + 1, pair + 3)):
-            assert where[one] == where[other]
-    assert len(budgeted_batches(jobs[:4], 50)) == 4, "units that do not fit are parted"
-    for batch in batches:
-        assert len(batch) * max(jobs[i].length for i in batch) <= 300
+    for budget in (50, 300):  # none of them fits, or some
+        batches = budgeted_batches(jobs, budget, shared=shared)
+        assert sorted(i for batch in batches for i in batch) == list(range(len(jobs)))
+        where = {i: number for number, batch in enumerate(batches) for i in batch}
+        for pair in range(0, len(jobs), 4):  # after the prompt, then after the null prompt
+            for one, other in ((pair, pair + 2), (pair + 1, pair + 3)):
+                assert where[one] == where[other]
+        for batch in batches:
+            assert len(batch) == 2 or tokens_of(jobs, batch, shared=shared) <= budget
 
 
 def test_length_and_rows_of_a_job():

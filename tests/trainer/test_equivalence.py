@@ -63,6 +63,8 @@ def test_alpha_0_is_dpo_over_20_steps(tmp_path, over_20_steps, lora, precompute)
     )
     assert len(history(ours, "loss")) == 20
     assert_same(ours, theirs)
+    assert not any("bdpo/mi_chosen" in entry for entry in ours.state.log_history)
+    assert history(ours, "bdpo/weight_chosen") == [1] * 20
 
 
 @pytest.mark.parametrize(

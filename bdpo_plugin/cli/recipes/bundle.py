@@ -165,7 +165,11 @@ def _write_scores(scores: Any, folder: Path, *, texts: bool) -> None:
     known = _shared_metadata(known, texts=texts)
     pq.write_table(scores.replace_schema_metadata(known), folder / "scores.parquet")
     names = ("mi_chosen", "mi_rejected", "weight_chosen", "weight_rejected", "scale")
-    table = {name: quantiles(scores[name].to_pylist(), _SHARES) for name in names}
+    table = {
+        name: quantiles(scores[name].to_pylist(), _SHARES)
+        for name in names
+        if name in scores.column_names
+    }
     _write(folder / "mi.json", {"shares": list(_SHARES), **table, "settings": known})
 
 
@@ -184,7 +188,7 @@ def _draw(run: Run, folder: Path) -> None:
         click.echo(f"No pictures: {error.message}")
         return
     figures.curves([run], folder / "curves.png")
-    if run.scores is not None:
+    if run.measured:
         figures.mi_scatter([(run.name, run.scores)], folder / "mi_scatter.png")
 
 

@@ -78,7 +78,7 @@ def expected_of(folder: Path, *, texts: bool = False) -> dict[str, Any]:
         "chat_template": record["chat_template"],
         "null_prompt": null_prompt if texts else digest_of(null_prompt),
     }
-    if run.scores is not None:
+    if run.scores is not None and run.measured:
         for side in ("mi_chosen", "mi_rejected"):
             expected[side] = quantiles(run.scores[side].to_pylist())
     expected["losses"] = {step: round(logged[step], 5) for step in first}
