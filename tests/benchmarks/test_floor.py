@@ -1,7 +1,9 @@
 """The floor is run, and is what it says: each prompt once, and no other token."""
 
 import json
+from importlib.util import find_spec
 
+import pytest
 import torch
 from click.testing import CliRunner
 
@@ -31,6 +33,9 @@ def test_the_floor_runs_each_prompt_once_and_reads_the_responses():
     assert loss.requires_grad
 
 
+@pytest.mark.skipif(
+    bool(find_spec("axolotl")), reason="is the same in every environment: it runs beside TRL alone"
+)
 def test_the_command(tmp_path):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
     file = tmp_path / "floor.json"
