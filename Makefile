@@ -25,10 +25,17 @@ PACKAGES := .packages
 
 ENVIRONMENTS := $(addsuffix /.installed-test,.venv .venv-trl .venv-llamafactory)
 HERE := $(or $(firstword $(wildcard .venv .venv-trl)),.venv)
-# What is the same beside every host, as it depends on no version of theirs: run beside Axolotl only.
-ONCE := tests/objective tests/test_settings.py tests/test_refusals.py tests/test_docs.py tests/test_lines.py tests/test_wheel.py tests/cli/test_cli_doctor.py \
+# What is the same beside every host, as it depends on no version of theirs, is run beside one of
+# them: beside Axolotl, or beside the newest TRL, whose tests end first.
+BESIDE_AXOLOTL := tests/objective tests/test_settings.py tests/test_refusals.py tests/test_docs.py tests/test_lines.py tests/test_wheel.py tests/cli/test_cli_doctor.py \
 	tests/test_redact.py tests/cli/test_cli_sharing.py tests/cli/test_cli_answers.py \
 	tests/test_warm.py tests/benchmarks/test_safety_world.py tests/benchmarks/test_safety_world_report.py
+BESIDE_TRL := tests/sources tests/tiny tests/real tests/soak tests/tools tests/cli/test_cli_pictures.py \
+	tests/cli/test_cli_recipes.py tests/cli/test_cli_mi.py tests/cli/test_cli_basics.py \
+	tests/run/test_weighing.py tests/run/test_control.py tests/run/test_dates.py tests/test_security.py \
+	tests/trainer/test_two_processes.py tests/reference/test_score_pairs.py tests/reference/test_score_ranks.py \
+	tests/reference/test_scoring.py tests/reference/test_store.py tests/reference/test_eviction.py \
+	tests/reference/test_null_prompt.py tests/reference/test_turns.py
 # Which lines of the package ran, in all the processes of the tests, and the least share in percent.
 LINES   := $(CURDIR)/.lines
 MINIMUM := 92
@@ -105,11 +112,11 @@ coverage: ## The lines of the package that the last tests ran; fails if too few
 
 test-axolotl: .venv/.installed-test ## The tests beside Axolotl
 	@echo "==> Tests beside $(AXOLOTL)"
-	@python -m pytest $(MARKED)
+	@python -m pytest $(addprefix --ignore=,$(BESIDE_TRL)) $(MARKED)
 
 test-trl: .venv-trl/.installed-test ## The tests beside the newest TRL, less those of hosts
 	@echo "==> Tests beside $(TRL)"
-	@python -m pytest $(addprefix --ignore=,$(ONCE)) $(MARKED)
+	@python -m pytest $(addprefix --ignore=,$(BESIDE_AXOLOTL)) $(MARKED)
 
 # TRL 0.24 cannot be imported by itself beside this transformers, so that its tests stay out.
 test-llamafactory: .venv-llamafactory/.installed-test ## The tests beside LLaMA-Factory

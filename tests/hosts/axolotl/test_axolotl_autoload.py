@@ -102,7 +102,6 @@ def test_switched_off(config, tmp_path) -> None:
     ("options", "env", "said"),
     [
         # arrives, or its value could not be refused
-        (["--bdpo-alpha", "-1", "--launcher", "python"], {}, "`bdpo_alpha: -1` cannot be used"),
         (["--bdpo-alpha=-1"], {}, "`bdpo_alpha: -1` cannot be used"),
         (["--bdpo-alhpa", "1", "--launcher", "python"], {}, "Did you mean `bdpo_alpha`?"),
         (
