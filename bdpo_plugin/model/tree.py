@@ -36,6 +36,9 @@ except ImportError:  # of older releases of torch
 #: in their place. Others take it if they are transformers' flash function by another name.
 TREE_ATTENTION = ("sdpa", "flash_attention_2", "flash_attention_3")
 
+#: What torch's kernel for sequences of any length can compute in.
+KERNEL_DTYPES = (torch.float16, torch.bfloat16)
+
 #: The argument of a model's forward that is a :class:`Tree`; or a function that each layer calls
 #: with the name and the function of its attention, itself, its (query, key, value) and the rest.
 ARGUMENT = "bdpo_tree"
@@ -255,7 +258,7 @@ def _kernel_takes(query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> b
         ("window_size" in takes or ("is_causal" in takes and not kwargs.get("sliding_window")))
         and ("scale" in takes or scaling is None or math.isclose(scaling, size**-0.5))
         and query.dtype == key.dtype == value.dtype
-        and query.dtype in (torch.float16, torch.bfloat16)
+        and query.dtype in KERNEL_DTYPES
         and size == value.shape[-1] <= 256
         and size % 8 == 0
         and not kwargs.get("dropout")
