@@ -41,6 +41,7 @@ MEASURES = {
     help="The host's DPO once more, with TRL's precompute_ref_log_probs.",
 )
 @click.option("--warm", is_flag=True, help="Ours once more, with the scores of the first run.")
+@click.option("--alpha-0", is_flag=True, help="Ours once more, with `bdpo_alpha: 0`: DPO itself.")
 @click.option(
     "--collecting",
     is_flag=True,
@@ -53,6 +54,7 @@ def main(
     epochs: int,
     precomputed: bool,
     warm: bool,
+    alpha_0: bool,
     collecting: bool,
     json_file: Path | None,
     **options: Any,
@@ -69,6 +71,8 @@ def main(
         raise click.UsageError("--precomputed: LLaMA-Factory does not precompute")
     asked = {"DPO, precomputed": precomputed, "B-DPO, warm": warm}
     methods = {name: of_method for name, of_method in METHODS.items() if asked.get(name, True)}
+    if alpha_0:
+        methods["B-DPO, alpha 0"] = {"method": "bdpo", "bdpo_alpha": 0}
     if collecting:
         methods["B-DPO, collecting"] = {"method": "bdpo-collecting"}
     results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
@@ -77,7 +81,8 @@ def main(
             cache = tempfile.mkdtemp(dir=runs.folder)
             for name, of_method in methods.items():
                 show(f"{name}, run {turn + 1} of {repeats}")
-                kept = {"cache": cache} if of_method["method"] == "bdpo" else {}
+                ours = of_method["method"] == "bdpo" and "bdpo_alpha" not in of_method
+                kept = {"cache": cache} if ours else {}
                 results[name].append(runs.run(**of_method, **kept, num_train_epochs=epochs))
     screen = console()
     length = "One epoch" if epochs == 1 else f"{epochs} epochs"

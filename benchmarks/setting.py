@@ -19,6 +19,22 @@ HOST_PART, FORWARDS = "the host's own preparation", "the forwards"
 #: Options that a preset changes.
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu-21m": {},
+    "cpu-lora": {  # LoRA as people train it: one pair a step, an output layer of 8 % of the body
+        "host": "trl",
+        "adapter": "lora",
+        "gradient_checkpointing": True,
+        "hidden": 512,
+        "intermediate": 1536,
+        "layers": 8,
+        "heads": 8,
+        "kv_heads": 8,
+        "vocabulary": 4300,
+        "pairs": 40,
+        "batch": 1,
+        "prompt": 60,
+        "response": 60.0,
+        "sigma": 0.2,
+    },
     "gpu-7b": {  # Qwen2-7B
         "host": "trl",
         "device": "cuda",

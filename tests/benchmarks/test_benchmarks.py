@@ -42,12 +42,13 @@ def test_epoch_of_both(tmp_path):
     hosts = [host for host in ("axolotl", "llamafactory") if find_spec(host)] or ["trl"]
     collecting = ["--collecting"] if hosts[0] == "axolotl" else []
     precomputed = ["--precomputed"] if hosts[0] == "trl" else []
-    given = ("--repeats", "1", "--epochs", "2", "--warm", *collecting, *precomputed)
+    alpha_0 = ["--alpha-0"] if hosts[0] == "trl" else []
+    given = ("--repeats", "1", "--epochs", "2", "--warm", *alpha_0, *collecting, *precomputed)
     shown, saved = run("epoch", tmp_path, *given)
     assert saved["setting"]["host"] == hosts[0]
     assert f"2 epochs, {hosts[0]}, cpu, adapter none" in shown
     methods = {"DPO", "B-DPO", "B-DPO, warm"} | ({"B-DPO, collecting"} if collecting else set())
-    methods |= {"DPO, precomputed"} if precomputed else set()
+    methods |= {"DPO, precomputed", "B-DPO, alpha 0"} if precomputed else set()
     assert set(saved["results"]) == methods
     for method, (result,) in saved["results"].items():
         assert result["steps"] == 4
