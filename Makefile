@@ -27,7 +27,7 @@ ENVIRONMENTS := $(addsuffix /.installed-test,.venv .venv-trl .venv-llamafactory)
 HERE := $(or $(firstword $(wildcard .venv .venv-trl)),.venv)
 # What is the same beside every host, as it depends on no version of theirs, is run beside one of
 # them: beside Axolotl, or beside the newest TRL, whose tests end first.
-BESIDE_AXOLOTL := tests/objective tests/test_settings.py tests/test_refusals.py tests/test_docs.py tests/test_lines.py tests/test_wheel.py tests/cli/test_cli_doctor.py \
+BESIDE_AXOLOTL := tests/objective tests/test_settings.py tests/test_refusals.py tests/test_docs.py tests/test_lines.py tests/test_wheel.py tests/cli/test_cli_doctor.py tests/cli/test_cost.py \
 	tests/test_redact.py tests/cli/test_cli_sharing.py tests/cli/test_cli_answers.py \
 	tests/test_warm.py tests/benchmarks/test_safety_world.py tests/benchmarks/test_safety_world_report.py
 BESIDE_TRL := tests/sources tests/tiny tests/real tests/soak tests/tools tests/cli/test_cli_pictures.py \

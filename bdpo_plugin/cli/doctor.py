@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -224,6 +225,7 @@ def _flash_attention() -> str:
 def _configuration(path: Path, config: Config) -> Iterator[Finding | dict[str, str]]:
     """What there is to say of a configuration, and its first rows."""
     from bdpo_plugin.cli.checks import FAILED, OK, UNKNOWN, WARNING, Finding, data_findings
+    from bdpo_plugin.cli.memory import weightless
 
     try:
         check_preference(path, config)
@@ -267,9 +269,12 @@ def _configuration(path: Path, config: Config) -> Iterator[Finding | dict[str, s
             "rejected": decode(pair.rejected.response),
         }
     try:
-        yield _memory(data.plan)
+        model = weightless(data.plan)
     except (OSError, ValueError) as error:
         yield Finding("memory", UNKNOWN, _words(error))
+        return
+    yield _memory(model, data.plan)
+    yield from _cost(model, data)
 
 
 def _needs(config: Config, environment: Mapping[str, Finding]) -> Iterator[Finding]:
@@ -286,21 +291,67 @@ def _needs(config: Config, environment: Mapping[str, Finding]) -> Iterator[Findi
             yield Finding(f"{name} asked for", FAILED, words)
 
 
-def _memory(plan: Any) -> Finding:
+def _cost(model: Any, data: Any) -> Iterator[Finding]:
+    """How batches will be laid, and what an epoch costs beside the host's own DPO."""
+    import torch
+
+    from bdpo_plugin.cli.checks import OK, UNKNOWN, Finding
+    from bdpo_plugin.cli.cost import epoch_cost
+    from bdpo_plugin.model.traits import Traits, row_rules
+    from bdpo_plugin.reference.null_prompt import find_null_prompt
+    from bdpo_plugin.settings import BDPOError
+
+    text = torch.zeros(1, 1, dtype=torch.long)
+    rules = row_rules(model, Traits.of(model), {"input_ids": text, "attention_mask": text})
+    shared, attention = not isinstance(rules, str), model.config._attn_implementation
+    words = (
+        "a row without padding, in which the prompt of a pair stands once, if the trial of the "
+        "model agrees"
+        if shared
+        else f"padded, as the host's: {rules}"
+    )
+    yield Finding("batches", OK, f"{attention} attention; {words}")
+    settings, pairs = data.settings, data.pairs
+    try:
+        prompts = [pair.chosen.prompt for pair in pairs]
+        null = find_null_prompt(data.tokenizer, prompts, settings.null_prompt)
+    except BDPOError:
+        return  # which has been said
+    if not pairs:
+        return
+    measured = settings.weighs or settings.control is not None
+    found = epoch_cost(model, data.plan, pairs, len(null.ids), shared=shared, mi=measured)
+    step, scoring = found.ours / found.host, found.scoring / found.host
+    yield Finding(
+        "cost",
+        UNKNOWN if data.plan.rank is None else OK,
+        "in operations of an epoch of the host's own DPO on these pairs, counted: the first epoch "
+        f"{step + scoring:.2f} (steps {step:.2f}, scoring {scoring:.2f}), with scores kept from an "
+        f"earlier run {step:.2f}, each further epoch {step:.2f}; at `bdpo_alpha: 0` "
+        f"{step + found.plain_scoring / found.host:.2f}",
+    )
+
+
+def _memory(model: Any, plan: Any) -> Finding:
     import torch
 
     from bdpo_plugin.cli.checks import OK, UNKNOWN, WARNING, Finding
     from bdpo_plugin.cli.memory import estimate
 
-    found = estimate(plan)
+    found = estimate(model, plan)
     parts = ", ".join(f"{name} {size:.2f}" for name, size in found._asdict().items())
     words = f"about {found.peak:.1f} GiB on one device (estimated, in GiB: {parts})"
     if plan.rank is None:
         words += "; the adapter's part is not known"
+    without = estimate(model, dataclasses.replace(plan, checkpointing=False)).peak
+    if plan.checkpointing:
+        words += f"; without gradient checkpointing about {without:.1f}"
     if not torch.cuda.is_available():
         return Finding("memory", UNKNOWN, f"{words}; there is no GPU to compare with")
     there = torch.cuda.get_device_properties(0).total_memory / 2**30
     state = OK if found.peak < 0.9 * there else WARNING
+    if plan.checkpointing and without < 0.9 * there:
+        words += ", which fits too, and saves a fourth to a third of a step"
     return Finding("memory", state, f"{words}; the GPU has {there:.0f}")
 
 

@@ -36,8 +36,8 @@ class Memory(NamedTuple):
         return max(self.training, self.weights + self.adapter + self.scoring)
 
 
-def estimate(plan: Plan) -> Memory:
-    """The memory of a run on one device, from the model's configuration alone.
+def weightless(plan: Plan) -> Any:
+    """The model of a run, of its shape and without its weights.
 
     Raises:
         OSError, ValueError: the model's configuration cannot be had.
@@ -49,6 +49,18 @@ def estimate(plan: Plan) -> Memory:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     model.tie_weights()
+    if plan.attention:  # whose package may not be here
+        model.config._attn_implementation = plan.attention
+    return model
+
+
+def estimate(model: Any, plan: Plan) -> Memory:
+    """The memory of a run on one device, from the model's shape alone.
+
+    Args:
+        model: :func:`weightless`.
+    """
+    config = model.config
     weights, total = _weights(model, plan)
     trained = total if plan.rank == 0 else _adapter(model, plan)
     text = config.get_text_config()

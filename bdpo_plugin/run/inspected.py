@@ -13,7 +13,7 @@ from bdpo_plugin.settings import BDPOSettings
 
 @dataclass(frozen=True)
 class Plan:
-    """What decides the memory that a training takes.
+    """What decides the memory and the time that a training takes.
 
     Attributes:
         model: name or folder.
@@ -28,6 +28,7 @@ class Plan:
         checkpointing: whether activations are computed again in the backward pass.
         eight_bit_optimizer: whether the optimizer keeps a byte, and not four, for each number.
         pass_tokens: of one batch of the scoring pass.
+        attention: the attention implementation asked for; None where transformers chooses it.
     """
 
     model: str
@@ -41,6 +42,7 @@ class Plan:
     checkpointing: bool
     eight_bit_optimizer: bool
     pass_tokens: int
+    attention: str | None = None
 
 
 @dataclass(frozen=True)

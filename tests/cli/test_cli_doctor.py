@@ -10,7 +10,8 @@ import pytest
 from doctor_runs import doctor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bdpo_plugin.cli.memory import estimate
+from bdpo_plugin.cli.memory import Memory, weightless
+from bdpo_plugin.cli.memory import estimate as of_model
 from bdpo_plugin.run.inspected import Plan
 from bdpo_plugin.tiny import build_model, build_tokenizer
 
@@ -107,6 +108,10 @@ def plan(model, **changes) -> Plan:
         "pass_tokens": 4096,
     }
     return Plan(model=str(model), **{**given, **changes})
+
+
+def estimate(plan: Plan) -> Memory:
+    return of_model(weightless(plan), plan)
 
 
 @pytest.fixture(scope="module")

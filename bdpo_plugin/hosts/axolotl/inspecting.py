@@ -158,4 +158,5 @@ def _plan(cfg: Any) -> Plan:
         checkpointing=bool(cfg.gradient_checkpointing),
         eight_bit_optimizer="8bit" in str(cfg.optimizer),
         pass_tokens=int(cfg.get("bdpo_score_tokens") or BDPOSettings().score_tokens),
+        attention=cfg.attn_implementation,
     )

@@ -101,4 +101,7 @@ def _plan(
         checkpointing=not model_args.disable_gradient_checkpointing,
         eight_bit_optimizer="8bit" in str(training_args.optim),
         pass_tokens=settings.score_tokens,
+        attention={"fa2": "flash_attention_2", "disabled": "eager"}.get(
+            str(getattr(model_args.flash_attn, "value", model_args.flash_attn))
+        ),
     )
