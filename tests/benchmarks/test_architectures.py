@@ -3,12 +3,15 @@
 The whole is `python -m benchmarks.architectures`.
 """
 
+import math
+
 import pytest
 import torch
 import transformers
 
 from bdpo_plugin.model import reader
 from bdpo_plugin.model.padding import Padding, PaddingEffect
+from bdpo_plugin.model.traits import RowRules
 from bdpo_plugin.model.trial import Abilities, Support
 from benchmarks.architectures import DTYPES, PAGE, faults, look, names, tiny
 
@@ -49,6 +52,8 @@ def test_a_row_that_is_mixed_up_would_be_noticed(monkeypatch):
     same = PaddingEffect(0, 0)
     packed = Abilities(Padding(same, same), True, Support(shared=True))
     monkeypatch.setattr(reader, "try_out", lambda *_: packed)
+    rules = RowRules(widest=math.inf, longest=math.inf, each_once=False)
+    monkeypatch.setattr(reader, "row_rules", lambda *_: rules)
     found = {dtype: look(tiny("lfm2"), dtype) for dtype in DTYPES}
     # in bfloat16 the padding on the left, which it mixes in as well, passes for rounding
     assert [fault for fault in faults(found) if "float32" in fault]

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 import transformers.modeling_flash_attention_utils as flash
 from standin_kernels import flash_attn, installed, varlen
 from test_tree import assert_as_plain, gradients, model_of, plain, read
@@ -107,6 +108,10 @@ def test_what_the_kernel_cannot_goes_by_segments(batch, monkeypatch, calls):
     assert not calls
 
 
+@pytest.mark.skipif(
+    transformers.__version__.startswith("5.6."),
+    reason="its own flash function fails where a model has no attention sinks",
+)
 @pytest.mark.parametrize(
     "name", ["flash_attention_2", "flash_attention_4", "kernels-community/flash-attn2"]
 )

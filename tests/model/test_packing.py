@@ -85,8 +85,7 @@ def test_eager_attention_keeps_its_padding(tokenizer, batch, architecture, atten
 
 
 def test_sliding_windows(tokenizer, batch):
-    model = small_model(tokenizer, "soft-capped", sliding_window=3)
-    model.set_attn_implementation("sdpa")
+    model = small_model(tokenizer, "moe", sliding_window=3)
     mine, seen = widths(model, lambda: logps(ResponseReader(), model, batch))
     assert seen[-1] == (1, 45)
     torch.testing.assert_close(mine, plain_logps(model, batch), rtol=1e-5, atol=1e-5)

@@ -97,6 +97,8 @@ def tried(model, tokenizer):
 )
 def test_attention_passes_in_every_dtype(tokenizer, architecture, options, dtype):
     model = small_model(tokenizer, architecture, **options)
+    if not model._supports_sdpa:
+        pytest.skip("this release of transformers has no SDPA for it")
     model.set_attn_implementation("sdpa")
     assert attends_only(model)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "autocast"):

@@ -92,7 +92,8 @@ def test_a_run_goes_on_where_nothing_can_be_locked(tmp_path, monkeypatch, capsys
         monkeypatch.setattr(Path, "home", _no_home)
     kept = [OutputLock.take(tmp_path / "run") for _ in range(2)]
     assert kept[0] is kept[1]
-    told = "".join(capsys.readouterr().out.replace("│", "").split())  # however its lines are wrapped
+    # however its lines are wrapped
+    told = "".join(capsys.readouterr().out.replace("│", "").split())
     assert told.count("cannotbelocked") == 1
 
 

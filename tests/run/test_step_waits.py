@@ -58,12 +58,11 @@ def test_one_wait_a_step(tokenizer, non_blocking, attention):
         step(model, reader)
     kind = {"sdpa": "shared prefix", "eager": "padded"}[attention]
     assert reader.layouts["training"].batches == {kind: 2}, reader.layouts
-    of_model = [where for where in waits if "/transformers/" in where]
-    (ours,) = waits.keys() - of_model
+    # a mask of eager attention is the model's own affair
+    (ours,) = [where for where in waits if "/transformers/" not in where]
     assert "a copy from the device" in ours
     assert "/bdpo_plugin/run/batch.py:" in ours
     assert waits[ours] == 1
-    assert bool(of_model) == (attention == "eager")  # which makes a mask
 
 
 def test_a_wait_is_noted(non_blocking):
