@@ -34,7 +34,7 @@ class AttentionTrial:
     Attributes:
         units: of the row; the second sequence has its beginning in common with the first.
         lengths: of the sequences.
-        layers: how many have been tried.
+        windows: of each layer that has been tried, how far it says that it looks: tokens, or None.
         output, slope: how far the output is off, relative, and the gradients of its (query, key,
             value).
         leak: the largest gradient that passes from one sequence to what another has alone.
@@ -42,7 +42,7 @@ class AttentionTrial:
 
     units: Sequence[Unit]
     lengths: Sequence[int]
-    layers: int = 0
+    windows: list[int | None] = field(default_factory=list)
     output: list[Tensor] = field(default_factory=list)
     slope: list[Tensor] = field(default_factory=list)
     leak: list[Tensor] = field(default_factory=list)
@@ -68,7 +68,7 @@ class AttentionTrial:
         options = {key: value for key, value in options.items() if key != "position_ids"}
         for spread in _SPREADS:
             self._try(name, attend, module, states, options, spread)
-        self.layers += 1
+        self.windows.append(options.get("sliding_window"))
 
     def _try(
         self,
@@ -82,7 +82,7 @@ class AttentionTrial:
         device = states[0].device
         tree = Tree.of(self.units, self.lengths, device)
         ends = list(accumulate(tree.sizes, initial=0))
-        generator = torch.Generator().manual_seed(self.layers)
+        generator = torch.Generator().manual_seed(len(self.windows))
         size = states[0].shape[-1]
         scaling = options.get("scaling") or size**-0.5
         factor = math.sqrt(spread / (scaling * math.sqrt(size)))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
 from itertools import accumulate
@@ -81,13 +81,11 @@ class Tree:
         before: of each the tokens that come before it, which are those that its unit's first one
             begins with; 0 in a first one.
         varlen: the same for a kernel; None on a CPU.
-        windows: filled with what each layer says of how far it looks: tokens, or None.
     """
 
     sizes: list[int]
     before: list[int]
     varlen: Varlen | None
-    windows: list[int | None] = field(default_factory=list)
 
     @classmethod
     def of(cls, units: Sequence[Unit], lengths: Sequence[int], device: torch.device) -> Tree:
@@ -156,7 +154,6 @@ def _teach(name: str) -> None:
             return attend(module, query, key, value, attention_mask, *args, **kwargs)
         if args or (attention_mask is not None and attention_mask.numel() > 1):
             raise ValueError(f"{type(module).__name__} makes an attention mask of its own")
-        tree.windows.append(kwargs.get("sliding_window"))
         return attend_shared(name, attend, tree, module, query, key, value, **kwargs), None
 
     forward.takes_tree = True  # type: ignore[attr-defined]

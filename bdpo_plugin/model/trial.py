@@ -222,8 +222,6 @@ class _Trial:
     ) -> Tensor:
         """The states before the output layer, (3, L, H)."""
         where, arguments, order = self._arguments(ids, row=row)
-        if row:
-            self._windows = arguments[ARGUMENT].windows
         if stretched:  # the positions of what follows a beginning, and of the last sequence
             places = arguments["position_ids"]
             arguments["position_ids"] = torch.where(places < self._common, places, 2 * places)
@@ -282,7 +280,7 @@ class _Trial:
         after = self._common
         read = {
             "its layers do not call the attention that is told where sequences begin": (
-                attention.layers > 0
+                len(attention.windows) > 0
             ),
             "all tokens that it was tried on are the same": bool(
                 (self._ids[0] != self._neighbours[0]).any()
@@ -308,7 +306,7 @@ class _Trial:
                 tolerance.allowed,
             )
         )
-        told = [window for window in self._windows if window]
+        told = [window for window in attention.windows if window]
         config = unwrapped(self._model).config.get_text_config()
         return Support(not why, told == windows_of(config), self._rules.each_once, why)
 

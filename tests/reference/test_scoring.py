@@ -290,6 +290,32 @@ def test_sum_by_row():
     assert sums.dtype == torch.float32
 
 
+def test_on_cuda_the_copy_stands_behind_its_own_batch(monkeypatch):
+    """With a stand-in for the sums and for the stream."""
+    order = []
+
+    class Sums:
+        is_cuda, device = True, torch.device("cuda", 1)
+
+        def to(self, device, non_blocking):
+            order.append(("copied", device, non_blocking))
+            return torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+
+    class Stream:
+        def record_event(self):
+            order.append("event")
+            return self
+
+        def synchronize(self):
+            order.append("waited for")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    sums = scoring._Sums(Sums())
+    assert order == [("copied", "cpu", True), "event"]
+    assert sums.scores() == [(1, 2), (3, 4)]
+    assert order[2:] == ["waited for"]
+
+
 # --- read one batch late -------------------------------------------------------------------
 
 

@@ -1,13 +1,16 @@
-"""How often a step waits for the device, on one that is none."""
+"""How often a step and the scoring wait for the device, on one that is none."""
 
 import sys
 
+import numpy as np
 import pytest
 import torch
-from fake_device import OnDevice, device_in_use, put
+from fake_device import DEVICE, OnDevice, device_in_use, put
 from small_models import small_model
 
 from bdpo_plugin.model.reader import ResponseReader
+from bdpo_plugin.reference import scoring
+from bdpo_plugin.reference.scoring import Job
 from bdpo_plugin.run.batch import PreferenceBatch
 from bdpo_plugin.run.columns import SCORE_COLUMNS
 from bdpo_plugin.run.step import LossTerms, MetricSums, preference_step
@@ -63,6 +66,21 @@ def test_one_wait_a_step(tokenizer, non_blocking, attention):
     assert "a copy from the device" in ours
     assert "/bdpo_plugin/run/batch.py:" in ours
     assert waits[ours] == 1
+
+
+@pytest.mark.parametrize("null", [None, np.array([7, 8])], ids=["log-probabilities", "gain"])
+def test_a_batch_is_queued_for_scoring_without_a_wait(tokenizer, non_blocking, null):
+    model = put(small_model(tokenizer, "untied", layers=2))
+    jobs = [Job(np.arange(5, 11), np.arange(20, 24 + n), null) for n in range(2)]
+    reader = ResponseReader()
+    with device_in_use() as waits, torch.no_grad():
+        for _ in range(2):
+            waits.clear()
+            sums = scoring._queue(jobs, model, reader, DEVICE, may_pack=True)
+        assert not waits
+        sums.scores()
+        assert len(waits) == 1
+    assert reader.layouts["scoring"].batches == {"shared prefix": 2}
 
 
 def test_a_wait_is_noted(non_blocking):
