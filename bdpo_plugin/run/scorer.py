@@ -265,7 +265,8 @@ class Scorer:
     ) -> None:
         """Refuse pairs for which a model has no positions; `rows` are None in a batch."""
         limit = self.reader.traits(reference.model).position_limit
-        check_room(pairs, rows, len(self.null_prompt.ids), limit)
+        null = len(self.null_prompt.ids) if self._measures else 0
+        check_room(pairs, rows, null, limit)
 
     @property
     def _measures(self) -> bool:

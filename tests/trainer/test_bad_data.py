@@ -112,7 +112,8 @@ def test_no_room_for_the_null_prompt(tmp_path, precompute):
     )
     rows = [plain(f"{i}:", " answer" * 50, " none" * (40 + i)) for i in range(6)]
     words = r"the null prompt \(60 tokens\) and a response have up to 12\d tokens, .* for 64\..*"
-    with pytest.raises(BDPOError, match=f"{words}`bdpo_null_prompt`") as refusal:
+
+    def run(**options):
         trainer(
             output_dir=tmp_path,
             dataset=Dataset.from_list(rows),
@@ -120,10 +121,16 @@ def test_no_room_for_the_null_prompt(tmp_path, precompute):
             model=model,
             lora=LoraConfig(target_modules=["c_attn"]),
             max_length=64,
+            max_steps=1,
             bdpo_null_prompt=" none" * 30,
             bdpo_precompute=precompute,
+            **options,
         ).train()
+
+    with pytest.raises(BDPOError, match=f"{words}`bdpo_null_prompt`") as refusal:
+        run()
     assert ("(rows 0, 1, 2, 3, 4, 5)" in str(refusal.value)) == precompute
+    run(bdpo_alpha=0)  # which does not run it
 
 
 def test_nothing_left(tmp_path):
