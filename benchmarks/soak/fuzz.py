@@ -478,6 +478,7 @@ def check_scores(case: Case, trainer: Any, kept: list[dict[str, Any]]) -> float:
         case.settings["bdpo_mi_estimator"]
     ]
     worst, means = 0.0, dict.fromkeys(("chosen", "rejected"), 0.0)
+    measured = trainer.settings.weighs
     for row in kept:
         for side in means:
             prompt, response = truncated(case, row, side)
@@ -485,12 +486,15 @@ def check_scores(case: Case, trainer: Any, kept: list[dict[str, Any]]) -> float:
             means[side] += mi / len(kept)
             if trainer.settings.precompute:
                 logps = truth.response_logps(model, prompt, response)
-                for name, value in (("ref_{}_logps", logps), ("mi_{}", mi)):
+                for name, value in (("ref_{}_logps", logps), ("mi_{}", mi))[: 1 + measured]:
                     saved = row["bdpo_" + name.format(side)]
                     worst = max(worst, abs(saved - value))
     (log,) = [entry for entry in trainer.state.log_history if "loss" in entry]
     for side, mean in means.items():
-        worst = max(worst, abs(log[f"bdpo/mi_{side}"] - mean))
+        if measured:
+            worst = max(worst, abs(log[f"bdpo/mi_{side}"] - mean))
+        else:
+            assert f"bdpo/mi_{side}" not in log
     assert worst < TOLERANCE, f"scores are off by {worst} nats"
     assert abs(log["loss"] - 0.693147) < 1e-4, log
     return worst

@@ -7,6 +7,7 @@ import io
 import time
 from dataclasses import replace
 from functools import cached_property
+from math import isfinite
 from operator import sub
 from pathlib import Path
 from statistics import fmean
@@ -162,7 +163,8 @@ class Bench:
 
 def _imbalance(scored: Dataset) -> list[float]:
     """Of each pair the mutual information of chosen less rejected, nats per token."""
-    return [*map(sub, scored["bdpo_mi_chosen"], scored["bdpo_mi_rejected"])]
+    gaps = map(sub, scored["bdpo_mi_chosen"], scored["bdpo_mi_rejected"])
+    return [gap for gap in gaps if isfinite(gap)]  # without those of an arm that measures none
 
 
 def _row(pair: Pair) -> dict[str, Any]:
