@@ -33,6 +33,7 @@ BESIDE_AXOLOTL := tests/objective tests/test_settings.py tests/test_refusals.py 
 BESIDE_TRL := tests/sources tests/tiny tests/real tests/soak tests/tools tests/cli/test_cli_pictures.py \
 	tests/cli/test_cli_recipes.py tests/cli/test_cli_mi.py tests/cli/test_cli_basics.py \
 	tests/run/test_weighing.py tests/run/test_control.py tests/run/test_dates.py tests/test_security.py \
+	tests/run/test_continuing.py tests/run/test_columns.py tests/trainer/test_fuzz.py \
 	tests/trainer/test_two_processes.py tests/reference/test_score_pairs.py tests/reference/test_score_ranks.py \
 	tests/reference/test_scoring.py tests/reference/test_store.py tests/reference/test_eviction.py \
 	tests/reference/test_null_prompt.py tests/reference/test_turns.py
