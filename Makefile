@@ -124,7 +124,8 @@ test-llamafactory: .venv-llamafactory/.installed-test ## The tests beside LLaMA-
 	@echo "==> Tests beside $(LLAMAFACTORY)"
 	@python -m pytest tests/hosts/llamafactory tests/benchmarks/test_benchmarks.py \
 		tests/benchmarks/test_soak_hosts.py \
-		tests/model tests/reference tests/run/test_room.py tests/test_pairs.py tests/test_rows.py tests/tiny tests/test_autoload.py $(MARKED)
+		tests/model tests/reference/test_computation.py tests/reference/test_fingerprint.py \
+		tests/reference/test_scoring.py tests/reference/test_verification.py tests/run/test_room.py tests/test_pairs.py tests/test_rows.py tests/tiny tests/test_autoload.py $(MARKED)
 
 lint: .venv/.installed-test ## ruff, the import rules, the types
 	@echo "==> ruff, lint-imports, mypy"
