@@ -7,7 +7,6 @@ import io
 import time
 from dataclasses import replace
 from functools import cached_property
-from math import isfinite
 from operator import sub
 from pathlib import Path
 from statistics import fmean
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from bdpo_plugin import BalanceWeights, BDPOConfig, BDPOTrainer
+from bdpo_plugin.run.scored import watched
 from bdpo_plugin.sources.forms import Pair
 from benchmarks.real_models.study.design import Job, Preset
 from benchmarks.real_models.study.evaluate import Evaluation
@@ -150,7 +150,8 @@ class Bench:
         set_seed(job.seed)  # of the adapter: the arms of a seed begin with the same one
         rank = training.rank
         safe = settings["margin"] > 0
-        with contextlib.redirect_stdout(io.StringIO()):
+        # watched, so that the mutual information is measured in arms that weigh nothing too
+        with contextlib.redirect_stdout(io.StringIO()), watched():
             return (SafeDPOTrainer if safe else BDPOTrainer)(
                 self.model(),
                 args=args,
@@ -163,8 +164,7 @@ class Bench:
 
 def _imbalance(scored: Dataset) -> list[float]:
     """Of each pair the mutual information of chosen less rejected, nats per token."""
-    gaps = map(sub, scored["bdpo_mi_chosen"], scored["bdpo_mi_rejected"])
-    return [gap for gap in gaps if isfinite(gap)]  # without those of an arm that measures none
+    return [*map(sub, scored["bdpo_mi_chosen"], scored["bdpo_mi_rejected"])]
 
 
 def _row(pair: Pair) -> dict[str, Any]:
