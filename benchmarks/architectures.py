@@ -324,9 +324,8 @@ def _page(tried: dict[str, dict[torch.dtype, Found]], left_out: dict[str, str]) 
         "have in common at their beginning runs once; *padded* where it keeps the padding that its "
         "host gave it. Shared is what is known to mix positions by attention alone, through the "
         "attention interface of transformers and by SDPA or flash attention, and was then seen to "
-        "keep neighbours apart: other tokens in the place of a neighbour change not one bit. In "
-        "training the gradient is tried as well; a model that FSDP or ZeRO-3 shares among the "
-        "ranks is not tried with gradient, and trains on padded batches.",
+        "keep neighbours apart: other tokens in the place of a neighbour change not one bit, and "
+        "no gradient of a layer's attention reaches it.",
         "",
         "The figures are differences of scores (nats, responses of 3 to 25 tokens, the largest "
         "logit about 25) in units of rounding: the largest difference that padding makes to the "
