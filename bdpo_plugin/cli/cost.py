@@ -67,8 +67,7 @@ def epoch_cost(
         host += _forward(shape, [(0, n) for n in whole], sum(whole))
         ours += _pass(shape, rows, sum(responses), full=full, again=again)
         bare = _forward(shape, rows, sum(responses))
-        after_null = [(null_tokens if shared else 0, r + (0 if shared else null_tokens))
-                      for r in responses]  # fmt: skip
+        after_null = [(null_tokens, r) if shared else (0, null_tokens + r) for r in responses]
         plain += bare
         scoring += bare + (_forward(shape, after_null, sum(responses)) if mi else 0)
     return Cost(host, ours, scoring, plain)

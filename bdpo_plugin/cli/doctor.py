@@ -343,14 +343,15 @@ def _memory(model: Any, plan: Any) -> Finding:
     words = f"about {found.peak:.1f} GiB on one device (estimated, in GiB: {parts})"
     if plan.rank is None:
         words += "; the adapter's part is not known"
-    without = estimate(model, dataclasses.replace(plan, checkpointing=False)).peak
+    without = None
     if plan.checkpointing:
+        without = estimate(model, dataclasses.replace(plan, checkpointing=False)).peak
         words += f"; without gradient checkpointing about {without:.1f}"
     if not torch.cuda.is_available():
         return Finding("memory", UNKNOWN, f"{words}; there is no GPU to compare with")
     there = torch.cuda.get_device_properties(0).total_memory / 2**30
     state = OK if found.peak < 0.9 * there else WARNING
-    if plan.checkpointing and without < 0.9 * there:
+    if without is not None and without < 0.9 * there:
         words += ", which fits too, and saves a fourth to a third of a step"
     return Finding("memory", state, f"{words}; the GPU has {there:.0f}")
 

@@ -221,34 +221,26 @@ class _Trial:
         attention: AttentionTrial | None = None,
     ) -> Tensor:
         """The states before the output layer, (3, L, H)."""
-        where, arguments, order = self._arguments(ids, row=row)
+        device, where = self._inputs["input_ids"].device, torch.ones_like(ids, dtype=torch.bool)
+        arguments = self._inputs | {
+            "input_ids": ids.to(device),
+            "attention_mask": where.long().to(device),
+        }
+        order = None
+        if row:
+            where, arguments, order = pack(where, arguments, where, self._units, self._rules)
         if stretched:  # the positions of what follows a beginning, and of the last sequence
             places = arguments["position_ids"]
             arguments["position_ids"] = torch.where(places < self._common, places, 2 * places)
         if attention:
             arguments[ARGUMENT] = attention
-        found = self._seen(where, arguments)
-        states: Tensor = in_order(found, order).unflatten(0, ids.shape)
-        return states
-
-    def _arguments(self, ids: Tensor, *, row: bool) -> tuple[Tensor, dict[str, Any], Tensor | None]:
-        """The positions read, the arguments of the model's forward, the order of what is read."""
-        device, mask = self._inputs["input_ids"].device, torch.ones_like(ids, dtype=torch.bool)
-        arguments = self._inputs | {
-            "input_ids": ids.to(device),
-            "attention_mask": mask.long().to(device),
-        }
-        if row:
-            return pack(mask, arguments, mask, self._units, self._rules)
-        return mask, arguments, None
-
-    def _seen(self, positions: Tensor, arguments: dict[str, Any]) -> Tensor:
         found, _ = forward_calling(
-            self._model, self._layer, positions, lambda rows: rows, arguments, instead=True
+            self._model, self._layer, where, lambda rows: rows, arguments, instead=True
         )
         if found is None:
             raise RuntimeError("its output layer is not called, as in a graph compiled before")
-        return found
+        states: Tensor = in_order(found, order).unflatten(0, ids.shape)
+        return states
 
     def of_values(self) -> Support:
         """What the states say: bits that must change, bits that must not, and how far they are

@@ -148,9 +148,8 @@ def test_memory_of_an_adapter_is_pefts(model, targets) -> None:
     assert found.optimizer == pytest.approx(2 * trained * 4 / 2**30)
 
 
-def test_memory_of_a_7b_model_is_that_of_its_configuration(tmp_path) -> None:
-    """Qwen2-7B's shape; nothing of it is in memory. Its 7.6 billion weights are 14.2 GiB in 16
-    bits, and a fine-tune of all of them needs as much for the gradients and twice that for Adam."""
+def write_7b(folder: Path) -> None:
+    """The configuration of Qwen2-7B's shape."""
     AutoConfig.for_model(
         "qwen2",
         hidden_size=3584,
@@ -161,7 +160,13 @@ def test_memory_of_a_7b_model_is_that_of_its_configuration(tmp_path) -> None:
         vocab_size=152064,
         tie_word_embeddings=False,
         architectures=["Qwen2ForCausalLM"],
-    ).save_pretrained(tmp_path)
+    ).save_pretrained(folder)
+
+
+def test_memory_of_a_7b_model_is_that_of_its_configuration(tmp_path) -> None:
+    """Qwen2-7B's shape; nothing of it is in memory. Its 7.6 billion weights are 14.2 GiB in 16
+    bits, and a fine-tune of all of them needs as much for the gradients and twice that for Adam."""
+    write_7b(tmp_path)
     full = estimate(plan(tmp_path, bytes_per_weight=2, trained_bytes=2, checkpointing=True))
     assert full.weights == pytest.approx(14.2, abs=0.1)
     assert full.training > 4 * full.weights

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from test_cli_doctor import plan
+from test_cli_doctor import plan, write_7b
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig
 
 from bdpo_plugin.cli.cost import epoch_cost
 from bdpo_plugin.cli.memory import weightless
@@ -28,16 +27,7 @@ def test_lora_at_7b_by_hand(tmp_path, lengths, wanted) -> None:
     responses of R tokens. DPO: 8 N + 6 head on 2 (P + R) tokens. Ours: 6 N on P + 2 R and 4 head
     on 2 R; the pass 2 N on P + 2 R, and with the mutual information on 2 R more. Attention is a
     twentieth of it."""
-    AutoConfig.for_model(
-        "qwen2",
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        vocab_size=152064,
-        tie_word_embeddings=False,
-    ).save_pretrained(tmp_path)
+    write_7b(tmp_path)
     of_7b = plan(tmp_path, rank=16, checkpointing=True)
     prompt, response = lengths
     pairs = [pair_of(prompt, response, response)]

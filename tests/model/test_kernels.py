@@ -7,7 +7,7 @@ import torch
 import transformers
 import transformers.modeling_flash_attention_utils as flash
 from standin_kernels import flash_attn, installed, varlen
-from test_tree import assert_as_plain, gradients, model_of, plain, read
+from test_tree import assert_as_plain, gradients, lora_model, model_of, plain, read
 from test_tree import batch as batch
 from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -67,14 +67,8 @@ def test_a_window_of_the_kernel(batch, kernel, calls, window):
 
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_lora_and_layers_that_are_computed_again(batch, kernel, calls, checkpointing):
-    peft = pytest.importorskip("peft")
     kernel("2.13")
-    config = peft.LoraConfig(r=4, init_lora_weights=False, target_modules="all-linear")
-    model = peft.get_peft_model(model_of("Qwen2", 90), config).train()
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
-    assert_as_plain(model, batch)
+    assert_as_plain(lora_model(checkpointing=checkpointing), batch)
     assert calls
 
 

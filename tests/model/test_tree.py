@@ -137,15 +137,20 @@ def test_layers_that_are_computed_again(batch, options, tied):
     assert_as_plain(model, batch)
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
-def test_lora(batch, checkpointing):
+def lora_model(*, checkpointing):
+    """Ready for training."""
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, init_lora_weights=False, target_modules="all-linear")
     model = peft.get_peft_model(model_of("Qwen2", 90), config).train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
-    assert_as_plain(model, batch)
+    return model
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_lora(batch, checkpointing):
+    assert_as_plain(lora_model(checkpointing=checkpointing), batch)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
