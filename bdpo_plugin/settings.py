@@ -58,7 +58,8 @@ class BDPOSettings:
         null_prompt: the query-free prompt, as text; None derives it from the tokenizer's chat
             template or the data; section 4.
         precompute: score the whole dataset before training; False scores each batch in its step.
-        score_tokens: token budget, padding included, of one batch of the reference pass.
+        score_tokens: tokens of one batch of the reference pass, at most; None: 1024 on a CPU, and
+            on a GPU from 4096 to 16384, as its free memory allows.
         cache_dir: where computed scores are kept; None is ``bdpo`` under the user's cache.
         control: weigh the pairs by mutual information that is not their own, to see what B-DPO
             owes to it: ``shuffled`` among all pairs, ``shuffled:COLUMN`` among those with the same
@@ -74,7 +75,7 @@ class BDPOSettings:
     mi_normalize: bool = True
     null_prompt: str | None = None
     precompute: bool = True
-    score_tokens: int = 4096
+    score_tokens: int | None = None
     cache_dir: str | None = None
     control: str | None = None
 
@@ -100,12 +101,12 @@ class BDPOSettings:
             folder = self.cache_dir
             put("cache_dir", os.fspath(folder) if isinstance(folder, os.PathLike) else folder)
             _check_folder(self.cache_dir, "bdpo_cache_dir")
-        tokens = _number(self.score_tokens, "bdpo_score_tokens")
-        if not (1 <= tokens <= _MAX_TOKENS and tokens == int(tokens)):
-            raise _refusal(
-                "bdpo_score_tokens", self.score_tokens, f"a whole number from 1 to {_MAX_TOKENS}"
-            )
-        put("score_tokens", int(tokens))
+        if self.score_tokens is not None:
+            tokens = _number(self.score_tokens, "bdpo_score_tokens")
+            if not (1 <= tokens <= _MAX_TOKENS and tokens == int(tokens)):
+                allowed = f"a whole number from 1 to {_MAX_TOKENS}"
+                raise _refusal("bdpo_score_tokens", self.score_tokens, allowed)
+            put("score_tokens", int(tokens))
         if self.control is not None:
             self._check_control()
 

@@ -26,7 +26,7 @@ DEFAULTS = {
     "bdpo_mi_normalize": True,
     "bdpo_null_prompt": None,
     "bdpo_precompute": True,
-    "bdpo_score_tokens": 4096,
+    "bdpo_score_tokens": None,
     "bdpo_cache_dir": None,
     "bdpo_control": None,
 }

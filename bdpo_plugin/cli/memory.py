@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from bdpo_plugin.reference.scoring import SCORE_TOKENS_ON_GPU, STATES
 from bdpo_plugin.run.inspected import Plan
 
 _GIB = 2**30
-#: Activations that a layer keeps for its backward pass, for each token and hidden entry, without
-#: the attention's scores, which fused kernels do not keep (Korthikanti et al., arXiv 2205.05198,
-#: section 4.1: 34 bytes of 16 bits each).
-_KEPT = 17
 #: The most logits that are held at once (`bdpo_plugin/model/head.py`).
 _LOGITS = 128 * 2**20
 
@@ -67,7 +64,8 @@ def estimate(model: Any, plan: Plan) -> Memory:
     tokens = 2 * plan.rows * plan.max_length
     states = tokens * text.hidden_size * plan.computed_bytes
     layers = text.num_hidden_layers
-    kept = states * (layers + _KEPT if plan.checkpointing else layers * _KEPT)
+    kept = states * (layers + STATES if plan.checkpointing else layers * STATES)
+    scored = plan.pass_tokens or SCORE_TOKENS_ON_GPU[0]  # more only where there is memory for it
     moments = 2 * trained * (1 if plan.eight_bit_optimizer else plan.trained_bytes)
     found = Memory(
         weights=weights,
@@ -75,7 +73,7 @@ def estimate(model: Any, plan: Plan) -> Memory:
         gradients=trained * plan.trained_bytes,
         optimizer=moments,
         activations=kept + 3 * _LOGITS,
-        scoring=plan.pass_tokens * text.hidden_size * plan.computed_bytes * _KEPT + 2 * _LOGITS,
+        scoring=scored * text.hidden_size * plan.computed_bytes * STATES + 2 * _LOGITS,
     )
     return Memory(*(size / _GIB for size in found))
 

@@ -43,7 +43,7 @@ from bdpo_plugin.model.tree import ARGUMENT, Unit
 _FEW = 32
 
 #: Tokens of each of the three sequences; a quarter of them the first two have in common.
-_LENGTH = 48
+_LENGTH = 32
 
 #: What a model may say that cannot read such rows, such as one that takes the mask of a row for
 #: that of a batch.

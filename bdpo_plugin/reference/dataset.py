@@ -20,7 +20,7 @@ from bdpo_plugin.reference.exchange import ABSENT, NOT_FINITE, Exchange
 from bdpo_plugin.reference.null_prompt import NullPrompt
 from bdpo_plugin.reference.ranks import raised_by_all, share, this_rank, world_size
 from bdpo_plugin.reference.reference import Reference
-from bdpo_plugin.reference.scoring import Score, budgeted_batches, score_jobs
+from bdpo_plugin.reference.scoring import SCORE_TOKENS, Score, budgeted_batches, score_jobs
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.reference.verification import verify
 from bdpo_plugin.reference.wanted import Wanted, wanted_scores
@@ -91,6 +91,7 @@ def score_pairs(
     rows = range(len(pairs)) if rows is None else rows
     scores = np.full((len(wanted.jobs), wanted.columns), ABSENT)
     exchange = None
+    budget = settings.score_tokens or SCORE_TOKENS
     if store:
         exchange = Exchange(store, wanted, scores, rows=rows, name=name, device=device)
         if len(reused := exchange.earlier()):
@@ -102,7 +103,7 @@ def score_pairs(
                     reference,
                     reader=reader,
                     device=device,
-                    tokens=settings.score_tokens,
+                    tokens=budget,
                     in_step=_in_step(reference),
                 )
             )
@@ -114,7 +115,7 @@ def score_pairs(
             scores,
             missing[np.argsort(wanted.first[missing])],
             reference,
-            settings.score_tokens,
+            budget,
             reader=reader,
             device=device,
             exchange=exchange,

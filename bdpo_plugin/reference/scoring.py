@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from bdpo_plugin.model.device import moved
 from bdpo_plugin.model.head import Head, block_rows, statistics, sum_by_row
 from bdpo_plugin.model.reader import ResponseReader
+from bdpo_plugin.model.traits import unwrapped
 from bdpo_plugin.objective.mutual_information import information_gain
+from bdpo_plugin.reference.ranks import gathered
 from bdpo_plugin.settings import BDPOError
 
 #: The release of the way that scores are computed, a part of every reference's identity. It is
@@ -25,6 +27,19 @@ VERSION = 1
 
 #: How many batches may be queued on a device before the scores of the first are read.
 BEHIND = {"cpu": 0}
+
+
+#: Tokens of a scoring batch where nobody says. On a CPU larger ones are slower: what a layer makes
+#: of them leaves the processor's cache.
+SCORE_TOKENS = 1024
+
+#: The same on a GPU, at least and at most, where it is busy with a batch.
+SCORE_TOKENS_ON_GPU = (4096, 16384)
+
+#: Numbers that a layer makes of each token, for each entry of its hidden state: those that it would
+#: keep for a backward pass (Korthikanti et al., arXiv 2205.05198, section 4.1: 34 bytes of 16 bits
+#: each), which is more than a pass without gradient holds at once.
+STATES = 17
 
 
 class Job(NamedTuple):
@@ -107,6 +122,21 @@ def budgeted_batches(
             batches.append(unit)
             width, rows, tokens = longest, more_rows, more_tokens
     return batches
+
+
+def token_budget(model: Any, device: torch.device) -> int:
+    """Tokens of a scoring batch where nobody says, the same in every rank; on a GPU as many as
+    take a quarter of its free memory."""
+    if device.type == "cpu":
+        return SCORE_TOKENS
+    least, most = SCORE_TOKENS_ON_GPU
+    fit = least
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + unused
+        config = unwrapped(model).config.get_text_config()
+        fit = free // 4 // (config.hidden_size * STATES * torch.float32.itemsize)
+    return int(min(gathered(min(max(fit, least), most))))
 
 
 class _Sums:

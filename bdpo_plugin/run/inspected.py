@@ -27,7 +27,7 @@ class Plan:
         max_length: tokens of a pair's longer sequence.
         checkpointing: whether activations are computed again in the backward pass.
         eight_bit_optimizer: whether the optimizer keeps a byte, and not four, for each number.
-        pass_tokens: of one batch of the scoring pass.
+        pass_tokens: of one batch of the scoring pass; None: as the device's free memory allows.
         attention: the attention implementation asked for; None where transformers chooses it.
     """
 
@@ -41,7 +41,7 @@ class Plan:
     max_length: int
     checkpointing: bool
     eight_bit_optimizer: bool
-    pass_tokens: int
+    pass_tokens: int | None
     attention: str | None = None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from bdpo_plugin.reference.fingerprint import (
 )
 from bdpo_plugin.reference.null_prompt import NullPrompt, find_null_prompt
 from bdpo_plugin.reference.reference import Reference
+from bdpo_plugin.reference.scoring import token_budget
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.run.columns import longest, score_columns
 from bdpo_plugin.run.continuing import COMPUTATION, NULL_PROMPT, REFERENCE
@@ -115,6 +117,8 @@ class Scorer:
     ) -> Scorer:
         """The scorer of a run whose null prompt is that of some pairs; what the run resolved to is
         printed."""
+        tokens = settings.score_tokens or token_budget(reference.model, accelerator.device)
+        settings = replace(settings, score_tokens=tokens)
         prompts = [pair.chosen.prompt for pair in pairs]
         null_prompt = find_null_prompt(tokenizer, prompts, settings.null_prompt)
         scorer = cls(settings, tokenizer, accelerator, output_dir, null_prompt, seed, weigh)

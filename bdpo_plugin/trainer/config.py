@@ -44,8 +44,9 @@ class BDPOArguments:
         default=_DEFAULT.precompute,
         metadata={"help": "Score the whole dataset before training, not each batch in its step."},
     )
-    bdpo_score_tokens: int = field(
-        default=_DEFAULT.score_tokens, metadata={"help": "Token budget of one scoring batch."}
+    bdpo_score_tokens: int | None = field(
+        default=_DEFAULT.score_tokens,
+        metadata={"help": "Most tokens of one scoring batch; default: by the free memory."},
     )
     bdpo_cache_dir: str | None = field(
         default=_DEFAULT.cache_dir, metadata={"help": "Where computed scores are kept."}

@@ -25,13 +25,13 @@ from small_models import (
     truth_model,
 )
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, Qwen2Config
 
 from bdpo_plugin.model.head import sum_by_row
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.reference import scoring
 from bdpo_plugin.reference.reference import Reference
-from bdpo_plugin.reference.scoring import Job, budgeted_batches, score_jobs
+from bdpo_plugin.reference.scoring import Job, budgeted_batches, score_jobs, token_budget
 from bdpo_plugin.settings import BDPOError
 
 NULL = np.array([7, 8, 9])
@@ -624,3 +624,28 @@ def test_scores_are_finite_numbers(tokenizer):
     for score in scores_of(small_model(tokenizer), random_jobs(5, gain=True)):
         assert math.isfinite(score.logps)
         assert score.logps < 0 <= score.gain + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("kind", "free_gib", "tokens"),
+    [
+        ("cpu", 0, 1024),
+        ("cuda", 1, 4096),
+        ("cuda", 10, 11014),
+        ("cuda", 70, 16384),
+        ("mps", 0, 4096),
+    ],
+)
+def test_a_batch_is_as_large_as_the_free_memory_of_a_gpu_allows(
+    monkeypatch, kind, free_gib, tokens
+):
+    """Half a GiB of it is of torch's own, kept and not used. A quarter of 10 GiB has room for
+    2.68e9 / (3,584 x 17 x 4) = 11,014 tokens of a 7B model."""
+    half = 2**29
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * half)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2 * half)
+    free = free_gib * 2**30 - half
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
+    model = nn.Module()
+    model.config = Qwen2Config(hidden_size=3584)
+    assert token_budget(model, torch.device(kind)) == tokens

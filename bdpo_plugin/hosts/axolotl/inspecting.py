@@ -157,6 +157,6 @@ def _plan(cfg: Any) -> Plan:
         max_length=cfg.sequence_len,
         checkpointing=bool(cfg.gradient_checkpointing),
         eight_bit_optimizer="8bit" in str(cfg.optimizer),
-        pass_tokens=int(cfg.get("bdpo_score_tokens") or BDPOSettings().score_tokens),
+        pass_tokens=BDPOSettings.from_keys(cfg).score_tokens,
         attention=cfg.attn_implementation,
     )
