@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from bdpo_plugin.settings import PREFIX, RECIPE, BDPOError
+from bdpo_plugin.settings import (
+    LOSS_TYPES,
+    PAIR_LOSSES,
+    PREFIX,
+    RECIPE,
+    BDPOError,
+    as_number,
+    refusal,
+)
 
 #: The values by which a configuration says that a key is not used.
 OFF: tuple[Any, ...] = (False, "", [], {})
@@ -100,3 +108,42 @@ def check_no_keys(values: Mapping[str, Any], said: str, wanted: str) -> None:
             f"`{keys[0]}` has no effect with `{said}`. Write `{wanted}`, or remove: "
             f"{', '.join(keys)}. (Plain DPO with the same YAML: `bdpo_alpha: 0`.)"
         )
+
+
+def check_loss(
+    loss_types: Any, label_smoothing: Any, *, type_key: str, smoothing_key: str
+) -> list[str]:
+    """The loss types of a run, as a list, or a refusal that names the host's key.
+
+    Args:
+        loss_types: one name, or a list of them.
+        label_smoothing: the host's value; None counts as left out.
+        type_key, smoothing_key: what the host calls the two.
+
+    Raises:
+        BDPOError: a loss that is not in :data:`LOSS_TYPES`, no per-pair loss among them, or a
+            label smoothing that no loss of the run reads or that is out of range.
+    """
+    names = list(loss_types) if isinstance(loss_types, list | tuple) else [loss_types]
+    for name in names:
+        if name not in LOSS_TYPES:
+            raise BDPOError(
+                f"`{type_key}: {name}` is not supported by B-DPO: its balance weights are defined "
+                f"for losses of the two log-ratios. Supported: {', '.join(LOSS_TYPES)} "
+                "('sft' only beside one of the others)."
+            )
+    if not set(names) & set(PAIR_LOSSES):
+        raise BDPOError(
+            f"`{type_key}: {names}` has no preference loss to balance. "
+            f"Add one of: {', '.join(PAIR_LOSSES)}."
+        )
+    smoothing = 0.0 if label_smoothing is None else as_number(label_smoothing, smoothing_key)
+    if "robust" in names:
+        if not 0 <= smoothing < 0.5:
+            raise refusal(smoothing_key, label_smoothing, "a number in [0, 0.5)")
+    elif smoothing:
+        raise BDPOError(
+            f"`{smoothing_key}: {label_smoothing}` has no effect on `{type_key}: {names}`, as only "
+            "'robust' reads it. Add 'robust' to the losses, or remove it."
+        )
+    return names

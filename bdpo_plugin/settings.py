@@ -83,18 +83,18 @@ class BDPOSettings:
         def put(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        alpha = _number(self.alpha, "bdpo_alpha")
+        alpha = as_number(self.alpha, "bdpo_alpha")
         if not 0 <= alpha <= _MAX_ALPHA:
-            raise _refusal(
+            raise refusal(
                 "bdpo_alpha", self.alpha, "a finite number >= 0 (0 is exactly DPO), at most 3.4e38"
             )
         put("alpha", alpha)
         for name, choices in (("weighting", WEIGHTINGS), ("mi_estimator", MI_ESTIMATORS)):
             if (value := getattr(self, name)) not in choices:
-                raise _refusal(PREFIX + name, value, " or ".join(f"'{c}'" for c in choices))
+                raise refusal(PREFIX + name, value, " or ".join(f"'{c}'" for c in choices))
         for name in ("balance", "scaling", "mi_normalize", "precompute"):
             if not isinstance(value := getattr(self, name), bool):
-                raise _refusal(PREFIX + name, value, "true or false")
+                raise refusal(PREFIX + name, value, "true or false")
         if self.null_prompt is not None:
             _check_text(self.null_prompt, "bdpo_null_prompt")
         if self.cache_dir is not None:
@@ -102,10 +102,10 @@ class BDPOSettings:
             put("cache_dir", os.fspath(folder) if isinstance(folder, os.PathLike) else folder)
             _check_folder(self.cache_dir, "bdpo_cache_dir")
         if self.score_tokens is not None:
-            tokens = _number(self.score_tokens, "bdpo_score_tokens")
+            tokens = as_number(self.score_tokens, "bdpo_score_tokens")
             if not (1 <= tokens <= _MAX_TOKENS and tokens == int(tokens)):
                 allowed = f"a whole number from 1 to {_MAX_TOKENS}"
-                raise _refusal("bdpo_score_tokens", self.score_tokens, allowed)
+                raise refusal("bdpo_score_tokens", self.score_tokens, allowed)
             put("score_tokens", int(tokens))
         if self.control is not None:
             self._check_control()
@@ -114,7 +114,7 @@ class BDPOSettings:
         kind, colon, column = str(self.control).partition(":")
         if kind not in CONTROLS or (colon and not (kind == "shuffled" and column)):
             allowed = " or ".join(f"'{c}'" for c in (*CONTROLS, "shuffled:COLUMN"))
-            raise _refusal("bdpo_control", self.control, allowed)
+            raise refusal("bdpo_control", self.control, allowed)
         if kind != "swapped" and not self.precompute:
             raise BDPOError(
                 f"`bdpo_control: {self.control}` cannot be used with `bdpo_precompute: false`: it "
@@ -190,62 +190,23 @@ def unknown_key_message(key: str, known: Iterable[str] | None = None) -> str:
     return message
 
 
-def check_loss(
-    loss_types: Any, label_smoothing: Any, *, type_key: str, smoothing_key: str
-) -> list[str]:
-    """The loss types of a run, as a list, or a refusal that names the host's key.
-
-    Args:
-        loss_types: one name, or a list of them.
-        label_smoothing: the host's value; None counts as left out.
-        type_key, smoothing_key: what the host calls the two.
-
-    Raises:
-        BDPOError: a loss that is not in :data:`LOSS_TYPES`, no per-pair loss among them, or a
-            label smoothing that no loss of the run reads or that is out of range.
-    """
-    names = list(loss_types) if isinstance(loss_types, list | tuple) else [loss_types]
-    for name in names:
-        if name not in LOSS_TYPES:
-            raise BDPOError(
-                f"`{type_key}: {name}` is not supported by B-DPO: its balance weights are defined "
-                f"for losses of the two log-ratios. Supported: {', '.join(LOSS_TYPES)} "
-                "('sft' only beside one of the others)."
-            )
-    if not set(names) & set(PAIR_LOSSES):
-        raise BDPOError(
-            f"`{type_key}: {names}` has no preference loss to balance. "
-            f"Add one of: {', '.join(PAIR_LOSSES)}."
-        )
-    smoothing = 0.0 if label_smoothing is None else _number(label_smoothing, smoothing_key)
-    if "robust" in names:
-        if not 0 <= smoothing < 0.5:
-            raise _refusal(smoothing_key, label_smoothing, "a number in [0, 0.5)")
-    elif smoothing:
-        raise BDPOError(
-            f"`{smoothing_key}: {label_smoothing}` has no effect on `{type_key}: {names}`, as only "
-            "'robust' reads it. Add 'robust' to the losses, or remove it."
-        )
-    return names
-
-
-def _number(value: Any, key: str) -> float:
+def as_number(value: Any, key: str) -> float:
     # A YAML 1.1 reader hands `1e-1` over as a string; numpy's numbers are real ones too.
     if isinstance(value, (Real, str)) and not isinstance(value, bool):
         try:
             return float(value)
         except (ValueError, OverflowError):
             pass
-    raise _refusal(key, value, "a number")
+    raise refusal(key, value, "a number")
 
 
 def _check_text(value: Any, key: str) -> None:
     if not (isinstance(value, str) and value.strip()):
-        raise _refusal(key, value, "text that is more than white space, or left out")
+        raise refusal(key, value, "text that is more than white space, or left out")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise _refusal(key, value, "text in Unicode, without half a surrogate pair") from None
+        raise refusal(key, value, "text in Unicode, without half a surrogate pair") from None
 
 
 def _check_folder(value: Any, key: str) -> None:
@@ -260,8 +221,8 @@ def _check_folder(value: Any, key: str) -> None:
     except (OSError, RuntimeError, ValueError):  # too long a name, no such user
         usable = False
     if not usable:
-        raise _refusal(key, value, "a folder, or one that can be made")
+        raise refusal(key, value, "a folder, or one that can be made")
 
 
-def _refusal(key: str, value: Any, allowed: str) -> BDPOError:
+def refusal(key: str, value: Any, allowed: str) -> BDPOError:
     return BDPOError(f"`{key}: {value!r}` cannot be used: it must be {allowed}.")

@@ -199,7 +199,7 @@ NAMES = [
 
 @given(st.text() | st.sampled_from(NAMES))
 def test_files_of_scores_stay_in_their_folder(name) -> None:
-    from bdpo_plugin.run.report import score_file
+    from bdpo_plugin.run.score_file import score_file
 
     file = score_file(name, "0123456789")
     assert re.fullmatch(r"reference_scores(\.[\w.-]+)?\.01234567\.parquet", file)

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bdpo_plugin.refusals import check_loss
 from bdpo_plugin.settings import (
     LOSS_TYPES,
     PAIR_LOSSES,
     BDPOError,
     BDPOSettings,
-    check_loss,
     unknown_key_message,
 )
 

@@ -21,7 +21,7 @@ from bdpo_plugin.cli.configs import (
 )
 from bdpo_plugin.cli.doctor import hider
 from bdpo_plugin.cli.looking import looking
-from bdpo_plugin.cli.runs import load_figures
+from bdpo_plugin.cli.plot import load_figures
 from bdpo_plugin.visible import visible
 
 if TYPE_CHECKING:

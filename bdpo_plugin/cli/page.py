@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from bdpo_plugin.visible import visible
 
 if TYPE_CHECKING:
-    from bdpo_plugin.run.scored import Scored, Source
+    from bdpo_plugin.run.scored import Scored
+    from bdpo_plugin.run.watching import Source
 
 #: Characters of a text that the page has; a data set of 20,000 pairs is to stay readable.
 _MOST = 6000

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from bdpo_plugin.cli.runs import SCORES, load_figures, named, read_run
+from bdpo_plugin.cli.runs import SCORES, named, read_run
 
 
 @click.command()
@@ -39,3 +40,16 @@ def plot(output_dirs: tuple[Path, ...], out: Path | None) -> None:
         click.echo("The mutual information was not measured (all weights are 1): no mi_scatter.png")
     else:
         click.echo(f"No {SCORES} in {output_dirs[0]}: not a B-DPO run, so no mi_scatter.png")
+
+
+def load_figures() -> Any:
+    """The module of the pictures, or a :class:`click.ClickException` that says what is missing."""
+    try:
+        from bdpo_plugin.cli import figures
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise click.ClickException(
+            "matplotlib is not installed: pip install 'bdpo-plugin[plot]'"
+        ) from error
+    return figures

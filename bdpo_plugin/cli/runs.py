@@ -155,16 +155,3 @@ def named(directories: tuple[Path, ...]) -> list[tuple[Path, str]]:
     if len(set(names)) < len(names):
         names = [f"{path.parent.name}/{path.name}" for path in resolved]
     return list(zip(directories, names, strict=True))
-
-
-def load_figures() -> Any:
-    """The module of the pictures, or a :class:`click.ClickException` that says what is missing."""
-    try:
-        from bdpo_plugin.cli import figures
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        raise click.ClickException(
-            "matplotlib is not installed: pip install 'bdpo-plugin[plot]'"
-        ) from error
-    return figures

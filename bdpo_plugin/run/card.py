@@ -11,7 +11,8 @@ import torch
 from huggingface_hub import ModelCard
 
 from bdpo_plugin.redact import configuration_text, without_texts
-from bdpo_plugin.run.report import control_note, mi_unit, quantiles, score_file
+from bdpo_plugin.run.report import control_note
+from bdpo_plugin.run.score_file import mi_unit, quantiles, score_file
 from bdpo_plugin.run.weighing import settings_in_force
 from bdpo_plugin.settings import BDPOSettings
 

@@ -19,7 +19,8 @@ from bdpo_plugin.reference.reference import Reference
 from bdpo_plugin.run.columns import FILE_ROW, LENGTH, longest, with_columns
 from bdpo_plugin.run.continuing import DATE, PAIRS, UNDATED
 from bdpo_plugin.run.dates import TemplateDates
-from bdpo_plugin.run.report import print_problems, score_file
+from bdpo_plugin.run.report import print_problems
+from bdpo_plugin.run.score_file import score_file
 from bdpo_plugin.run.scorer import Scorer, is_blank
 from bdpo_plugin.settings import PREFIX, BDPOError
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bdpo_plugin.pairs import Pair
-from bdpo_plugin.run.scored import Source
+from bdpo_plugin.run.watching import Source
 from bdpo_plugin.settings import BDPOSettings
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -175,3 +176,22 @@ class FirstSteps(TrainerCallback):
         if self._wanted:
             raise SystemExit(0)
         raise SystemExit(self._told("has ended") if state.is_world_process_zero else 1)
+
+
+def add_peak_memory(logs: dict[str, float], device: torch.device) -> None:
+    """Add ``train_peak_memory_gib`` to the last log of a run, in place: the most memory that this
+    process had at any time, the pass included; allocated on its GPU, or resident on the CPU."""
+    if "train_runtime" not in logs:
+        return
+    if device.type == "cpu":
+        try:
+            import resource
+        except ImportError:  # Windows
+            return
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak *= 1 if sys.platform == "darwin" else 1024
+    elif read := getattr(torch.get_device_module(device), "max_memory_allocated", None):
+        peak = read(device)
+    else:
+        return
+    logs["train_peak_memory_gib"] = round(peak / 2**30, 3)

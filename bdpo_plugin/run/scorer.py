@@ -40,10 +40,10 @@ from bdpo_plugin.run.report import (
     print_settings,
     print_store_problems,
     print_warning,
-    save_scores,
 )
 from bdpo_plugin.run.room import check_room
-from bdpo_plugin.run.scored import is_watched
+from bdpo_plugin.run.score_file import save_scores
+from bdpo_plugin.run.watching import is_watched
 from bdpo_plugin.run.weighing import CallableRecord, settings_in_force
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 

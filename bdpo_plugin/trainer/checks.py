@@ -12,9 +12,9 @@ from typing import Any
 import trl
 from trl import DPOConfig, DPOTrainer
 
-from bdpo_plugin.refusals import Limit, check_limits
+from bdpo_plugin.refusals import Limit, check_limits, check_loss
 from bdpo_plugin.run.model_files import check_decoder, check_model
-from bdpo_plugin.settings import BDPOError, BDPOSettings, check_loss
+from bdpo_plugin.settings import BDPOError, BDPOSettings
 
 #: Arguments of `trl.DPOConfig`, and why they must stay as they are.
 _LIMITS = (

@@ -10,7 +10,8 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 
-from bdpo_plugin.run.scored import Place, Scored, Source, keep_scores, texts
+from bdpo_plugin.run.scored import Place, Scored, keep_scores, texts
+from bdpo_plugin.run.watching import Source
 from bdpo_plugin.sources.loading import load_train
 from bdpo_plugin.trainer.config import BDPOConfig
 from bdpo_plugin.trainer.data import dataset_pairs

@@ -16,8 +16,9 @@ from bdpo_plugin.run.card import NAME, PAPER, TAGS
 from bdpo_plugin.run.columns import FILE_ROW, ROW, SCORE_COLUMNS, ScoreCollator
 from bdpo_plugin.run.datasets import Tokenised, drop_reserved, nothing_left, peek
 from bdpo_plugin.run.mixin import RunMixin
+from bdpo_plugin.run.record import add_peak_memory
 from bdpo_plugin.run.reference_source import ReferenceSource
-from bdpo_plugin.run.report import add_peak_memory, print_problems
+from bdpo_plugin.run.report import print_problems
 from bdpo_plugin.run.scorer import Weigh, is_blank
 from bdpo_plugin.run.step import TOTAL, LossTerms, MetricSums
 from bdpo_plugin.run.stream import StreamFilter, TellStreams

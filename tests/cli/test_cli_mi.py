@@ -20,7 +20,8 @@ from test_cli_pictures import assert_drawn
 
 from bdpo_plugin.cli.mi import write_split
 from bdpo_plugin.cli.subset import write_subset
-from bdpo_plugin.run.scored import Place, Scored, Source
+from bdpo_plugin.run.scored import Place, Scored
+from bdpo_plugin.run.watching import Source
 from bdpo_plugin.tiny import preference_pairs, write
 
 HOSTILE = (

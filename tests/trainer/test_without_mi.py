@@ -8,7 +8,7 @@ from running import history, trainer
 
 from bdpo_plugin.cli import main
 from bdpo_plugin.reference import scoring
-from bdpo_plugin.run.scored import watched
+from bdpo_plugin.run.watching import watched
 
 
 @pytest.fixture

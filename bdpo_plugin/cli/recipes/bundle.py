@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from bdpo_plugin.cli.plot import load_figures
 from bdpo_plugin.cli.recipes.check import tell
 from bdpo_plugin.cli.recipes.facts import (
     expected_of,
@@ -21,7 +22,7 @@ from bdpo_plugin.cli.recipes.facts import (
 )
 from bdpo_plugin.cli.recipes.files import Recipe
 from bdpo_plugin.cli.recipes.sharing import findings, local_data
-from bdpo_plugin.cli.runs import Run, load_figures, read_run
+from bdpo_plugin.cli.runs import Run, read_run
 from bdpo_plugin.hosts.axolotl import side_effects as of_axolotl
 from bdpo_plugin.hosts.llamafactory import side_effects as of_llamafactory
 from bdpo_plugin.redact import (

@@ -43,7 +43,8 @@ def check(
     with redirect_stdout(sys.stderr):  # where hosts write their logs
         found = [*findings(recipe), *_host(recipe), *_versions(recipe)]
     if first_steps and not any(finding.wrong for finding in found):
-        from bdpo_plugin.cli.recipes.trial import compare, nearness, run_first_steps
+        from bdpo_plugin.cli.recipes.expected import compare, nearness
+        from bdpo_plugin.cli.recipes.trial import run_first_steps
 
         with run_first_steps(recipe, arguments) as output:
             found += compare(recipe, output)

@@ -18,13 +18,14 @@ from axolotl.utils.config import validate_config
 from axolotl.utils.dict import DictDefault
 from transformers import AutoTokenizer
 
+from bdpo_plugin.hosts.axolotl.limits import check_trained
 from bdpo_plugin.hosts.axolotl.loaded import load_for_looking
-from bdpo_plugin.hosts.axolotl.resolve import ENTRIES, MARK, check_trained
+from bdpo_plugin.hosts.axolotl.resolve import ENTRIES, MARK
 from bdpo_plugin.hosts.axolotl.schema import without_effect
 from bdpo_plugin.hosts.axolotl.side_effects import LEFT_OUT, for_looking
 from bdpo_plugin.pairs import Pair, Side
 from bdpo_plugin.run.inspected import Inspected, Plan
-from bdpo_plugin.run.scored import Source, watched
+from bdpo_plugin.run.watching import Source, watched
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 from bdpo_plugin.trainer.data import rendered
 

@@ -10,14 +10,8 @@ from axolotl.utils.dict import DictDefault
 from transformers import Trainer, set_seed
 
 from bdpo_plugin.hosts.axolotl.evaluating import is_evaluation, wrap_evaluation
-from bdpo_plugin.hosts.axolotl.resolve import (
-    MARK,
-    PLUGIN,
-    WRITTEN,
-    check_resolved,
-    check_trained,
-    resolve,
-)
+from bdpo_plugin.hosts.axolotl.limits import check_trained
+from bdpo_plugin.hosts.axolotl.resolve import MARK, PLUGIN, WRITTEN, check_resolved, resolve
 from bdpo_plugin.hosts.axolotl.schema import for_sharing
 from bdpo_plugin.redact import redacted
 from bdpo_plugin.refusals import check_complete

@@ -14,11 +14,11 @@ from typing import Any
 
 from axolotl.utils.logging import get_logger
 
-from bdpo_plugin.refusals import OFF, Limit, check_limits, check_no_keys
-from bdpo_plugin.settings import PREFIX, BDPOError, BDPOSettings, check_loss, unknown_key_message
+from bdpo_plugin.hosts.axolotl.limits import TRAINER, check_options
+from bdpo_plugin.refusals import check_loss, check_no_keys
+from bdpo_plugin.settings import PREFIX, BDPOError, BDPOSettings, unknown_key_message
 
 PLUGIN = "bdpo_plugin.BDPOPlugin"
-TRAINER = "bdpo_plugin.hosts.axolotl.AxolotlBDPOTrainer"
 MARK = "bdpo"
 #: What the configuration said before it was resolved, as others may see it; for the record.
 WRITTEN = "written_of_bdpo"
@@ -26,62 +26,6 @@ WRITTEN = "written_of_bdpo"
 ENTRIES = "entries_of_bdpo"
 TESTED = ("0.19.0",)
 
-_TEXT = "B-DPO has no mutual information for images: text datasets only"
-_WHOLE = "the reference pass needs whole sequences in each rank"
-_ONE = (1, "1", *OFF)
-_DROPPED = "has no effect"
-
-#: Axolotl's keys that B-DPO cannot honour, and those that its `rl: dpo` drops without a word.
-_LIMITS = (
-    Limit("dpo_use_weighting", "its own weights on the pairs would multiply B-DPO's"),
-    Limit("dpo_use_liger_kernel", "the fused loss leaves no place for the balance weights"),
-    Limit("dpo_padding_free", "B-DPO needs one row for each response"),
-    Limit("processor_type", _TEXT),
-    Limit("image_size", _TEXT),
-    Limit(
-        "pad_to_multiple_of", "Axolotl's collator for it makes batches that TRL's DPO cannot read"
-    ),
-    Limit(
-        "pretraining_dataset",
-        "Axolotl's DPO drops it, and nothing would be trained on it",
-        remedy="Name preference data in `datasets`.",
-        verdict=_DROPPED,
-    ),
-    Limit("streaming", "Axolotl's DPO drops it: the data would be loaded whole", verdict=_DROPPED),
-    Limit(
-        "chat_template_kwargs",
-        "Axolotl's DPO does not hand them to the chat template",
-        remedy="Set them at the head of a template of your own: `chat_template: jinja`, and "
-        "`chat_template_jinja: '{% set enable_thinking = false %}...'`.",
-        verdict=_DROPPED,
-    ),
-    Limit(
-        "default_system_message",
-        "Axolotl's DPO renders the chat template without it",
-        remedy="Write it as a message of the role `system` into the data.",
-        verdict=_DROPPED,
-    ),
-    Limit("train_on_inputs", "in Axolotl's DPO the loss is on the responses", verdict=_DROPPED),
-    Limit("context_parallel_size", _WHOLE, _ONE, "Set it to 1."),
-    Limit("sequence_parallel_degree", _WHOLE, _ONE, "Set it to 1."),
-    Limit(
-        "tensor_parallel_size",
-        "the reference pass gives each rank rows of its own",
-        _ONE,
-        "Set it to 1.",
-    ),
-    Limit("trainer_cls", "it brings its own", (TRAINER,), "Remove one of the two."),
-    Limit("trl.sync_ref_model", "the mutual information is that of a frozen reference"),
-)
-
-#: What `axolotl evaluate`, `merge-lora` and `inference` read.
-_GIVEN_ADAPTER = Limit(
-    "lora_model_dir",
-    "Axolotl's DPO drops it, and neither the policy nor the reference would have that adapter",
-    remedy="Merge it into the base model first (`axolotl merge-lora FILE --lora-model-dir DIR`), "
-    "and name the result, `merged` in the output folder, as `base_model`.",
-    verdict=_DROPPED,
-)
 
 # Axolotl shows INFO only from loggers named after it.
 LOG = get_logger("axolotl.bdpo")
@@ -115,7 +59,7 @@ def resolve(cfg: MutableMapping[str, Any]) -> bool:
         type_key="dpo_loss_type",
         smoothing_key="dpo_label_smoothing",
     )
-    _check_options(cfg, settings)
+    check_options(cfg, settings)
     _keep_entries(cfg)
     if (found := version("axolotl")) not in TESTED:
         LOG.warning(f"B-DPO has not been tested with axolotl {found}; tested: {', '.join(TESTED)}.")
@@ -126,15 +70,6 @@ def resolve(cfg: MutableMapping[str, Any]) -> bool:
     return True
 
 
-def check_trained(cfg: MutableMapping[str, Any]) -> None:
-    """Refuse what a training cannot honour, and other commands of Axolotl's can.
-
-    Raises:
-        BDPOError: an adapter to continue from.
-    """
-    check_limits(cfg, (_GIVEN_ADAPTER,), "`rl: bdpo`")
-
-
 def check_resolved(cfg: MutableMapping[str, Any]) -> None:
     """Raise BDPOError if a configuration with our mark would not train B-DPO."""
     for key, ours in {"rl": "dpo", "trainer_cls": TRAINER}.items():
@@ -143,18 +78,6 @@ def check_resolved(cfg: MutableMapping[str, Any]) -> None:
                 f"`{MARK}: true` says B-DPO, but `{key}: {cfg.get(key)}` would not train it. "
                 f"Write `rl: bdpo`, and neither `{MARK}` nor `trainer_cls`."
             )
-
-
-def _check_options(cfg: MutableMapping[str, Any], settings: BDPOSettings) -> None:
-    values = {**cfg, "trl.sync_ref_model": (cfg.get("trl") or {}).get("sync_ref_model")}
-    check_limits(values, _LIMITS, "`rl: bdpo`")
-    if cfg.get("precompute_ref_log_probs"):  # false is what the method's own pass makes of it
-        settings.check_precompute(True)
-    if settings.precompute and cfg.get("adapter") and (cfg.get("fsdp") or cfg.get("fsdp_config")):
-        raise BDPOError(
-            "Under FSDP a model with an adapter can run only once training has begun, so its "
-            "dataset cannot be scored before: set `bdpo_precompute: false`."
-        )
 
 
 def _keep_entries(cfg: MutableMapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ from bdpo_plugin.rows import (
 )
 from bdpo_plugin.run.columns import FILE_ROW
 from bdpo_plugin.run.report import print_problems
-from bdpo_plugin.run.scored import saw
+from bdpo_plugin.run.watching import saw
 
 #: Columns that functions of unknown kind may read, where a dataset has them.
 _READ = (

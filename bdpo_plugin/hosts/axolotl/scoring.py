@@ -17,7 +17,8 @@ from axolotl.utils.data.rl import _truncate_long_sequences_rl
 from bdpo_plugin.hosts.axolotl.loaded import load_for_looking
 from bdpo_plugin.hosts.axolotl.resolve import PLUGIN
 from bdpo_plugin.hosts.axolotl.side_effects import SHARES
-from bdpo_plugin.run.scored import Scored, Source, find_places, keep_scores, texts, watched
+from bdpo_plugin.run.scored import Scored, find_places, keep_scores, texts
+from bdpo_plugin.run.watching import Source, watched
 from bdpo_plugin.trainer.data import dataset_pairs
 
 

@@ -9,21 +9,13 @@ from dataclasses import field, fields, make_dataclass
 from importlib.metadata import version
 from typing import Any, Literal, get_args, get_type_hints
 
-from bdpo_plugin.refusals import Limit, check_limits, check_no_keys
+from bdpo_plugin.hosts.llamafactory.limits import LIMITS, check_trainer
+from bdpo_plugin.refusals import check_limits, check_no_keys
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 
 PREF_LOSS = "bdpo"
 TESTED = ("0.9.5",)
 KEYS = BDPOSettings.keys()
-
-#: LLaMA-Factory's arguments that B-DPO cannot honour.
-_LIMITS = (
-    Limit("pref_bco_weight", "the BCO loss has no place for the balance weights"),
-    Limit("dpo_label_smoothing", "LLaMA-Factory's smoothed loss is none that B-DPO balances"),
-    Limit(
-        "ld_alpha", "it would weight the tokens that the mutual information is measured on", (1,)
-    ),
-)
 
 
 def is_tested() -> bool:
@@ -97,13 +89,13 @@ def resolve(args: Any) -> BDPOSettings | None:
             f"`bdpo_control: {settings.control}` cannot be used in LLaMA-Factory, which keeps no "
             "column of the data when it tokenises it. Write `bdpo_control: shuffled`."
         )
-    check_limits(vars(args), _LIMITS, "`pref_loss: bdpo`")
+    check_limits(vars(args), LIMITS, "`pref_loss: bdpo`")
     if os.environ.get("USE_MCA", "0").lower() in ("true", "y", "1"):
         raise BDPOError(
             "`USE_MCA=1` cannot be used with `pref_loss: bdpo`: Megatron's trainer is another one. "
             "Unset it."
         )
-    _check_trainer()
+    check_trainer()
     return settings
 
 
@@ -120,18 +112,4 @@ def _check_spelling(args: Any) -> None:
     if near and written not in get_args(get_type_hints(type(args))["pref_loss"]):
         raise BDPOError(
             f"Unknown loss `pref_loss: {written}`. Did you mean `pref_loss: {PREF_LOSS}`?"
-        )
-
-
-def _check_trainer() -> None:
-    """Raise BDPOError if the run would not come to our trainer.
-
-    LLaMA-Factory's own, beside TRL 0.24, trains `sigmoid` whatever `pref_loss` says.
-    """
-    from llamafactory.train.dpo.trainer import CustomDPOTrainer
-
-    if not hasattr(CustomDPOTrainer, "__wrapped__"):
-        raise BDPOError(
-            "This run asked for B-DPO, but its trainer is not in force: see the warning that B-DPO "
-            "could not hook into its host. Nothing has been trained. Reinstall bdpo-plugin."
         )

@@ -19,7 +19,7 @@ from bdpo_plugin.hosts.llamafactory.args import PREF_LOSS
 from bdpo_plugin.hosts.llamafactory.data import BEFORE, dataset_pairs
 from bdpo_plugin.hosts.llamafactory.side_effects import SHARES, for_looking, tokenised_data
 from bdpo_plugin.run.inspected import Inspected, Plan
-from bdpo_plugin.run.scored import Source, watched
+from bdpo_plugin.run.watching import Source, watched
 from bdpo_plugin.settings import BDPOSettings
 
 

@@ -21,7 +21,7 @@ from bdpo_plugin.rows import (
     raise_row,
 )
 from bdpo_plugin.run.report import print_problems
-from bdpo_plugin.run.scored import saw
+from bdpo_plugin.run.watching import saw
 from bdpo_plugin.settings import BDPOError
 
 _NAME = "Name it in `columns` of dataset_info.json."

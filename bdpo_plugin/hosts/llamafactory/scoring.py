@@ -18,7 +18,8 @@ from transformers import TrainerCallback
 from bdpo_plugin.hosts.llamafactory.args import PREF_LOSS
 from bdpo_plugin.hosts.llamafactory.data import TOKENISED, dataset_pairs
 from bdpo_plugin.hosts.llamafactory.side_effects import SHARES, for_looking
-from bdpo_plugin.run.scored import Scored, Source, find_places, keep_scores, texts, watched
+from bdpo_plugin.run.scored import Scored, find_places, keep_scores, texts
+from bdpo_plugin.run.watching import Source, watched
 from bdpo_plugin.settings import BDPOError
 
 

@@ -25,8 +25,8 @@ from bdpo_plugin.hosts.llamafactory.describe import describe_reference, free_wei
 from bdpo_plugin.run.columns import ScoreCollator
 from bdpo_plugin.run.datasets import Tokenised, drop_reserved, peek, stream_refusal
 from bdpo_plugin.run.mixin import RunMixin
+from bdpo_plugin.run.record import add_peak_memory
 from bdpo_plugin.run.reference_source import ReferenceSource
-from bdpo_plugin.run.report import add_peak_memory
 from bdpo_plugin.run.scorer import is_blank
 from bdpo_plugin.run.step import TOTAL, LossTerms
 from bdpo_plugin.run.stream import StreamFilter, TellStreams

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from bdpo_plugin import BalanceWeights, BDPOConfig, BDPOTrainer
-from bdpo_plugin.run.scored import watched
+from bdpo_plugin.run.watching import watched
 from bdpo_plugin.sources.forms import Pair
 from benchmarks.real_models.study.design import Job, Preset
 from benchmarks.real_models.study.evaluate import Evaluation

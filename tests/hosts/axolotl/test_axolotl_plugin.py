@@ -21,7 +21,8 @@ from trl import DPOTrainer
 
 import bdpo_plugin
 from bdpo_plugin.hosts import axolotl as host
-from bdpo_plugin.hosts.axolotl.resolve import PLUGIN, TRAINER
+from bdpo_plugin.hosts.axolotl.limits import TRAINER
+from bdpo_plugin.hosts.axolotl.resolve import PLUGIN
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 
 CHOSEN = {

@@ -8,6 +8,7 @@ pytest.importorskip("axolotl")
 
 from axolotl.cli.config import load_cfg
 
+from bdpo_plugin.hosts.axolotl import limits
 from bdpo_plugin.hosts.axolotl import resolve as resolving
 from bdpo_plugin.hosts.axolotl.plugin import BDPOPlugin
 from bdpo_plugin.settings import BDPOError
@@ -103,11 +104,11 @@ def test_is_refused(case, config) -> None:
 
 
 def test_no_key_is_refused_for_a_value_that_switches_it_off(config) -> None:
-    limits = {limit.key: limit for limit in resolving._LIMITS if "." not in limit.key}
+    known = {limit.key: limit for limit in limits.LIMITS if "." not in limit.key}
     for turn in range(7):  # each of the values that a key may have
         values = {
             key: (None, *limit.honoured)[turn % (1 + len(limit.honoured))]
-            for key, limit in limits.items()
+            for key, limit in known.items()
         }
         resolving.resolve(
             config(

@@ -9,8 +9,9 @@ pytest.importorskip("llamafactory")
 from commandline import bdpo
 from llamafactory_runs import scores, train
 
+from bdpo_plugin.cli.recipes.expected import compare
 from bdpo_plugin.cli.recipes.files import find_recipe, read_recipe, recipe_files, recipe_root
-from bdpo_plugin.cli.recipes.trial import compare, prepare
+from bdpo_plugin.cli.recipes.trial import prepare
 
 FILES = {n: p for n, p in recipe_files(recipe_root()).items() if n.startswith("llamafactory/")}
 
