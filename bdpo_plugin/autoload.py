@@ -16,13 +16,13 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-_LLAMAFACTORY = "bdpo_plugin.hosts.llamafactory.activate"
+_LLAMAFACTORY = "bdpo_plugin.hosts.llamafactory.hooks"
 _ARGUMENTS = "llamafactory.hparams.finetuning_args"
 
 #: Module of a host -> the function ("module:function") that takes it, once it is complete.
 HOOKS = {
-    "axolotl.utils.config": "bdpo_plugin.hosts.axolotl.activate:wrap_validate_config",
-    "axolotl.cli.config_options": "bdpo_plugin.hosts.axolotl.activate:add_options",
+    "axolotl.utils.config": "bdpo_plugin.hosts.axolotl.hooks:wrap_validate_config",
+    "axolotl.cli.config_options": "bdpo_plugin.hosts.axolotl.hooks:add_options",
     _ARGUMENTS: f"{_LLAMAFACTORY}:put_arguments",
     "llamafactory.hparams.parser": f"{_LLAMAFACTORY}:wrap_read_args",
     "llamafactory.train.dpo.trainer": f"{_LLAMAFACTORY}:wrap_trainer",

@@ -17,11 +17,11 @@ from rich.table import Table
 
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.model.traits import evaluation
-from bdpo_plugin.model.tree import ARGUMENT, Tree, Unit
+from bdpo_plugin.model.tree_attention import ARGUMENT, Tree, Unit
 from bdpo_plugin.reference.scoring import Job, budgeted_batches, score_jobs
-from bdpo_plugin.run.batch import PreferenceBatch
-from bdpo_plugin.run.columns import SCORE_COLUMNS
-from bdpo_plugin.run.step import LossTerms, preference_step
+from bdpo_plugin.training.batch import PreferenceBatch
+from bdpo_plugin.training.score_columns import SCORE_COLUMNS
+from bdpo_plugin.training.step import LossTerms, preference_step
 from benchmarks.material import build_model, build_pairs, build_tokenizer
 from benchmarks.meters import Memory
 from benchmarks.runs import console, json_option, make_runs, save, spread

@@ -29,7 +29,7 @@ from benchmarks.setting import FORWARDS, HOST_PART, HOSTS, Setting
 PACKAGES = ("bdpo-plugin", "torch", "transformers", "trl", "peft", "bitsandbytes", *HOSTS)
 
 #: Where the functions are whose time is measured.
-_RUN, _REFERENCE = "bdpo_plugin.run", "bdpo_plugin.reference"
+_RUN, _REFERENCE = "bdpo_plugin.training", "bdpo_plugin.reference"
 
 
 def prepare(setting: Setting, folder: Path) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _parts_of(host: str) -> dict[str, list[str]]:
         trainer, checked = "bdpo_plugin.hosts.llamafactory.trainer", {}
     else:
         theirs = "trl.trainer.dpo_trainer:DPOTrainer._prepare_dataset"
-        trainer = "bdpo_plugin.trainer.trainer"
+        trainer = "bdpo_plugin.hosts.trl.trainer"
         checked = {
             "rows checked": [f"{trainer}:check_datasets"],
             "prompts checked": [f"{trainer}:misplaced_rows"],

@@ -55,6 +55,6 @@ def _own_score_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    from bdpo_plugin.tiny import build_tokenizer
+    from bdpo_plugin.demo.tiny import build_tokenizer
 
     return build_tokenizer()

@@ -58,7 +58,7 @@ def trl(tiny: Path, output_dir: Path, data: Path) -> list[float]:
     from running import history, trainer
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from bdpo_plugin.tiny import to_trl
+    from bdpo_plugin.demo.tiny import to_trl
 
     made = trainer(
         output_dir=output_dir,

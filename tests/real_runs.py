@@ -17,7 +17,7 @@ import warm
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from bdpo_plugin.tiny import write
+from bdpo_plugin.demo.tiny import write
 
 
 def make_tiny(directory: Path) -> Path:

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from trl import DPOConfig, DPOTrainer
 
 from bdpo_plugin import BDPOConfig, BDPOTrainer
-from bdpo_plugin.tiny import build_model, build_tokenizer, preference_pairs, to_trl
+from bdpo_plugin.demo.tiny import build_model, build_tokenizer, preference_pairs, to_trl
 
 #: The four rows of the ablation table, by name.
 ABLATIONS = {

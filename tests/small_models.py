@@ -19,10 +19,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from bdpo_plugin.data.pairs import Pair, Side
+from bdpo_plugin.demo.tiny import build_model
 from bdpo_plugin.model.reader import ResponseReader
-from bdpo_plugin.pairs import Pair, Side
 from bdpo_plugin.reference.scoring import Job, budgeted_batches, score_jobs
-from bdpo_plugin.tiny import build_model
 
 CPU = torch.device("cpu")
 torch.set_num_threads(1)  # on models this small, threads only wait for each other

@@ -213,7 +213,7 @@ def test_files_named_exist(page) -> None:
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
 def test_where_a_host_the_loss_and_the_scores_are(page) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    for path in ("bdpo_plugin/hosts/", "run/step.py", "objective/loss.py", "reference/store.py"):
+    for path in ("bdpo_plugin/hosts/", "training/step.py", "objective/loss.py", "reference/store.py"):
         assert path in text
 
 

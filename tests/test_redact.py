@@ -16,10 +16,11 @@ from recorded_run import NULL_PROMPT, recorded_run
 
 from bdpo_plugin import BDPOSettings, redact
 from bdpo_plugin.cli.recipes.bundle import shared_recipe, shared_record
-from bdpo_plugin.cli.recipes.files import is_sweep, read_recipe, recipe_files, recipe_root
-from bdpo_plugin.cli.recipes.sharing import private_findings
 from bdpo_plugin.hosts.axolotl import side_effects as of_axolotl
 from bdpo_plugin.hosts.llamafactory import side_effects as of_llamafactory
+from bdpo_plugin.output.model_card import complete_card
+from bdpo_plugin.recipes.recipe_file import is_sweep, read_recipe, recipe_files, recipe_root
+from bdpo_plugin.recipes.shareable import private_findings
 from bdpo_plugin.redact import (
     LEFT_OUT,
     configuration_text,
@@ -30,7 +31,6 @@ from bdpo_plugin.redact import (
     redacted,
     without_texts,
 )
-from bdpo_plugin.run.card import complete_card
 from bdpo_plugin.settings import RECIPE
 
 HOSTS = {"axolotl": of_axolotl, "llamafactory": of_llamafactory}

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bdpo_plugin
-from bdpo_plugin.visible import visible
+from bdpo_plugin.terminal import visible
 
 PACKAGE = Path(bdpo_plugin.__file__).parent
 SOURCES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
@@ -24,8 +24,8 @@ UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "
 PROCESSES = {"subprocess", "multiprocessing", "pty", "runpy", "code", "codeop", "ctypes"}
 READERS = {"yaml", "ruamel", "xml"}
 YAML = {
-    *("configs.py", "facts.py", "files.py", "loaded.py", "redact.py", "runs.py"),
-    *("scoring.py", "sharing.py", "trained.py", "trial.py"),
+    *("first_steps.py", "host_config.py", "loaded.py", "measured.py", "recipe_file.py"),
+    *("redact.py", "run_folder.py", "scoring.py", "shareable.py", "trained.py"),
 }
 
 
@@ -68,7 +68,7 @@ def test_yaml_makes_no_object() -> None:
 
 def test_processes_are_the_hosts_command_and_pip_downloading_what_the_code_names() -> None:
     """The digest of a file is in the requirement, so that pip checks it before it runs anything."""
-    from bdpo_plugin.real.packages import MODEL, PAIRS
+    from bdpo_plugin.demo.smollm.packages import MODEL, PAIRS
 
     found = [node for _, name, node in calls() if name.startswith("subprocess.")]
     assert {ast.unparse(node.func) for node in found} == {"subprocess.run", "subprocess.Popen"}
@@ -163,8 +163,8 @@ def test_hostile_files_in_the_store(tmp_path, trap) -> None:
 
 
 def test_a_chat_template_cannot_leave_the_sandbox(tmp_path) -> None:
+    from bdpo_plugin.demo.tiny import build_tokenizer
     from bdpo_plugin.reference.null_prompt import find_null_prompt
-    from bdpo_plugin.tiny import build_tokenizer
 
     made = tmp_path / "made-by-a-template"
     tokenizer = build_tokenizer()
@@ -199,7 +199,7 @@ NAMES = [
 
 @given(st.text() | st.sampled_from(NAMES))
 def test_files_of_scores_stay_in_their_folder(name) -> None:
-    from bdpo_plugin.run.score_file import score_file
+    from bdpo_plugin.output.score_file import score_file
 
     file = score_file(name, "0123456789")
     assert re.fullmatch(r"reference_scores(\.[\w.-]+)?\.01234567\.parquet", file)
@@ -255,9 +255,9 @@ def test_hostile_texts_in_the_tables(capsys) -> None:
     import torch
 
     from bdpo_plugin.objective import balance_weights
-    from bdpo_plugin.reference.dataset import PairScores
+    from bdpo_plugin.output import tables as report
     from bdpo_plugin.reference.null_prompt import NullPrompt
-    from bdpo_plugin.run import report
+    from bdpo_plugin.reference.score_pairs import PairScores
     from bdpo_plugin.settings import BDPOSettings
 
     settings, two = BDPOSettings(), torch.ones(2)

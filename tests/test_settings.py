@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bdpo_plugin.refusals import check_loss
+from bdpo_plugin.limits import check_loss
 from bdpo_plugin.settings import (
     LOSS_TYPES,
     PAIR_LOSSES,

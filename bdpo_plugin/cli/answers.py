@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bdpo_plugin.cli.configs import check_model_name
 from bdpo_plugin.cli.looking import looking
-from bdpo_plugin.cli.runs import named
 from bdpo_plugin.cli.trained import (
     load_model,
     load_tokenizer,
     load_trained,
     load_trained_tokenizer,
 )
-from bdpo_plugin.visible import visible
+from bdpo_plugin.output.run_folder import named
+from bdpo_plugin.recipes.host_config import check_model_name
+from bdpo_plugin.terminal import visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from bdpo_plugin.cli.runs import ENDED, Run, evaluations, named, read_run, read_settings
-from bdpo_plugin.visible import visible
+from bdpo_plugin.output.run_folder import ENDED, Run, evaluations, named, read_run, read_settings
+from bdpo_plugin.terminal import visible
 
 #: The last log of each evaluation set, and of the training the mean over its last tenth.
 _FIGURES = {

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bdpo_plugin import __version__
-from bdpo_plugin.cli.configs import Config, check_model, check_preference, read_config
 from bdpo_plugin.cli.looking import looking
+from bdpo_plugin.recipes.host_config import Config, check_model, check_preference, read_config
 from bdpo_plugin.redact import LEFT_OUT, is_secret
-from bdpo_plugin.visible import visible
+from bdpo_plugin.terminal import visible
 
 if TYPE_CHECKING:
-    from bdpo_plugin.cli.checks import Finding
+    from bdpo_plugin.inspection.data_findings import Finding
 
 _COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red", "not known": "dim"}
 #: Rows that are shown.
@@ -60,7 +60,7 @@ def doctor(config: Path | None, as_json: bool) -> None:
 def _looked_at(
     path: Path | None, config: Config | None
 ) -> tuple[list[Finding], list[dict[str, str]]]:
-    from bdpo_plugin.cli.checks import Finding
+    from bdpo_plugin.inspection.data_findings import Finding
 
     findings: list[Finding] = []
     rows: list[dict[str, str]] = []
@@ -78,7 +78,7 @@ def _looked_at(
 
 def environment() -> Iterator[Finding]:
     """What is installed, whether B-DPO is active in it, and what the machine has."""
-    from bdpo_plugin.cli.checks import FAILED, OK, UNKNOWN, WARNING, Finding
+    from bdpo_plugin.inspection.data_findings import FAILED, OK, UNKNOWN, WARNING, Finding
 
     yield Finding("bdpo-plugin", OK, f"{__version__}, Python {sys.version.split()[0]}")
     on, why = _entry_point()
@@ -115,14 +115,14 @@ def environment() -> Iterator[Finding]:
 
 def _tested(package: str) -> Sequence[str]:
     if package == "axolotl":
-        from bdpo_plugin.hosts.axolotl.resolve import TESTED as OF_AXOLOTL
+        from bdpo_plugin.hosts.axolotl.rewrite_config import TESTED as OF_AXOLOTL
 
         return OF_AXOLOTL
     if package == "llamafactory":
-        from bdpo_plugin.hosts.llamafactory.args import TESTED as OF_LLAMAFACTORY
+        from bdpo_plugin.hosts.llamafactory.arguments import TESTED as OF_LLAMAFACTORY
 
         return OF_LLAMAFACTORY
-    from bdpo_plugin.trainer.checks import TESTED as OF_TRL
+    from bdpo_plugin.hosts.trl.limits import TESTED as OF_TRL
 
     return OF_TRL
 
@@ -153,7 +153,7 @@ def _entry_point() -> tuple[bool, str]:
 
 
 def _plugin(on: bool) -> Finding:
-    from bdpo_plugin.cli.checks import FAILED, OK, WARNING, Finding
+    from bdpo_plugin.inspection.data_findings import FAILED, OK, WARNING, Finding
 
     try:
         import bdpo_plugin.hosts.axolotl.plugin
@@ -169,7 +169,7 @@ def _plugin(on: bool) -> Finding:
 def _machine() -> Iterator[Finding]:
     import torch
 
-    from bdpo_plugin.cli.checks import OK, UNKNOWN, Finding
+    from bdpo_plugin.inspection.data_findings import OK, UNKNOWN, Finding
 
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
@@ -184,7 +184,7 @@ def _machine() -> Iterator[Finding]:
 
 
 def _usable(name: str, trial: Callable[[], str]) -> Finding:
-    from bdpo_plugin.cli.checks import OK, UNKNOWN, Finding
+    from bdpo_plugin.inspection.data_findings import OK, UNKNOWN, Finding
 
     try:
         return Finding(name, OK, trial())
@@ -224,8 +224,15 @@ def _flash_attention() -> str:
 
 def _configuration(path: Path, config: Config) -> Iterator[Finding | dict[str, str]]:
     """What there is to say of a configuration, and its first rows."""
-    from bdpo_plugin.cli.checks import FAILED, OK, UNKNOWN, WARNING, Finding, data_findings
-    from bdpo_plugin.cli.memory import weightless
+    from bdpo_plugin.inspection.data_findings import (
+        FAILED,
+        OK,
+        UNKNOWN,
+        WARNING,
+        Finding,
+        data_findings,
+    )
+    from bdpo_plugin.inspection.memory import weightless
 
     try:
         check_preference(path, config)
@@ -243,14 +250,14 @@ def _configuration(path: Path, config: Config) -> Iterator[Finding | dict[str, s
     try:
         check_model(config.host, config.keys)
         if config.host == "axolotl":
-            from bdpo_plugin.hosts.axolotl import inspecting
+            from bdpo_plugin.hosts.axolotl import inspection as inspecting
 
             data = inspecting.inspect(config.keys)
             if unknown := inspecting.unknown_keys(config.keys):
                 words = f"Axolotl knows no {', '.join(unknown)}, and drops them without a word"
                 yield Finding("keys", WARNING, words)
         else:
-            from bdpo_plugin.hosts.llamafactory import inspecting
+            from bdpo_plugin.hosts.llamafactory import inspection as inspecting
 
             data = inspecting.inspect(path)
     except click.ClickException as error:
@@ -279,7 +286,7 @@ def _configuration(path: Path, config: Config) -> Iterator[Finding | dict[str, s
 
 def _needs(config: Config, environment: Mapping[str, Finding]) -> Iterator[Finding]:
     """What a configuration asks for and this environment has not."""
-    from bdpo_plugin.cli.checks import FAILED, OK, Finding
+    from bdpo_plugin.inspection.data_findings import FAILED, OK, Finding
 
     keys = config.keys
     flash = keys.get("flash_attention") is True or keys.get("flash_attn") == "fa2"
@@ -295,8 +302,8 @@ def _cost(model: Any, data: Any) -> Iterator[Finding]:
     """How batches will be laid, and what an epoch costs beside the host's own DPO."""
     import torch
 
-    from bdpo_plugin.cli.checks import OK, UNKNOWN, Finding
-    from bdpo_plugin.cli.cost import epoch_cost
+    from bdpo_plugin.inspection.cost import epoch_cost
+    from bdpo_plugin.inspection.data_findings import OK, UNKNOWN, Finding
     from bdpo_plugin.model.traits import Traits, row_rules
     from bdpo_plugin.reference.null_prompt import find_null_prompt
     from bdpo_plugin.settings import BDPOError
@@ -335,8 +342,8 @@ def _cost(model: Any, data: Any) -> Iterator[Finding]:
 def _memory(model: Any, plan: Any) -> Finding:
     import torch
 
-    from bdpo_plugin.cli.checks import OK, UNKNOWN, WARNING, Finding
-    from bdpo_plugin.cli.memory import estimate
+    from bdpo_plugin.inspection.data_findings import OK, UNKNOWN, WARNING, Finding
+    from bdpo_plugin.inspection.memory import estimate
 
     found = estimate(model, plan)
     parts = ", ".join(f"{name} {size:.2f}" for name, size in found._asdict().items())

@@ -18,14 +18,14 @@ from matplotlib.colors import CenteredNorm, LinearSegmentedColormap
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from bdpo_plugin.cli.runs import evaluations
-from bdpo_plugin.visible import visible
+from bdpo_plugin.output.run_folder import evaluations
+from bdpo_plugin.terminal import visible
 
 if TYPE_CHECKING:
     import pyarrow
     from matplotlib.axes import Axes
 
-    from bdpo_plugin.cli.runs import Run
+    from bdpo_plugin.output.run_folder import Run
 
 _STYLE: dict[Any, Any] = {
     "font.size": 10,

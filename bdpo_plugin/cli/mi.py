@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bdpo_plugin.cli.configs import (
+from bdpo_plugin.cli.doctor import hider
+from bdpo_plugin.cli.looking import looking
+from bdpo_plugin.cli.plot import load_figures
+from bdpo_plugin.recipes.host_config import (
     check_installed,
     check_model,
     check_model_name,
     check_preference,
     read_config,
 )
-from bdpo_plugin.cli.doctor import hider
-from bdpo_plugin.cli.looking import looking
-from bdpo_plugin.cli.plot import load_figures
-from bdpo_plugin.visible import visible
+from bdpo_plugin.terminal import visible
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from bdpo_plugin.run.scored import Scored
+    from bdpo_plugin.inspection.scored_pairs import Scored
 
 #: More values than this are no labels that a picture can tell apart.
 _MOST_LABELS = 7
@@ -143,7 +143,7 @@ def _score(
             else:
                 check_model_name(str(model), f"--model {model}")
             if config is None:
-                from bdpo_plugin.trainer import scoring
+                from bdpo_plugin.hosts.trl import scoring
 
                 return scoring.score(str(model), str(dataset), output, max_length)
             if found.host == "axolotl":

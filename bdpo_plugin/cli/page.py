@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bdpo_plugin.visible import visible
+from bdpo_plugin.terminal import visible
 
 if TYPE_CHECKING:
-    from bdpo_plugin.run.scored import Scored
-    from bdpo_plugin.run.watching import Source
+    from bdpo_plugin.data.user_rows import Source
+    from bdpo_plugin.inspection.scored_pairs import Scored
 
 #: Characters of a text that the page has; a data set of 20,000 pairs is to stay readable.
 _MOST = 6000

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bdpo_plugin.cli.runs import SCORES, named, read_run
+from bdpo_plugin.output.run_folder import SCORES, named, read_run
 
 
 @click.command()

@@ -47,7 +47,7 @@ def real(
     nothing is installed. Needs: pip install 'bdpo-plugin[real]'.
     """
     try:
-        from bdpo_plugin.real import write
+        from bdpo_plugin.demo.smollm import write
     except ModuleNotFoundError as error:
         if error.name != "gguf":
             raise

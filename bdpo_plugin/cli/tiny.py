@@ -23,7 +23,7 @@ def tiny(directory: Path, seed: int, steps: int, train_pairs: int, eval_pairs: i
     Writes model/, train.jsonl, eval.jsonl and prompts.txt. The model answers harmless questions,
     and most mischievous ones too; the preference pairs teach it to refuse those. No network.
     """
-    from bdpo_plugin.tiny import write
+    from bdpo_plugin.demo.tiny import write
 
     try:
         write(directory, seed=seed, steps=steps, train_pairs=train_pairs, eval_pairs=eval_pairs)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bdpo_plugin.cli.runs import RECORD
+from bdpo_plugin.output.run_folder import RECORD
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -201,7 +201,7 @@ def _template_of_llamafactory(trained: Path, tokenizer: PreTrainedTokenizerBase)
             "not installed here: its prompts are written by the tokenizer's own template"
         )
         return None
-    from bdpo_plugin.hosts.llamafactory.inspecting import chat_template
+    from bdpo_plugin.hosts.llamafactory.inspection import chat_template
 
     return chat_template(keys, tokenizer)
 
@@ -234,6 +234,6 @@ def _line(error: BaseException) -> str:
 
 
 def _warn(words: str) -> None:
-    from bdpo_plugin.visible import visible
+    from bdpo_plugin.terminal import visible
 
     click.echo(f"{click.style('warning', fg='yellow')}: {visible(words)}", err=True)

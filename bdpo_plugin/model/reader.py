@@ -29,8 +29,9 @@ from bdpo_plugin.model.head import (
     select,
     statistics,
 )
-from bdpo_plugin.model.packing import in_order, pack, plan_row
 from bdpo_plugin.model.padding import Padding
+from bdpo_plugin.model.probe import Abilities, Support, try_out, try_rows
+from bdpo_plugin.model.shared_prefix import in_order, pack, plan_row
 from bdpo_plugin.model.traits import (
     RowRules,
     Traits,
@@ -39,7 +40,6 @@ from bdpo_plugin.model.traits import (
     row_rules,
     unwrapped,
 )
-from bdpo_plugin.model.trial import Abilities, Support, try_out, try_rows
 
 T = TypeVar("T")
 

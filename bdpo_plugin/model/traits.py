@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bdpo_plugin.model.layer_kinds import attends_only
-from bdpo_plugin.model.tree import takes_tree
+from bdpo_plugin.model.tree_attention import takes_tree
 
 #: Fields of a configuration whose layers look at a token's place in its row (Llama 4).
 _PLACES = ("attention_chunk_size", "attn_temperature_tuning")
@@ -162,7 +162,7 @@ def row_rules(model: nn.Module, traits: Traits, inputs: dict[str, Any]) -> RowRu
     """Whether the batch may be laid in a row at this call, and in which; else why not, in words.
 
     What a model's layers are is told in :mod:`~bdpo_plugin.model.layer_kinds`, and whether it
-    keeps sequences apart is to be seen (:mod:`~bdpo_plugin.model.trial`). What a trial on a few
+    keeps sequences apart is to be seen (:mod:`~bdpo_plugin.model.probe`). What a trial on a few
     tokens would not show is left out here: layers that look at a token's place in its row,
     adapters that begin at the last invocation in a row, and NEFTune, whose noise in training
     depends on the width of the batch.

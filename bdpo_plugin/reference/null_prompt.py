@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bdpo_plugin.reference.turns import (
+from bdpo_plugin.reference.chat_template import (
     Ids,
     Turns,
     as_ids,

@@ -17,7 +17,7 @@ from bdpo_plugin.model.head import Head, block_rows, statistics, sum_by_row
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.model.traits import unwrapped
 from bdpo_plugin.objective.mutual_information import information_gain
-from bdpo_plugin.reference.ranks import gathered
+from bdpo_plugin.reference.distributed import gathered
 from bdpo_plugin.settings import BDPOError
 
 #: The release of the way that scores are computed, a part of every reference's identity. It is

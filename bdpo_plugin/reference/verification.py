@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from bdpo_plugin.model.reader import ResponseReader
-from bdpo_plugin.reference.ranks import gathered, raised_by_all
-from bdpo_plugin.reference.reference import Reference
+from bdpo_plugin.reference.distributed import gathered, raised_by_all
+from bdpo_plugin.reference.frozen_model import Reference
 from bdpo_plugin.reference.scoring import Job, score_jobs
 from bdpo_plugin.reference.store import Verification
 

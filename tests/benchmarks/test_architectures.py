@@ -11,8 +11,8 @@ import transformers
 
 from bdpo_plugin.model import reader
 from bdpo_plugin.model.padding import Padding, PaddingEffect
+from bdpo_plugin.model.probe import Abilities, Support
 from bdpo_plugin.model.traits import RowRules
-from bdpo_plugin.model.trial import Abilities, Support
 from benchmarks.architectures import DTYPES, PAGE, faults, look, names, tiny
 
 #: Of each kind of layer, position, output layer and treatment one.

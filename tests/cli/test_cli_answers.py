@@ -18,7 +18,7 @@ from running import trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from bdpo_plugin.cli.trained import load_trained, load_trained_tokenizer
-from bdpo_plugin.tiny import write
+from bdpo_plugin.demo.tiny import write
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 FOUR_BITS = {

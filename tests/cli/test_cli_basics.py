@@ -10,7 +10,7 @@ from commandline import bdpo
 
 from bdpo_plugin import __version__
 from bdpo_plugin.cli import main
-from bdpo_plugin.cli.recipes.files import recipe_root
+from bdpo_plugin.recipes.recipe_file import recipe_root
 
 COMMANDS = (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")
 

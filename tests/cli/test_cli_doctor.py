@@ -10,10 +10,10 @@ import pytest
 from doctor_runs import doctor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bdpo_plugin.cli.memory import Memory, weightless
-from bdpo_plugin.cli.memory import estimate as of_model
-from bdpo_plugin.run.inspected import Plan
-from bdpo_plugin.tiny import build_model, build_tokenizer
+from bdpo_plugin.demo.tiny import build_model, build_tokenizer
+from bdpo_plugin.inspection.configuration import Plan
+from bdpo_plugin.inspection.memory import Memory, weightless
+from bdpo_plugin.inspection.memory import estimate as of_model
 
 
 def plant(folder: Path, name: str, release: str) -> None:

@@ -20,9 +20,9 @@ from test_cli_pictures import assert_drawn
 
 from bdpo_plugin.cli.mi import write_split
 from bdpo_plugin.cli.subset import write_subset
-from bdpo_plugin.run.scored import Place, Scored
-from bdpo_plugin.run.watching import Source
-from bdpo_plugin.tiny import preference_pairs, write
+from bdpo_plugin.data.user_rows import Source
+from bdpo_plugin.demo.tiny import preference_pairs, write
+from bdpo_plugin.inspection.scored_pairs import Place, Scored
 
 HOSTILE = (
     "</script><img src=x onerror=\"document.title='caught'\"><script>document.title='caught'"

@@ -11,9 +11,9 @@ from running import history, pairs, scores, trainer
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
 
-from bdpo_plugin.cli.runs import read_run, read_settings
 from bdpo_plugin.cli.trained import load_trained
-from bdpo_plugin.tiny import write
+from bdpo_plugin.demo.tiny import write
+from bdpo_plugin.output.run_folder import read_run, read_settings
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import yaml
 from commandline import bdpo
 from fake_hub import COMMIT, FakeHub
 
-from bdpo_plugin.cli.recipes.files import find_recipe, is_sweep, recipe_files, recipe_root
-from bdpo_plugin.cli.recipes.sharing import findings
+from bdpo_plugin.recipes.recipe_file import find_recipe, is_sweep, recipe_files, recipe_root
+from bdpo_plugin.recipes.shareable import findings
 from bdpo_plugin.redact import text_left_out
 from bdpo_plugin.settings import BDPOSettings
 

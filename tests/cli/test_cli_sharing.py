@@ -138,7 +138,7 @@ def test_publish_passes_what_may_leave(bundled) -> None:
 
 
 def test_a_continued_run_has_no_minutes(run, monkeypatch) -> None:
-    from bdpo_plugin.cli.recipes.facts import measured_of
+    from bdpo_plugin.recipes.measured import measured_of
 
     record = json.loads((run / "bdpo" / "run.json").read_text())
     (run / "bdpo" / "run.json").write_text(json.dumps(record | {"train_runtime": 90.0}))

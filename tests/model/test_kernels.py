@@ -13,9 +13,9 @@ from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from bdpo_plugin.model import tree
+from bdpo_plugin.model import tree_attention as tree
 from bdpo_plugin.model.reader import ResponseReader
-from bdpo_plugin.model.tree import Tree
+from bdpo_plugin.model.tree_attention import Tree
 
 ARCHITECTURES = ["Llama", "Qwen2", "Qwen3", "Mistral", "Gemma3Text", "Qwen3Moe", "GPTNeoX"]
 

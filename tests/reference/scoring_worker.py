@@ -14,13 +14,14 @@ import torch.distributed as dist
 import wrapped_training
 from small_models import CPU, counted_rows, random_pairs, small_model
 
+from bdpo_plugin.demo.tiny import build_tokenizer
 from bdpo_plugin.model.reader import ResponseReader
-from bdpo_plugin.reference import dataset, exchange
+from bdpo_plugin.reference import score_pairs as dataset
+from bdpo_plugin.reference import shared_store as exchange
+from bdpo_plugin.reference.frozen_model import Reference
 from bdpo_plugin.reference.null_prompt import NullPrompt
-from bdpo_plugin.reference.reference import Reference
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.settings import BDPOError, BDPOSettings
-from bdpo_plugin.tiny import build_tokenizer
 
 NULL = NullPrompt((7, 8, 9), "", "")
 PAIRS = random_pairs(25, seed=5)

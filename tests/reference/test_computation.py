@@ -13,10 +13,10 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2 import modeling_qwen2
 
+from bdpo_plugin.demo.tiny import build_tokenizer
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.reference.fingerprint import AS_IT_IS, UnreadableReference, model_fingerprint
 from bdpo_plugin.reference.scoring import Job
-from bdpo_plugin.tiny import build_tokenizer
 
 IDS = torch.tensor([[5, 9, 300, 7, 41, 600, 8, 12]])
 

@@ -12,8 +12,8 @@ from small_models import ARCHITECTURES, small_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from bdpo_plugin.demo.tiny import build_model, build_tokenizer
 from bdpo_plugin.reference.fingerprint import model_fingerprint, tokenizer_fingerprint
-from bdpo_plugin.tiny import build_model, build_tokenizer
 
 
 class Config:

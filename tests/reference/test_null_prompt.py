@@ -5,10 +5,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
+from bdpo_plugin.demo.tiny import build_tokenizer, preference_pairs
+from bdpo_plugin.demo.tiny.model import CHAT_TEMPLATE
 from bdpo_plugin.reference.null_prompt import MIN_MATCH_RATE, find_null_prompt
 from bdpo_plugin.settings import BDPOError
-from bdpo_plugin.tiny import build_tokenizer, preference_pairs
-from bdpo_plugin.tiny.model import CHAT_TEMPLATE
 
 SYSTEM = (
     "{% if messages[0]['role'] != 'system' %}"

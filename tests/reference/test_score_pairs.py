@@ -24,12 +24,14 @@ from small_models import (
     truth_model,
 )
 
+from bdpo_plugin.data.pairs import Pair, Side
 from bdpo_plugin.model.reader import ResponseReader
-from bdpo_plugin.pairs import Pair, Side
-from bdpo_plugin.reference import dataset, exchange, verification
-from bdpo_plugin.reference.dataset import PairScores, score_pairs
+from bdpo_plugin.reference import score_pairs as dataset
+from bdpo_plugin.reference import shared_store as exchange
+from bdpo_plugin.reference import verification
+from bdpo_plugin.reference.frozen_model import Reference
 from bdpo_plugin.reference.null_prompt import NullPrompt
-from bdpo_plugin.reference.reference import Reference
+from bdpo_plugin.reference.score_pairs import PairScores, score_pairs
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 

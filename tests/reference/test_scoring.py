@@ -30,7 +30,7 @@ from transformers import PretrainedConfig, Qwen2Config
 from bdpo_plugin.model.head import sum_by_row
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.reference import scoring
-from bdpo_plugin.reference.reference import Reference
+from bdpo_plugin.reference.frozen_model import Reference
 from bdpo_plugin.reference.scoring import Job, budgeted_batches, score_jobs, token_budget
 from bdpo_plugin.settings import BDPOError
 

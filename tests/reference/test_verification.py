@@ -14,10 +14,10 @@ from transformers import Qwen2Model
 
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.reference import verification
-from bdpo_plugin.reference.dataset import score_pairs
 from bdpo_plugin.reference.fingerprint import model_fingerprint
+from bdpo_plugin.reference.frozen_model import Reference
 from bdpo_plugin.reference.null_prompt import NullPrompt
-from bdpo_plugin.reference.reference import Reference
+from bdpo_plugin.reference.score_pairs import score_pairs
 from bdpo_plugin.reference.scoring import Job
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.reference.verification import SCORES, rounding

@@ -7,8 +7,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.nn.parallel import DistributedDataParallel
 
+from bdpo_plugin.demo.tiny import build_tokenizer
 from bdpo_plugin.model.reader import ResponseReader
-from bdpo_plugin.tiny import build_tokenizer
 
 CASES = [
     (wrapper, architecture, frozen_head)

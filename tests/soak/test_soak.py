@@ -1,4 +1,4 @@
-"""Small versions of benchmarks/soak: what it finds is in docs/reliability.md."""
+"""Small versions of soak: what it finds is in docs/reliability.md."""
 
 import random
 import sys
@@ -10,8 +10,8 @@ pytest.importorskip("psutil")
 pytest.importorskip("peft")
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.soak import kills, small
-from benchmarks.soak.processes import Run, Warm
+from soak import kills, small
+from soak.processes import Run, Warm
 
 pytestmark = pytest.mark.slow
 

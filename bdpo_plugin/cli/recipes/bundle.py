@@ -13,18 +13,18 @@ import click
 
 from bdpo_plugin.cli.plot import load_figures
 from bdpo_plugin.cli.recipes.check import tell
-from bdpo_plugin.cli.recipes.facts import (
+from bdpo_plugin.hosts.axolotl import side_effects as of_axolotl
+from bdpo_plugin.hosts.llamafactory import side_effects as of_llamafactory
+from bdpo_plugin.output.run_folder import Run, read_run
+from bdpo_plugin.recipes.measured import (
     expected_of,
     measured_of,
     quantiles,
     read_record,
     recipe_of,
 )
-from bdpo_plugin.cli.recipes.files import Recipe
-from bdpo_plugin.cli.recipes.sharing import findings, local_data
-from bdpo_plugin.cli.runs import Run, read_run
-from bdpo_plugin.hosts.axolotl import side_effects as of_axolotl
-from bdpo_plugin.hosts.llamafactory import side_effects as of_llamafactory
+from bdpo_plugin.recipes.recipe_file import Recipe
+from bdpo_plugin.recipes.shareable import findings, local_data
 from bdpo_plugin.redact import (
     LEFT_OUT,
     Change,
@@ -35,7 +35,7 @@ from bdpo_plugin.redact import (
     without_texts,
 )
 from bdpo_plugin.settings import PREFIX, RECIPE
-from bdpo_plugin.visible import visible
+from bdpo_plugin.terminal import visible
 
 _SHARES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 

@@ -11,10 +11,10 @@ from importlib.util import find_spec
 
 import click
 
-from bdpo_plugin.cli.recipes.files import Recipe, find_recipe
-from bdpo_plugin.cli.recipes.sharing import Finding, findings
+from bdpo_plugin.recipes.recipe_file import Recipe, find_recipe
+from bdpo_plugin.recipes.shareable import Finding, findings
 from bdpo_plugin.settings import RECIPE
-from bdpo_plugin.visible import visible
+from bdpo_plugin.terminal import visible
 
 
 @click.command()
@@ -43,8 +43,8 @@ def check(
     with redirect_stdout(sys.stderr):  # where hosts write their logs
         found = [*findings(recipe), *_host(recipe), *_versions(recipe)]
     if first_steps and not any(finding.wrong for finding in found):
-        from bdpo_plugin.cli.recipes.expected import compare, nearness
-        from bdpo_plugin.cli.recipes.trial import run_first_steps
+        from bdpo_plugin.cli.recipes.first_steps import run_first_steps
+        from bdpo_plugin.recipes.expected import compare, nearness
 
         with run_first_steps(recipe, arguments) as output:
             found += compare(recipe, output)
@@ -75,11 +75,11 @@ def _host(recipe: Recipe) -> Iterator[Finding]:
     processes = recipe.about.get("processes")
     processes = processes if isinstance(processes, int) else 1
     if recipe.host == "axolotl":
-        from bdpo_plugin.hosts.axolotl.validate import problems as of_axolotl
+        from bdpo_plugin.hosts.axolotl.recipe_validation import problems as of_axolotl
 
         found = of_axolotl(recipe.config, processes)
     else:
-        from bdpo_plugin.hosts.llamafactory.validate import problems as of_llamafactory
+        from bdpo_plugin.hosts.llamafactory.recipe_validation import problems as of_llamafactory
 
         found = of_llamafactory(recipe.config)
     for problem in found:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from bdpo_plugin.cli.recipes.files import find_file, is_sweep, read_recipe, recipe_root
-from bdpo_plugin.visible import visible
+from bdpo_plugin.recipes.recipe_file import find_file, is_sweep, read_recipe, recipe_root
+from bdpo_plugin.terminal import visible
 
 COMMANDS = {"axolotl": "axolotl train", "llamafactory": "llamafactory-cli train"}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bdpo_plugin.cli.recipes.files import is_sweep, read_recipe, recipe_files, recipe_root
+from bdpo_plugin.recipes.recipe_file import is_sweep, read_recipe, recipe_files, recipe_root
 
 
 def entries() -> list[dict[str, Any]]:

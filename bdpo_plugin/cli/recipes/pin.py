@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from bdpo_plugin.cli.recipes.about import sound
-from bdpo_plugin.cli.recipes.files import Recipe, read_recipe
-from bdpo_plugin.cli.recipes.hub import asking
-from bdpo_plugin.cli.recipes.sharing import is_local, is_pinned, revision
+from bdpo_plugin.recipes.hub import asking
+from bdpo_plugin.recipes.recipe_file import Recipe, read_recipe
+from bdpo_plugin.recipes.schema import sound
+from bdpo_plugin.recipes.shareable import is_local, is_pinned, revision
 
 
 @click.command()

@@ -11,10 +11,10 @@ from typing import Any
 import click
 
 from bdpo_plugin.cli.recipes.check import tell
-from bdpo_plugin.cli.recipes.facts import read_record
-from bdpo_plugin.cli.recipes.files import read_recipe
-from bdpo_plugin.cli.recipes.hub import asking
-from bdpo_plugin.cli.recipes.sharing import Finding, findings, is_local, private_findings
+from bdpo_plugin.recipes.hub import asking
+from bdpo_plugin.recipes.measured import read_record
+from bdpo_plugin.recipes.recipe_file import read_recipe
+from bdpo_plugin.recipes.shareable import Finding, findings, is_local, private_findings
 from bdpo_plugin.redact import place_words, private_in, redacted, secret_in
 from bdpo_plugin.settings import RECIPE, BDPOSettings
 
@@ -90,7 +90,7 @@ def wanted(run_dir: Path) -> Iterator[Path]:
 def _complete_card(run_dir: Path) -> None:
     """The card with the pictures and the recipe of the bundle, for the host has written it before
     there were any."""
-    from bdpo_plugin.run.card import complete_card
+    from bdpo_plugin.output.model_card import complete_card
 
     for picture in (run_dir / _BUNDLE).glob("*.png"):
         (run_dir / picture.name).write_bytes(picture.read_bytes())

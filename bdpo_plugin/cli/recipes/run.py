@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
-from bdpo_plugin.cli.recipes.files import Recipe, find_recipe
-from bdpo_plugin.refusals import check_complete
+from bdpo_plugin.limits import check_complete
+from bdpo_plugin.recipes.recipe_file import Recipe, find_recipe
 from bdpo_plugin.settings import BDPOError
 
 _TOOLS = {"axolotl": "axolotl", "llamafactory": "llamafactory-cli"}

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from bdpo_plugin.cli.recipes.about import sound
-from bdpo_plugin.cli.recipes.files import find_recipe
-from bdpo_plugin.visible import visible
+from bdpo_plugin.recipes.recipe_file import find_recipe
+from bdpo_plugin.recipes.schema import sound
+from bdpo_plugin.terminal import visible
 
 
 @click.command()

@@ -18,8 +18,8 @@ from axolotl.utils.data.shared import get_dataset_type
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.schemas.datasets import SFTDataset, UserDefinedDPOType
 
-from bdpo_plugin.hosts.axolotl.resolve import ENTRIES
-from bdpo_plugin.refusals import OFF, Limit, check_limits
+from bdpo_plugin.hosts.axolotl.rewrite_config import ENTRIES
+from bdpo_plugin.limits import OFF, Limit, check_limits
 from bdpo_plugin.settings import BDPOError
 
 #: In an entry that is being loaded for a B-DPO run: how its rows are called, "" for the only entry.

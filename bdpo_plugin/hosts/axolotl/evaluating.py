@@ -16,7 +16,7 @@ import wrapt
 from peft import PeftConfig
 
 from bdpo_plugin.hosts.axolotl.loading import given
-from bdpo_plugin.hosts.axolotl.resolve import MARK
+from bdpo_plugin.hosts.axolotl.rewrite_config import MARK
 from bdpo_plugin.model.device import dtypes_kept
 from bdpo_plugin.settings import BDPOError
 

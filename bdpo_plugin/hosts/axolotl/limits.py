@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Any
 
-from bdpo_plugin.refusals import OFF, Limit, check_limits
+from bdpo_plugin.limits import OFF, Limit, check_limits
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 
 TRAINER = "bdpo_plugin.hosts.axolotl.AxolotlBDPOTrainer"

@@ -11,7 +11,7 @@ from axolotl.cli.config import load_cfg
 from axolotl.integrations.base import PluginManager
 from axolotl.telemetry.manager import TelemetryManager
 
-from bdpo_plugin.hosts.axolotl.resolve import PLUGIN
+from bdpo_plugin.hosts.axolotl.rewrite_config import PLUGIN
 from bdpo_plugin.hosts.axolotl.side_effects import for_looking
 from bdpo_plugin.settings import BDPOError
 

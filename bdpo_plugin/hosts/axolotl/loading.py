@@ -1,8 +1,8 @@
 """Axolotl's functions that load preference data, for B-DPO runs: what they are given and give.
 
 Each row keeps what the user knows it by, through filtering, shuffling, deduplication and Axolotl's
-folder of prepared data: the column :data:`~bdpo_plugin.run.columns.FILE_ROW`. That folder is shared
-with no plain DPO run, whose rows nobody has checked.
+folder of prepared data: the column :data:`~bdpo_plugin.training.score_columns.FILE_ROW`. That
+folder is shared with no plain DPO run, whose rows nobody has checked.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from axolotl.utils.data.shared import get_dataset_type
 from datasets import Dataset, DatasetDict, ReadInstruction
 
 from bdpo_plugin.hosts.axolotl.entries import NAME, given_back
-from bdpo_plugin.hosts.axolotl.resolve import MARK
-from bdpo_plugin.run.columns import FILE_ROW
+from bdpo_plugin.hosts.axolotl.rewrite_config import MARK
 from bdpo_plugin.settings import BDPOError
+from bdpo_plugin.training.score_columns import FILE_ROW
 
 #: Raised when the same data is prepared otherwise than before: the prepared data of then is unused.
 _PREPARATION = 1
@@ -33,7 +33,7 @@ _FILES = (".json", ".jsonl", ".parquet", ".arrow", ".csv", ".txt", ".gz", ".zst"
 
 def wrap_loading(module: ModuleType) -> None:
     """Wrap the functions of `axolotl.utils.data.rl`, once."""
-    from bdpo_plugin.hosts.axolotl.rows import map_dataset
+    from bdpo_plugin.hosts.axolotl.raw_rows import map_dataset
 
     for where, name, wrapper in (
         (module, "_load_or_create_dataset_split", _load_or_create_dataset_split),

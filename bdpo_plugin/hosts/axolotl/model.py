@@ -10,7 +10,7 @@ import wrapt
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from bdpo_plugin.hosts.axolotl.loading import given
-from bdpo_plugin.hosts.axolotl.resolve import MARK
+from bdpo_plugin.hosts.axolotl.rewrite_config import MARK
 from bdpo_plugin.settings import BDPOError
 
 

@@ -11,10 +11,10 @@ from transformers import Trainer, set_seed
 
 from bdpo_plugin.hosts.axolotl.evaluating import is_evaluation, wrap_evaluation
 from bdpo_plugin.hosts.axolotl.limits import check_trained
-from bdpo_plugin.hosts.axolotl.resolve import MARK, PLUGIN, WRITTEN, check_resolved, resolve
+from bdpo_plugin.hosts.axolotl.rewrite_config import MARK, PLUGIN, WRITTEN, check_resolved, resolve
 from bdpo_plugin.hosts.axolotl.schema import for_sharing
+from bdpo_plugin.limits import check_complete
 from bdpo_plugin.redact import redacted
-from bdpo_plugin.refusals import check_complete
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 
 
@@ -53,10 +53,10 @@ class BDPOPlugin(BasePlugin):
             rl.AxolotlDPOConfig = AxolotlBDPOConfig
 
     def get_input_args(self) -> str:
-        return "bdpo_plugin.hosts.axolotl.args.BDPOArgs"
+        return "bdpo_plugin.hosts.axolotl.arguments.BDPOArgs"
 
     def get_training_args_mixin(self) -> str:
-        return "bdpo_plugin.trainer.config.BDPOArguments"
+        return "bdpo_plugin.hosts.trl.config.BDPOArguments"
 
     def get_training_args(self, cfg: DictDefault) -> dict[str, Any] | None:
         if not cfg.get(MARK):

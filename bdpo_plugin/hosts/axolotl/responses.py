@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from axolotl.utils.chat_templates import get_chat_template
 
-from bdpo_plugin.rows import Problem
+from bdpo_plugin.data.raw_rows import Problem
 
 Message = dict[str, str]
 

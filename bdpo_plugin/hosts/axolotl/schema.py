@@ -67,7 +67,7 @@ def known_keys(rl: str | None = "dpo") -> Keys:
     """
     known: dict[str, Keys] = {}
     plugins = PluginManager.get_instance().get_input_args()
-    for path in ("bdpo_plugin.hosts.axolotl.args.BDPOArgs", *plugins):
+    for path in ("bdpo_plugin.hosts.axolotl.arguments.BDPOArgs", *plugins):
         module, _, name = path.rpartition(".")
         known |= of_schema(getattr(import_module(module), name)).known or {}
     known |= of_schema(AxolotlInputConfig).known or {}

@@ -14,12 +14,12 @@ from axolotl.integrations.base import PluginManager
 from axolotl.train import setup_model_and_trainer
 from axolotl.utils.data.rl import _truncate_long_sequences_rl
 
+from bdpo_plugin.data.user_rows import Source, watched
 from bdpo_plugin.hosts.axolotl.loaded import load_for_looking
-from bdpo_plugin.hosts.axolotl.resolve import PLUGIN
+from bdpo_plugin.hosts.axolotl.rewrite_config import PLUGIN
 from bdpo_plugin.hosts.axolotl.side_effects import SHARES
-from bdpo_plugin.run.scored import Scored, find_places, keep_scores, texts
-from bdpo_plugin.run.watching import Source, watched
-from bdpo_plugin.trainer.data import dataset_pairs
+from bdpo_plugin.hosts.trl.tokenised import dataset_pairs
+from bdpo_plugin.inspection.scored_pairs import Scored, find_places, keep_scores, texts
 
 
 def score(config: Path, output_dir: Path) -> Scored:

@@ -8,9 +8,9 @@ from typing import Any
 from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
 from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
 
-from bdpo_plugin.run.card import TAGS
-from bdpo_plugin.trainer import BDPOTrainer
-from bdpo_plugin.trainer.config import BDPOArguments
+from bdpo_plugin.hosts.trl import BDPOTrainer
+from bdpo_plugin.hosts.trl.config import BDPOArguments
+from bdpo_plugin.output.model_card import TAGS
 
 
 @dataclass
@@ -26,7 +26,7 @@ class _AxolotlDPOTrainer(AxolotlDPOTrainer):
 
 
 class AxolotlBDPOTrainer(BDPOTrainer, _AxolotlDPOTrainer):
-    """:class:`~bdpo_plugin.trainer.BDPOTrainer` with Axolotl's samplers, schedulers, optimizers,
+    """:class:`~bdpo_plugin.hosts.trl.BDPOTrainer` with Axolotl's samplers, schedulers, optimizers,
     tokenisation and model-card tags."""
 
     host = "axolotl"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bdpo_plugin.refusals import Limit
+from bdpo_plugin.limits import Limit
 from bdpo_plugin.settings import BDPOError
 
 #: LLaMA-Factory's arguments that B-DPO cannot honour.

@@ -15,11 +15,11 @@ from llamafactory.train.tuner import run_exp
 from omegaconf import OmegaConf
 from transformers import TrainerCallback
 
-from bdpo_plugin.hosts.llamafactory.args import PREF_LOSS
-from bdpo_plugin.hosts.llamafactory.data import TOKENISED, dataset_pairs
+from bdpo_plugin.data.user_rows import Source, watched
+from bdpo_plugin.hosts.llamafactory.arguments import PREF_LOSS
 from bdpo_plugin.hosts.llamafactory.side_effects import SHARES, for_looking
-from bdpo_plugin.run.scored import Scored, find_places, keep_scores, texts
-from bdpo_plugin.run.watching import Source, watched
+from bdpo_plugin.hosts.llamafactory.tokenised import TOKENISED, dataset_pairs
+from bdpo_plugin.inspection.scored_pairs import Scored, find_places, keep_scores, texts
 from bdpo_plugin.settings import BDPOError
 
 

@@ -12,7 +12,8 @@ from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from torch import Tensor
 from trl.models import prepare_deepspeed
 
-from bdpo_plugin.hosts.llamafactory.data import (
+from bdpo_plugin.hosts.llamafactory.reference import describe_reference, free_weights
+from bdpo_plugin.hosts.llamafactory.tokenised import (
     BEFORE,
     TOKENISED,
     check_collator,
@@ -21,16 +22,15 @@ from bdpo_plugin.hosts.llamafactory.data import (
     stream_pair,
     written_dates,
 )
-from bdpo_plugin.hosts.llamafactory.describe import describe_reference, free_weights
-from bdpo_plugin.run.columns import ScoreCollator
-from bdpo_plugin.run.datasets import Tokenised, drop_reserved, peek, stream_refusal
-from bdpo_plugin.run.mixin import RunMixin
-from bdpo_plugin.run.record import add_peak_memory
-from bdpo_plugin.run.reference_source import ReferenceSource
-from bdpo_plugin.run.scorer import is_blank
-from bdpo_plugin.run.step import TOTAL, LossTerms
-from bdpo_plugin.run.stream import StreamFilter, TellStreams
+from bdpo_plugin.output.run_record import add_peak_memory
+from bdpo_plugin.reference.reference_source import ReferenceSource
 from bdpo_plugin.settings import BDPOSettings
+from bdpo_plugin.training.datasets import Tokenised, drop_reserved, peek, stream_refusal
+from bdpo_plugin.training.mixin import RunMixin
+from bdpo_plugin.training.score_columns import ScoreCollator
+from bdpo_plugin.training.scorer import is_blank
+from bdpo_plugin.training.step import TOTAL, LossTerms
+from bdpo_plugin.training.streams import StreamFilter, TellStreams
 
 #: The curves that `plot_loss: true` draws beside LLaMA-Factory's own.
 _CURVES = ("rewards/margins", "bdpo/imbalance", "bdpo/weight_chosen", "bdpo/scale")

@@ -50,7 +50,7 @@ def _no_plugins_of_other_tests():
 @pytest.fixture
 def tiny(tmp_path):
     """Keys of a model and a dataset that do exist."""
-    from bdpo_plugin.tiny import write
+    from bdpo_plugin.demo.tiny import write
 
     write(tmp_path, steps=0, train_pairs=4, eval_pairs=2, progress=False, hidden_size=32, layers=1)
     dataset = {

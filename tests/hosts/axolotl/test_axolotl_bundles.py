@@ -20,9 +20,9 @@ from fake_hub import FakeHub
 from looking import nothing_but
 from real_runs import make_tiny, run_command
 
-from bdpo_plugin.cli.recipes.expected import compare
-from bdpo_plugin.cli.recipes.files import find_recipe
-from bdpo_plugin.cli.recipes.trial import prepare
+from bdpo_plugin.cli.recipes.first_steps import prepare
+from bdpo_plugin.recipes.expected import compare
+from bdpo_plugin.recipes.recipe_file import find_recipe
 
 pytestmark = pytest.mark.slow
 

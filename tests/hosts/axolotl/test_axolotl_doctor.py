@@ -9,7 +9,7 @@ pytest.importorskip("axolotl")
 
 from doctor_runs import call_a_tool, doctor, rewrite, same_twice
 
-from bdpo_plugin.tiny import write
+from bdpo_plugin.demo.tiny import write
 
 pytestmark = pytest.mark.slow
 

@@ -192,7 +192,7 @@ def test_what_is_dropped_elsewhere_is_a_warning_by_name(config, caplog):
     logger = logging.getLogger("axolotl.bdpo")
     logger.addHandler(caplog.handler)
     try:
-        from bdpo_plugin.hosts.axolotl.resolve import resolve
+        from bdpo_plugin.hosts.axolotl.rewrite_config import resolve
 
         resolve(config(lora_dropuot=0.1, trl={"bta": 0.2, "beta": 0.1}, debug=True))
     finally:

@@ -22,7 +22,7 @@ from trl import DPOTrainer
 import bdpo_plugin
 from bdpo_plugin.hosts import axolotl as host
 from bdpo_plugin.hosts.axolotl.limits import TRAINER
-from bdpo_plugin.hosts.axolotl.resolve import PLUGIN
+from bdpo_plugin.hosts.axolotl.rewrite_config import PLUGIN
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 
 CHOSEN = {

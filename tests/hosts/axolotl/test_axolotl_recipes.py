@@ -16,7 +16,7 @@ from commandline import bdpo
 from real_runs import make_tiny, run_command
 from running import scores
 
-from bdpo_plugin.cli.recipes.files import read_recipe, recipe_files, recipe_root
+from bdpo_plugin.recipes.recipe_file import read_recipe, recipe_files, recipe_root
 
 FILES = {n: p for n, p in recipe_files(recipe_root()).items() if n.startswith("axolotl/")}
 NAMES = [name.partition("/")[2] for name in FILES]

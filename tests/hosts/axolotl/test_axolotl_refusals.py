@@ -9,7 +9,7 @@ pytest.importorskip("axolotl")
 from axolotl.cli.config import load_cfg
 
 from bdpo_plugin.hosts.axolotl import limits
-from bdpo_plugin.hosts.axolotl import resolve as resolving
+from bdpo_plugin.hosts.axolotl import rewrite_config as resolving
 from bdpo_plugin.hosts.axolotl.plugin import BDPOPlugin
 from bdpo_plugin.settings import BDPOError
 

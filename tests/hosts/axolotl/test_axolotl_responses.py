@@ -13,9 +13,9 @@ from axolotl.utils.data import rl
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 
+from bdpo_plugin.demo.tiny import build_tokenizer
 from bdpo_plugin.hosts.axolotl.loading import wrap_loading
 from bdpo_plugin.settings import BDPOError
-from bdpo_plugin.tiny import build_tokenizer
 
 #: Responses that are parts of templates, of Axolotl's own message, or written otherwise.
 ANSWERS = (

@@ -132,7 +132,7 @@ def printed(source):
 
 #: Of a process for which no release of LLaMA-Factory has been tested.
 UNTESTED = """
-import bdpo_plugin.hosts.llamafactory.args as ours
+import bdpo_plugin.hosts.llamafactory.arguments as ours
 ours.TESTED = ("0.0.1",)
 from llamafactory.hparams import FinetuningArguments, parser
 from llamafactory.train.dpo.trainer import CustomDPOTrainer
@@ -173,7 +173,7 @@ autoload.HOOKS.pop("llamafactory.train.dpo.trainer")
 """
 NO_MODULE = """
 import sys
-sys.modules["bdpo_plugin.hosts.llamafactory.args"] = None
+sys.modules["bdpo_plugin.hosts.llamafactory.arguments"] = None
 """
 
 

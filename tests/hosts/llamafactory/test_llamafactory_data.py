@@ -12,8 +12,8 @@ pytest.importorskip("llamafactory")
 from llamafactory_runs import curve, run, scores
 from transformers import AutoTokenizer
 
-from bdpo_plugin.run.dates import TemplateDates
 from bdpo_plugin.settings import BDPOError
+from bdpo_plugin.training.template_dates import TemplateDates
 
 pytestmark = pytest.mark.slow
 
@@ -137,7 +137,7 @@ def test_columns_named_as_results_are_left_out(tiny, tmp_path, capfd, save_token
 def test_multimodal_template_is_refused(tiny, tmp_path):
     from llamafactory.data.template import TEMPLATES
 
-    from bdpo_plugin.hosts.llamafactory.data import check_collator
+    from bdpo_plugin.hosts.llamafactory.tokenised import check_collator
 
     collator = type("Collator", (), {"label_pad_token_id": -100, "template": None})()
     collator.template = TEMPLATES["chatml"]
@@ -235,7 +235,7 @@ def test_a_run_whose_template_writes_the_date_goes_on_the_next_day(
 def test_llama_factory_writes_a_date_of_its_own_where_rows_have_tools():
     from llamafactory.data.template import TEMPLATES
 
-    from bdpo_plugin.hosts.llamafactory.data import written_dates
+    from bdpo_plugin.hosts.llamafactory.tokenised import written_dates
 
     template = TEMPLATES["llama3"]
     dates = TemplateDates.of(None, written_dates(template))

@@ -10,7 +10,7 @@ pytest.importorskip("llamafactory")
 from doctor_runs import call_a_tool, doctor, rewrite, same_twice
 from llamafactory_runs import config
 
-from bdpo_plugin.tiny import write
+from bdpo_plugin.demo.tiny import write
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,9 @@ pytest.importorskip("llamafactory")
 from commandline import bdpo
 from llamafactory_runs import scores, train
 
-from bdpo_plugin.cli.recipes.expected import compare
-from bdpo_plugin.cli.recipes.files import find_recipe, read_recipe, recipe_files, recipe_root
-from bdpo_plugin.cli.recipes.trial import prepare
+from bdpo_plugin.cli.recipes.first_steps import prepare
+from bdpo_plugin.recipes.expected import compare
+from bdpo_plugin.recipes.recipe_file import find_recipe, read_recipe, recipe_files, recipe_root
 
 FILES = {n: p for n, p in recipe_files(recipe_root()).items() if n.startswith("llamafactory/")}
 

@@ -193,7 +193,7 @@ def test_a_shuffled_control_says_so(tiny, tmp_path, capfd):
 @pytest.mark.parametrize("process", [0, 1])
 def test_only_the_first_process_of_all_completes_the_card(tmp_path, process):
     """With `save_on_each_node` that of each machine saves; the host writes one card."""
-    from bdpo_plugin.hosts.llamafactory import activate
+    from bdpo_plugin.hosts.llamafactory import hooks as activate
 
     (tmp_path / "README.md").write_text("---\ntags: []\n---\n\n# Theirs\n")
     training = SimpleNamespace(

@@ -1,0 +1,1 @@
+"""The user's rows, and the preference pairs of token ids that are made of them."""

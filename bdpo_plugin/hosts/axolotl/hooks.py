@@ -1,0 +1,46 @@
+"""What autoload.py does to Axolotl's modules. Imported in every Axolotl process: nothing heavy."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import wrapt
+
+from bdpo_plugin.hosts.axolotl.rewrite_config import PLUGIN, resolve
+from bdpo_plugin.settings import BDPOSettings
+
+
+def wrap_validate_config(module: ModuleType) -> None:
+    """Wrap `axolotl.utils.config.validate_config`: `rl: bdpo` brings its plugin along."""
+    wrapt.wrap_function_wrapper(module, "validate_config", _validate_config)
+
+
+def _validate_config(
+    wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    cfg = args[0] if args else kwargs["cfg"]
+    if cfg.get("rl") == "bdpo":
+        from axolotl.integrations.base import PluginManager
+
+        if PLUGIN not in (cfg.get("plugins") or []):
+            cfg["plugins"] = [*(cfg.get("plugins") or []), PLUGIN]
+        manager = PluginManager.get_instance()
+        manager.register(PLUGIN)
+        manager.plugins[PLUGIN].register(cfg)
+    else:
+        resolve(cfg)  # refuses keys that Axolotl would drop in silence
+    return wrapped(*args, **kwargs)
+
+
+def add_options(module: Any) -> None:
+    """Add ``--bdpo-...`` to `axolotl.cli.config_options`, in the form of its own options."""
+    module.AXOLOTL_CONFIG_CLI_OPTIONS += tuple(
+        ((_option(key, value),), None, None, "B-DPO: see its README.")
+        for key, value in BDPOSettings().to_keys().items()
+    )
+
+
+def _option(key: str, default: Any) -> str:
+    name = key.replace("_", "-")
+    return f"--{name}/--no-{name}" if isinstance(default, bool) else f"--{name}"

@@ -1,0 +1,184 @@
+"""What of TRL's configuration B-DPO cannot honour, refused before anything is computed."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import trl
+from trl import DPOConfig, DPOTrainer
+
+from bdpo_plugin.limits import Limit, check_limits, check_loss
+from bdpo_plugin.settings import BDPOError, BDPOSettings
+from bdpo_plugin.training.model_files import check_decoder, check_model
+
+#: Arguments of `trl.DPOConfig`, and why they must stay as they are.
+_LIMITS = (
+    Limit("use_weighting", "WPO weights would be multiplied onto the balance weights"),
+    Limit("padding_free", "TRL itself has it switched off"),
+    Limit("f_divergence_type", "the balance weights are defined on log-ratios", ("reverse_kl",)),
+    Limit("ld_alpha", "it would weight the tokens that the mutual information is of", (1,)),
+    Limit("sync_ref_model", "the reference that the scores come from has to stay frozen"),
+    Limit("precompute_ref_batch_size", "`bdpo_score_tokens` sets the size of a scoring batch", ()),
+)
+_FUSED = Limit("use_liger_kernel", "Liger's fused DPO loss knows no balance weights")
+#: Sizes of accelerate's `ParallelismConfig`.
+_WHOLE = "the scoring pass wants whole sequences, and rows of its own in each rank"
+_SPLITS = tuple(
+    Limit(key, _WHOLE, (1,), "Set it to 1.") for key in ("tp_size", "cp_size", "sp_size")
+)
+
+#: Releases of TRL that the tests run beside.
+TESTED = ("1.9.0", "1.16.0")
+#: Methods of `trl.DPOTrainer` that BDPOTrainer overrides, and what TRL calls them with.
+_METHODS: dict[str, tuple[str, ...]] = {
+    "_prepare_dataset": ("dataset", "processing_class", "args", "dataset_name"),
+    "_precompute_ref_logps": ("dataset", "name", "batch_size"),
+    "_set_signature_columns_if_needed": (),
+    "compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),
+    "log": ("logs", "start_time"),
+}
+#: Attributes that it sets, and BDPOTrainer reads.
+_ATTRIBUTES = (
+    "_metrics",
+    "_tokenizer",
+    "_total_train_tokens",
+    "aux_loss_enabled",
+    "beta",
+    "label_smoothing",
+    "loss_types",
+    "loss_weights",
+    "ref_model",
+    "router_aux_loss_coef",
+)
+
+
+def check_release(trainer: type, found: str) -> None:
+    """Refuse a release of TRL whose trainer lacks what BDPOTrainer overrides or reads of it.
+
+    A release that has all of it and that the tests do not run beside is a warning.
+
+    Args:
+        trainer: its `DPOTrainer`.
+        found: the release.
+
+    Raises:
+        BDPOError: with what is missing, and the tested releases.
+    """
+    missing = [
+        f"the method {name}({', '.join(arguments)})"
+        for name, arguments in _METHODS.items()
+        if not _takes(getattr(trainer, name, None), arguments)
+    ]
+    assigned = {name for cls in trainer.__mro__ for name in _assigned(cls)}
+    missing += [f"the attribute {name}" for name in _ATTRIBUTES if name not in assigned]
+    if missing:
+        raise BDPOError(
+            f"B-DPO cannot run beside TRL {found}, whose DPOTrainer lacks {'; '.join(missing)}. "
+            f"Install one of the tested releases: {', '.join(TESTED)}."
+        )
+    if found not in TESTED:
+        warnings.warn(
+            f"bdpo-plugin is tested with TRL {' and '.join(TESTED)}; this is {found}.",
+            stacklevel=4,
+        )
+
+
+def _takes(method: Any, arguments: tuple[str, ...]) -> bool:
+    """Whether a method takes these arguments in this order, and needs no other."""
+    if method is None:
+        return False
+    own = list(inspect.signature(method).parameters.values())[1:]
+    rest = own[len(arguments) :]
+    return [p.name for p in own[: len(arguments)]] == list(arguments) and all(
+        p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in rest
+    )
+
+
+def _assigned(cls: type) -> Iterator[str]:
+    """The names of attributes that the methods of a class assign to."""
+    for method in vars(cls).values():
+        if inspect.isfunction(method):
+            code = inspect.unwrap(method).__code__
+            yield from (i.argval for i in dis.get_instructions(code) if i.opname == "STORE_ATTR")
+
+
+def check_arguments(args: Any) -> BDPOSettings:
+    """The method's settings of a run, or a refusal that names the argument.
+
+    Raises:
+        BDPOError: a ``bdpo_*`` value out of range, an argument that cannot be honoured, or a
+            release of TRL that the trainer cannot run beside.
+    """
+    if not isinstance(args, DPOConfig) or not hasattr(args, "bdpo_alpha"):
+        raise BDPOError(
+            f"BDPOTrainer needs `args` to be a bdpo_plugin.BDPOConfig, got {type(args).__name__}."
+        )
+    check_release(DPOTrainer, trl.__version__)
+    settings = BDPOSettings.from_keys(vars(args))
+    check_loss(
+        args.loss_type,
+        args.label_smoothing,
+        type_key="loss_type",
+        smoothing_key="label_smoothing",
+    )
+    # enums in some releases of TRL
+    values = {key: getattr(value, "value", value) for key, value in vars(args).items()}
+    # where TRL does not keep the key, Liger's kernels are in the layers alone
+    fused = "use_liger_kernel" in _assigned(DPOTrainer)
+    check_limits(values, (*_LIMITS, *([_FUSED] if fused else [])), "B-DPO")
+    settings.check_precompute(args.precompute_ref_log_probs or None)  # False is TRL's default
+    return settings
+
+
+def check_columns(arguments: Iterable[Any]) -> None:
+    """Refuse vision data among the arguments of a trainer.
+
+    Raises:
+        BDPOError: a dataset has an image column.
+    """
+    for value in arguments:
+        for dataset in value.values() if isinstance(value, dict) else [value]:
+            images = {"image", "images"} & set(getattr(dataset, "column_names", None) or ())
+            if images:
+                raise BDPOError(
+                    "B-DPO cannot train on a vision dataset: it measures the mutual information "
+                    f"of text with text. Remove the column {', '.join(sorted(images))}."
+                )
+
+
+def check_given_model(model: Any, args: DPOConfig) -> None:
+    """Refuse a model that is not there, or that has an encoder.
+
+    Args:
+        model: as given to a trainer: loaded, or its name.
+        args: of the run.
+    """
+    if isinstance(model, str | os.PathLike):
+        options = args.model_init_kwargs or {}
+        hub = {key: options.get(key) for key in ("revision", "token", "cache_dir")}
+        check_model("model", os.fspath(model), **hub)
+    elif (config := getattr(model, "config", None)) is not None:
+        check_decoder(config, f"The model, a {type(model).__name__},")
+
+
+def check_launch(accelerator: Any, gpus: int) -> None:
+    """Refuse a way of using several GPUs that a preference batch cannot be read under.
+
+    Raises:
+        BDPOError: one process with several GPUs, or a sequence or layer split over ranks.
+    """
+    if gpus > 1:
+        raise BDPOError(
+            f"One process has {gpus} GPUs, which torch.nn.DataParallel would split each batch "
+            "over. Start one process for each GPU with `torchrun` or `accelerate launch`, or set "
+            "CUDA_VISIBLE_DEVICES to one of them."
+        )
+    parallel = getattr(accelerator, "parallelism_config", None)
+    check_limits(
+        {limit.key: getattr(parallel, limit.key, None) for limit in _SPLITS}, _SPLITS, "B-DPO"
+    )

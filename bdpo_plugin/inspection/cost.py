@@ -1,0 +1,120 @@
+"""What an epoch costs, counted from the lengths of the data and the model's configuration: in
+operations, beside the host's own DPO on the same pairs.
+
+A multiplication of T tokens by N weights takes 2 N T operations forward, as many for the gradient
+of what goes in, and as many for that of the weights. Attention of q queries with k keys takes
+4 q k for each hidden entry of its heads, half of it where it is causal. Padding is not counted,
+the host's is more; nor is what takes little: norms, sampling, the optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from bdpo_plugin.data.pairs import Pair
+from bdpo_plugin.inspection.configuration import Plan
+
+
+class Cost(NamedTuple):
+    """Operations of one epoch over all pairs.
+
+    Attributes:
+        host: of the host's own DPO, whose reference is run in each step.
+        ours: of our steps.
+        scoring: of the reference pass, once.
+        plain_scoring: of the reference pass at `bdpo_alpha: 0`.
+    """
+
+    host: float
+    ours: float
+    scoring: float
+    plain_scoring: float
+
+
+class _Shape(NamedTuple):
+    """Weights that each token is multiplied by, of the layers and of the output layer, and the
+    hidden entries of all heads of all layers."""
+
+    body: float
+    head: float
+    heads: float
+
+
+def epoch_cost(
+    model: Any, plan: Plan, pairs: Sequence[Pair], null_tokens: int, *, shared: bool, mi: bool
+) -> Cost:
+    """Of a configuration.
+
+    Args:
+        model: without weights.
+        null_tokens: of the null prompt.
+        shared: whether the beginning of a pair runs once.
+        mi: whether the mutual information is measured.
+    """
+    shape = _shape(model)
+    full = plan.rank == 0
+    again = 1 if plan.checkpointing else 0
+    host = ours = scoring = plain = 0.0
+    for pair in pairs:
+        prompts = [len(side.prompt) for side in pair]
+        responses = [len(side.response) for side in pair]
+        whole = [p + r for p, r in zip(prompts, responses, strict=True)]
+        same = shared and list(pair.chosen.prompt) == list(pair.rejected.prompt)
+        rows = [(0, whole[0]), (prompts[1], responses[1])] if same else [(0, n) for n in whole]
+        # its policy, and its reference
+        host += _pass(shape, [(0, n) for n in whole], sum(whole), full=full, again=again)
+        host += _forward(shape, [(0, n) for n in whole], sum(whole))
+        ours += _pass(shape, rows, sum(responses), full=full, again=again)
+        bare = _forward(shape, rows, sum(responses))
+        after_null = [(null_tokens, r) if shared else (0, null_tokens + r) for r in responses]
+        plain += bare
+        scoring += bare + (_forward(shape, after_null, sum(responses)) if mi else 0)
+    return Cost(host, ours, scoring, plain)
+
+
+def _forward(shape: _Shape, rows: Sequence[tuple[int, int]], read: int) -> float:
+    """Of segments, each (tokens before it, tokens), of which `read` positions are projected."""
+    tokens = sum(n for _, n in rows)
+    return 2 * shape.body * tokens + 2 * shape.head * read + _attention(shape, rows)
+
+
+def _pass(
+    shape: _Shape, rows: Sequence[tuple[int, int]], read: int, *, full: bool, again: int
+) -> float:
+    """Forward and backward; `again` is 1 where the layers are run again in the backward."""
+    tokens = sum(n for _, n in rows)
+    layers = 2 * (2 + again + full)
+    head = 2 * (2 + full)
+    return (
+        layers * shape.body * tokens
+        + head * shape.head * read
+        + (3.5 + again) * _attention(shape, rows)  # flash kernels compute the scores again
+    )
+
+
+def _attention(shape: _Shape, rows: Sequence[tuple[int, int]]) -> float:
+    return 4 * shape.heads * sum(n * before + n * n / 2 for before, n in rows)
+
+
+def _shape(model: Any) -> _Shape:
+    config = model.config.get_text_config()
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    outside = {id(layer.weight) for layer in (embedding, head) if layer is not None}
+    body = sum(n for parameter, n in _active(model, config) if id(parameter) not in outside)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return _Shape(
+        body=body,
+        head=head.weight.numel() if head is not None else 0,
+        heads=config.num_hidden_layers * config.num_attention_heads * size,
+    )
+
+
+def _active(model: Any, config: Any) -> Iterator[tuple[Any, float]]:
+    """Each weight, and by how many of its entries a token is multiplied: of a mixture's experts,
+    as many as are chosen."""
+    chosen = getattr(config, "num_experts_per_tok", None) or 1
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    experts = next((n for name in names if (n := getattr(config, name, None))), 1)
+    for name, parameter in model.named_parameters():
+        yield parameter, parameter.numel() * (chosen / experts if ".experts." in name else 1)

@@ -1,0 +1,130 @@
+"""What attention makes of a row in which a beginning stands once, beside what it makes of each
+sequence by itself.
+
+It is tried in every layer, with that layer's own settings, on numbers of its own: so nothing adds
+up over the layers, and as these numbers make attention look at few tokens, a factor, a cap or a
+window that is left out shows in every dtype.
+
+Shapes: W tokens of the row, h heads, d their size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bdpo_plugin.model.device import moved
+from bdpo_plugin.model.tree_attention import Tree, Unit, attend_shared, teach, window_mask
+
+#: The spreads of the scores before attention's softmax: a factor shows where it looks at several
+#: tokens, a cap where scores are large.
+_SPREADS = (3.0, 8.0)
+
+
+@dataclass
+class AttentionTrial:
+    """To be given to a model's forward as :data:`~bdpo_plugin.model.tree_attention.ARGUMENT`.
+
+    Attributes:
+        units: of the row; the second sequence has its beginning in common with the first.
+        lengths: of the sequences.
+        windows: of each layer that has been tried, how far it says that it looks: tokens, or None.
+        output, slope: how far the output is off, relative, and the gradients of its (query, key,
+            value).
+        leak: the largest gradient that passes from one sequence to what another has alone.
+    """
+
+    units: Sequence[Unit]
+    lengths: Sequence[int]
+    windows: list[int | None] = field(default_factory=list)
+    output: list[Tensor] = field(default_factory=list)
+    slope: list[Tensor] = field(default_factory=list)
+    leak: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        teach()
+
+    def __call__(
+        self,
+        name: str,
+        attend: Callable[..., tuple[Tensor, Any]],
+        module: nn.Module,
+        states: tuple[Tensor, ...],
+        options: dict[str, Any],
+    ) -> None:
+        """Try the attention of a layer.
+
+        Args:
+            name, attend: of its attention function.
+            states: its (query, key, value), whose shapes and dtypes are taken.
+            options: what else it gives to its attention function.
+        """
+        options = {key: value for key, value in options.items() if key != "position_ids"}
+        for spread in _SPREADS:
+            self._try(name, attend, module, states, options, spread)
+        self.windows.append(options.get("sliding_window"))
+
+    def _try(
+        self,
+        name: str,
+        attend: Callable[..., tuple[Tensor, Any]],
+        module: nn.Module,
+        states: tuple[Tensor, ...],
+        options: dict[str, Any],
+        spread: float,
+    ) -> None:
+        device = states[0].device
+        tree = Tree.of(self.units, self.lengths, device)
+        ends = list(accumulate(tree.sizes, initial=0))
+        generator = torch.Generator().manual_seed(len(self.windows))
+        size = states[0].shape[-1]
+        scaling = options.get("scaling") or size**-0.5
+        factor = math.sqrt(spread / (scaling * math.sqrt(size)))
+
+        def drawn(like: Tensor, factor: float) -> Tensor:
+            shape = (1, like.shape[1], ends[-1], like.shape[-1])
+            made = torch.randn(shape, generator=generator) * factor
+            return made.to(device, like.dtype).requires_grad_()
+
+        with torch.enable_grad():
+            row = [drawn(x, f) for x, f in zip(states, (factor, factor, 1.0), strict=True)]
+            together = attend_shared(name, attend, tree, module, *row, **options)
+            parts, first = [], 0
+            for (start, end), before in zip(pairwise(ends), tree.before, strict=True):
+                first = first if before else start
+                places = moved(
+                    torch.tensor([*range(first, first + before), *range(start, end)]), device
+                )
+                own = [x[:, :, places] for x in row]
+                window = options.get("sliding_window") if name == "sdpa" else None
+                mask = window_mask(0, len(places), window, device) if window else None
+                parts.append(attend(module, *own, mask, **options)[0][:, before:])
+            alone = torch.cat(parts, dim=1)
+            slopes = torch.randn(alone.shape, generator=generator).to(device)
+            slope = [self._slopes(x, row, slopes) for x in (together, alone)]
+            other = slopes.clone()
+            other[:, : ends[1]] = 0
+            other[:, ends[2] :] = 0
+            passed = self._slopes(together, row, other)
+
+        def off(one: Tensor, other: Tensor) -> Tensor:
+            relative: Tensor = (one.float() - other.float()).norm() / other.float().norm()
+            return relative
+
+        with torch.no_grad():
+            self.output.append(off(together, alone))
+            self.slope += [off(*both) for both in zip(*slope, strict=True)]
+            common = self.units[0].shared
+            for gradient in passed:
+                self.leak += [gradient[:, :, common : ends[1]].abs().max()]
+                self.leak += [gradient[:, :, ends[2] :].abs().max()]
+
+    @staticmethod
+    def _slopes(output: Tensor, row: Sequence[Tensor], slopes: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((output.float() * slopes).sum(), row, retain_graph=True)

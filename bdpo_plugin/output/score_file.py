@@ -1,0 +1,96 @@
+"""The file of a dataset's scores, `OUTPUT_DIR/bdpo/reference_scores*.parquet`."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from bdpo_plugin.objective import BalanceWeights
+from bdpo_plugin.output.weighing_record import CallableRecord, settings_in_force
+from bdpo_plugin.reference.score_pairs import PairScores
+from bdpo_plugin.settings import BDPOSettings
+
+
+def score_file(name: str, content: str = "") -> str:
+    """Name of the file of a dataset's scores.
+
+    Args:
+        name: of an evaluation set; "" for the training data.
+        content: digest of the pairs of a set that was given later, which may have the name of
+            another.
+    """
+    # what is not for the name of a file goes, and a digest of it keeps two such names apart
+    safe = re.sub(r"[^\w.-]+", "_", name)[:80].strip(".")
+    if safe != name:
+        safe += "-" + hashlib.blake2b(name.encode(errors="replace"), digest_size=4).hexdigest()
+    return ".".join(filter(None, ("reference_scores", safe, content[:8], "parquet")))
+
+
+def save_scores(
+    path: Path,
+    rows: Sequence[int],
+    scores: PairScores,
+    weights: BalanceWeights,
+    settings: BDPOSettings,
+    groups: Sequence[str] | None = None,
+    weighing: CallableRecord | None = None,
+) -> None:
+    """Write the scores of a dataset as Parquet, one row a pair, atomically.
+
+    Columns: ``row`` in the host's tokenised dataset, token counts, log-probabilities in nats,
+    MI where it was measured, weights and scale; and ``control_group``, where a control shuffled
+    within groups. The file's metadata has the settings as ``bdpo_*``, the unit of the MI as
+    ``mi_unit``, and as ``weigh`` the callable that weighed the pairs in the place of some
+    settings. The MI is the pair's own under a control too; the weights are not.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table(
+        {
+            "row": list(rows),
+            "chosen_tokens": scores.chosen_tokens.numpy(),
+            "rejected_tokens": scores.rejected_tokens.numpy(),
+            "ref_chosen_logps": scores.ref_chosen_logps.numpy(),
+            "ref_rejected_logps": scores.ref_rejected_logps.numpy(),
+            **(
+                {"mi_chosen": scores.mi_chosen.numpy(), "mi_rejected": scores.mi_rejected.numpy()}
+                if scores.measured
+                else {}
+            ),
+            "weight_chosen": weights.chosen.numpy(),
+            "weight_rejected": weights.rejected.numpy(),
+            "scale": weights.scale.numpy(),
+        }
+    )
+    if groups is not None:
+        table = table.append_column("control_group", [list(groups)])
+    metadata = {"mi_unit": mi_unit(settings)}
+    in_force = settings_in_force(settings, weigh=weighing is not None)
+    metadata |= {key: str(value) for key, value in in_force.items()}
+    if weighing is not None:
+        metadata["weigh"] = weighing.words()
+    table = table.replace_schema_metadata(metadata)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # two runs may have one folder
+    try:
+        pq.write_table(table, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def mi_unit(settings: BDPOSettings) -> str:
+    """The unit of a run's mutual information, in words."""
+    return "nats per token" if settings.mi_normalize else "nats"
+
+
+def quantiles(values: Tensor, *at: float) -> list[float]:
+    """The values at some shares of the (n,) values in their order."""
+    # torch.quantile refuses more than 2**24 values
+    ordered = values.float().sort().values
+    return [float(ordered[round(q * (len(ordered) - 1))]) for q in at]

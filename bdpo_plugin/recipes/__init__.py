@@ -1,0 +1,1 @@
+"""A recipe as a file, the numbers that it expects, and what of it may be shared."""

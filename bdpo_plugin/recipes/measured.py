@@ -1,0 +1,111 @@
+"""What a run left on disk, as numbers to expect of the next one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from bdpo_plugin.output.run_folder import RECORD, read_run
+from bdpo_plugin.recipes.recipe_file import Recipe, read_recipe
+from bdpo_plugin.redact import digest_of
+
+#: Of a recipe, and of the run that is to be compared with it.
+STEPS = 10
+#: Keys of B-DPO that change no number.
+_UNIMPORTANT = ("bdpo_cache_dir", "bdpo_score_tokens", "bdpo_precompute", "bdpo_null_prompt")
+#: (mutual information in its unit, loss): what rounding and other kernels may make of the same run.
+#: The second row is that of 16 bits and of quantised weights.
+_TOLERANCES = ((0.001, 0.003), (0.02, 0.05))
+_PARTS = (0.05, 0.5, 0.95)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """``bdpo/run.json`` of a run.
+
+    Raises:
+        click.ClickException: there is none.
+    """
+    path = folder / RECORD
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise click.ClickException(
+            f"{path} cannot be read ({error}): give the output folder of a run of B-DPO, by this "
+            "release or a newer one"
+        ) from error
+    return record
+
+
+def recipe_of(folder: Path) -> Recipe:
+    """The configuration that a run was started with.
+
+    Raises:
+        click.ClickException: it was started by a script.
+    """
+    path = folder / "bdpo" / "recipe.yml"
+    if not path.is_file():
+        raise click.ClickException(
+            f"{folder} is of a run that no YAML started (a script of TRL's, say): share the script"
+        )
+    return read_recipe(path, str(path))
+
+
+def expected_of(folder: Path, *, texts: bool = False) -> dict[str, Any]:
+    """What a run was and what came of it, as `expected` in a mapping `bdpo_recipe` says it.
+
+    Args:
+        folder: of the run.
+        texts: whether the null prompt stands there as text; else its digest does.
+    """
+    record = read_record(folder)
+    run = read_run(folder, folder.name)
+    logged = {entry["step"]: entry["loss"] for entry in run.log if "loss" in entry}
+    first = [step for step in logged if step <= STEPS] or [min(logged)]
+    coarse = record["quantised"] or record["mixed_precision"] in ("bf16", "fp16")
+    coarse = coarse or record["dtype"] in ("bfloat16", "float16")
+    settings = record["settings"].items()
+    null_prompt = record["null_prompt"]["text"]
+    expected = {
+        "seed": record["seed"],
+        "settings": {k: v for k, v in settings if k not in _UNIMPORTANT and v is not None},
+        "pairs": record["pairs"],
+        "rows": record["rows"],
+        "chat_template": record["chat_template"],
+        "null_prompt": null_prompt if texts else digest_of(null_prompt),
+    }
+    if run.scores is not None and run.measured:
+        for side in ("mi_chosen", "mi_rejected"):
+            expected[side] = quantiles(run.scores[side].to_pylist())
+    expected["losses"] = {step: round(logged[step], 5) for step in first}
+    expected["tolerance"] = dict(zip(("mi", "loss"), _TOLERANCES[coarse], strict=True))
+    return {key: value for key, value in expected.items() if value is not None}
+
+
+def quantiles(values: Iterable[float], parts: Iterable[float] = _PARTS) -> list[float]:
+    """The values at some shares of them in their order, as the table of a run has them."""
+    ordered = sorted(values)
+    return [round(ordered[round(part * (len(ordered) - 1))], 5) for part in parts]
+
+
+def measured_of(folder: Path) -> dict[str, Any]:
+    """Hardware of a run, and the time and memory of one that has ended; no time of one that was
+    continued from a checkpoint, as nobody has measured that of its parts."""
+    record = read_record(folder)
+    processes = record["batch"]["processes"]
+    measured: dict[str, Any] = {"hardware": f"{processes} x {record['hardware']}"}
+    if "train_runtime" in record:
+        measured["minutes"] = float(f"{record['train_runtime'] / 60:.2g}")
+    if "train_peak_memory_gib" in record:
+        measured["memory_gib"] = round(record["train_peak_memory_gib"], 1)
+    return measured
+
+
+def dump(value: Any) -> str:
+    """Short enough for a message."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()
+    return text.removesuffix("\n...").strip()

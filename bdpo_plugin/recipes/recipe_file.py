@@ -1,0 +1,199 @@
+"""Recipes as files: where they are, and what is written in one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+import bdpo_plugin
+from bdpo_plugin.recipes.host_config import MODEL_KEYS
+from bdpo_plugin.redact import Place
+from bdpo_plugin.settings import RECIPE
+
+#: What each host calls the same thing.
+_KEYS = {
+    "axolotl": {
+        "model": MODEL_KEYS["axolotl"],
+        "revision": "revision_of_model",
+        "batch": "micro_batch_size",
+    },
+    "llamafactory": {
+        "model": MODEL_KEYS["llamafactory"],
+        "revision": "model_revision",
+        "batch": "per_device_train_batch_size",
+    },
+}
+#: The mapping with its lines, and the comment that begins it.
+_BLOCK = re.compile(
+    rf"\n*(?:^#[^\n]*\n)?^{RECIPE}:[^\n]*\n(?:(?:[ \t#][^\n]*)?\n)*(?:[ \t][^\n]*\Z)?", re.MULTILINE
+)
+#: More values than any configuration has; aliases of YAML can make any number of them.
+_MAX_VALUES, _MAX_DEPTH = 20_000, 40
+_COMMENT = "# What this file is, for `bdpo recipes`; no run reads it."
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A host's YAML, read.
+
+    Attributes:
+        name: as it is listed, or the file as it was named.
+        path: of the file.
+        text: as it is written.
+        config: what the host reads.
+        about: the mapping `bdpo_recipe`; what it says may be anything until it is checked.
+    """
+
+    name: str
+    path: Path
+    text: str
+    config: dict[str, Any]
+    about: dict[str, Any]
+
+    @cached_property
+    def host(self) -> str:
+        """``axolotl`` or ``llamafactory``."""
+        return "llamafactory" if MODEL_KEYS["llamafactory"] in self.config else "axolotl"
+
+    def key(self, meaning: str) -> str:
+        """What the host calls ``model``, ``revision`` or ``batch`` (of a process)."""
+        return _KEYS[self.host][meaning]
+
+    @property
+    def model(self) -> str:
+        """The name or the path of the model."""
+        return str(self.config.get(self.key("model")))
+
+    @property
+    def method(self) -> str:
+        """What is trained: ``full``, ``lora``, ``qlora``, or what the host calls it."""
+        if self.host == "axolotl":
+            return str(self.config.get("adapter") or "full")
+        kind = str(self.config.get("finetuning_type", "lora"))
+        return "qlora" if kind == "lora" and self.config.get("quantization_bit") else kind
+
+    @property
+    def batch(self) -> int:
+        """Pairs of one step of one process."""
+        one = self.config.get(self.key("batch"), 1)
+        return int(one) * int(self.config.get("gradient_accumulation_steps", 1))
+
+    def lines(self) -> dict[Place, int]:
+        """Where in the text each key and each entry of a list is, from 1."""
+        return dict(_lines(yaml.compose(self.text), ()))
+
+    def with_about(self, about: dict[str, Any]) -> str:
+        """The text with another mapping `bdpo_recipe`."""
+        rest = _BLOCK.sub("\n", f"{self.text.rstrip()}\n").rstrip()
+        block = yaml.safe_dump({RECIPE: about}, sort_keys=False, allow_unicode=True, width=96)
+        return f"{rest}\n\n{_COMMENT}\n{block}"
+
+
+def _lines(node: Any, place: Place) -> Iterator[tuple[Place, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*place, key.value)
+            yield here, key.start_mark.line + 1
+            yield from _lines(value, here)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            here = (*place, index)
+            yield here, value.start_mark.line + 1
+            yield from _lines(value, here)
+
+
+def _size(value: Any, depth: int = 0) -> int:
+    """How many values there are in one, as far as they are not too many or too deep."""
+    if depth > _MAX_DEPTH:
+        return _MAX_VALUES + 1
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    size = 1
+    for each in inner:
+        size += _size(each, depth + 1)
+        if size > _MAX_VALUES:
+            break
+    return size
+
+
+def recipe_root() -> Path:
+    """Where the recipes are: inside the installed wheel, or beside the package in a checkout."""
+    package = Path(bdpo_plugin.__file__).parent
+    places = (package / "example_configs", package.parent / "example_configs")
+    for place in places:
+        if place.is_dir():
+            return place
+    raise click.ClickException(
+        f"no example configurations in {places[0]} or {places[1]}: install bdpo-plugin again"
+    )
+
+
+def recipe_files(root: Path) -> dict[str, Path]:
+    """All recipes, and the files for sweeps, by name, in the order of their names."""
+    paths = sorted(root.rglob("*.yml"))
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in paths}
+
+
+def is_sweep(name: str) -> bool:
+    """Whether a file is not a recipe, but what `axolotl train --sweep` takes beside one."""
+    return name.startswith("sweeps/")
+
+
+def find_file(name: str) -> Path:
+    """The one file of the package called `name`, with or without its folder and its ``.yml``."""
+    every = recipe_files(recipe_root())
+    wanted = name.removesuffix(".yml")
+    found = {short: path for short, path in every.items() if wanted in (short, path.stem)}
+    if len(found) == 1:
+        return found.popitem()[1]
+    names = ", ".join(found or every)
+    problem = "several recipes are" if found else "no recipe is"
+    raise click.ClickException(f"{problem} called {name!r}; choose one of: {names}")
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of a file, or of a bundle's folder, or the package's own of that name.
+
+    Raises:
+        click.ClickException: there is none, or it cannot be read.
+    """
+    path = Path(name)
+    if path.is_dir():
+        path /= "recipe.yml"
+        if not path.is_file():
+            raise click.ClickException(f"{name} is a folder without a recipe.yml, so no bundle")
+    if path.is_file():
+        return read_recipe(path, name)
+    if path.suffix in (".yml", ".yaml") and path.parent != Path():
+        raise click.ClickException(f"there is no file {name}")
+    return read_recipe(find_file(name), name)
+
+
+def read_recipe(path: Path, name: str) -> Recipe:
+    """The recipe of a file.
+
+    Raises:
+        click.ClickException: it is no YAML of a host.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        config = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise click.ClickException(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(config, dict) or not set(MODEL_KEYS.values()) & set(config):
+        raise click.ClickException(
+            f"{path} is no recipe: it has neither `base_model` (Axolotl) nor `model_name_or_path` "
+            "(LLaMA-Factory)"
+        )
+    if _size(config) > _MAX_VALUES:
+        raise click.ClickException(f"{path} is no recipe: it is longer, or nested deeper, than one")
+    about = config.pop(RECIPE, None)
+    if about is not None and not isinstance(about, dict):
+        raise click.ClickException(f"{path}: `{RECIPE}` must be a mapping, not {about!r}")
+    return Recipe(name, path, text, config, about or {})

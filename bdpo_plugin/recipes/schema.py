@@ -1,0 +1,110 @@
+"""The mapping `bdpo_recipe`: what it may say."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from bdpo_plugin.recipes.recipe_file import Recipe
+from bdpo_plugin.redact import Place
+from bdpo_plugin.settings import RECIPE
+
+_NUMBER = (int, float)
+_TEXTS = {...: str}
+_NUMBERS = [float]
+
+#: Key -> its type, or the keys below it; ``...`` stands for any key, a list for a list of such.
+KEYS: dict[Any, Any] = {
+    "title": str,
+    "author": str,
+    "licence": str,
+    "needs": str,
+    "processes": int,
+    "batch": int,
+    "data": {"command": str, "source": str, "revision": str},
+    "measured": {"hardware": str, "minutes": float, "memory_gib": float},
+    "versions": _TEXTS,
+    "verified": [{"by": str, "hardware": str, "date": str}],
+    "expected": {
+        "seed": int,
+        "settings": {...: object},
+        "pairs": int,
+        "rows": str,
+        "chat_template": str,
+        "null_prompt": str,
+        "mi_chosen": _NUMBERS,
+        "mi_rejected": _NUMBERS,
+        "losses": {...: float},
+        "tolerance": {"mi": float, "loss": float},
+    },
+}
+_WORDS = {str: "a text", int: "a whole number", float: "a number"}
+#: The largest tolerances that say something: a loss of 0.5 is most of ln 2, with which runs begin.
+_MOST = {"mi": 1.0, "loss": 0.5}
+
+
+def problems(about: dict[str, Any]) -> Iterator[tuple[Place, str]]:
+    """What is wrong with a mapping `bdpo_recipe`, and where."""
+    if "title" not in about:
+        yield (RECIPE,), "it needs a `title`"
+    yield from _problems(about, KEYS, (RECIPE,))
+    yield from _expectations(about.get("expected"), (RECIPE, "expected"))
+
+
+def _expectations(expected: Any, place: Place) -> Iterator[tuple[Place, str]]:
+    """What is wrong with numbers that are of the right type."""
+    if not isinstance(expected, dict):
+        return
+    tolerance, losses = expected.get("tolerance"), expected.get("losses")
+    if isinstance(losses, dict):
+        if not isinstance(tolerance, dict) or "loss" not in tolerance:
+            yield (*place, "losses"), "need a `tolerance` of the `loss`"
+        for step in losses:
+            if not isinstance(step, int) or step < 1:
+                yield (*place, "losses", step), "must be a step, a whole number from 1"
+    for key, most in _MOST.items():
+        value = tolerance.get(key) if isinstance(tolerance, dict) else None
+        if isinstance(value, _NUMBER) and math.isfinite(value) and not 0 < value <= most:
+            what = f"must be above 0 and at most {most}, not {value}: no run could tell"
+            yield (*place, "tolerance", key), what
+
+
+def sound(recipe: Recipe) -> Recipe:
+    """The recipe, whose mapping has the types that it should have.
+
+    Raises:
+        click.ClickException: it has not.
+    """
+    for place, what in _problems(recipe.about, KEYS, (RECIPE,)):
+        raise click.ClickException(f"{recipe.path}: `{'.'.join(map(str, place))}`: {what}")
+    return recipe
+
+
+def _problems(value: Any, wanted: Any, place: Place) -> Iterator[tuple[Place, str]]:
+    if isinstance(wanted, dict):
+        if not isinstance(value, dict):
+            yield place, f"must be a mapping, not {value!r}"
+            return
+        for key, inner in value.items():
+            if key in wanted or ... in wanted:
+                yield from _problems(inner, wanted.get(key, wanted.get(...)), (*place, key))
+            else:
+                near = difflib.get_close_matches(str(key), list(wanted), n=1)
+                words = f"Did you mean `{near[0]}`?" if near else f"Keys: {', '.join(wanted)}"
+                yield (*place, key), f"there is no such key. {words}"
+    elif isinstance(wanted, list):
+        if not isinstance(value, list):
+            yield place, f"must be a list, not {value!r}"
+            return
+        for index, inner in enumerate(value):
+            yield from _problems(inner, wanted[0], (*place, index))
+    elif wanted is not object:
+        kind = _NUMBER if wanted is float else wanted
+        if not isinstance(value, kind) or isinstance(value, bool):
+            yield place, f"must be {_WORDS[wanted]}, not {value!r}"
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield place, f"must be a finite number, not {value!r}"

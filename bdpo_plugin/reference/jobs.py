@@ -1,0 +1,92 @@
+"""Which scores preference pairs need, each once, and whether all ranks want the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bdpo_plugin.data.pairs import Pair
+from bdpo_plugin.reference.null_prompt import NullPrompt
+from bdpo_plugin.reference.scoring import Job
+from bdpo_plugin.reference.store import KEY, framed, score_key
+
+
+class Wanted(NamedTuple):
+    """The n distinct scores that B pairs need, in the order of their keys.
+
+    Attributes:
+        keys: (n,), sorted.
+        jobs: what to compute for each.
+        first: (n,) where it is first needed.
+        of_pair: (B, 2 or 4) indices of a pair's scores: the chosen side's, then the rejected's; of
+            each that after the prompt, then, where both are scores of their own, that after the
+            null prompt.
+        columns: 1, or 2 with the information gain.
+    """
+
+    keys: np.ndarray
+    jobs: list[Job]
+    first: np.ndarray
+    of_pair: np.ndarray
+    columns: int
+
+
+def wanted_scores(
+    pairs: Sequence[Pair], null_prompt: NullPrompt | None, *, with_gain: bool
+) -> Wanted:
+    """The scores that pairs need.
+
+    Args:
+        null_prompt: None where log-probabilities after the prompt are all that is needed.
+        with_gain: the information gain over the null prompt, in the place of scores after it.
+    """
+    null = None if null_prompt is None else np.asarray(null_prompt.ids, dtype=np.int64)
+    with_gain = with_gain and null is not None
+    none, null_frame = framed(None), framed(null)
+    jobs: list[Job] = []
+    keys: list[bytes] = []
+    for pair in pairs:
+        for prompt, response in pair:
+            prompt_frame, response_frame = framed(prompt), framed(response)
+            if with_gain:
+                jobs.append(Job(prompt, response, null))
+                keys.append(score_key(prompt_frame, null_frame, response_frame))
+            else:
+                jobs.append(Job(prompt, response))
+                keys.append(score_key(prompt_frame, none, response_frame))
+                if null is not None:
+                    jobs.append(Job(null, response))
+                    keys.append(score_key(null_frame, none, response_frame))
+    distinct, first, places = np.unique(
+        np.frombuffer(b"".join(keys), KEY), return_index=True, return_inverse=True
+    )
+    of_pair = places.reshape(len(pairs), 2 if with_gain or null is None else 4)
+    return Wanted(distinct, [jobs[i] for i in first], first, of_pair, 1 + with_gain)
+
+
+def difference(ranks: list[tuple[np.ndarray, list[int]]], name: str) -> str:
+    """What to say of ranks whose pairs differ.
+
+    Args:
+        ranks: of each, the (B, k) keys of its pairs and the B numbers of their rows.
+        name: of the dataset.
+    """
+    counts = [len(numbers) for _, numbers in ranks]
+    most = max(range(len(ranks)), key=counts.__getitem__)
+    longest, numbers = ranks[most]
+    first = counts[most]
+    for keys, _ in ranks:
+        same = (keys == longest[: len(keys)]).all(axis=1)
+        if not same.all():
+            first = min(first, int(same.argmin()))
+        elif len(keys) < len(longest):
+            first = min(first, len(keys))
+    return (
+        f"The ranks of this run have different {name} data: {', '.join(map(str, counts))} pairs in "
+        f"ranks 0 to {len(ranks) - 1}; the first that differs is row {numbers[first]}. Every rank "
+        "has to make the same data in the same order; the host shares it out later. The usual "
+        "reason is a shuffle or a sample without a fixed seed, files or tokenizers that are not "
+        "the same on all machines, or a script that gives each rank a part."
+    )

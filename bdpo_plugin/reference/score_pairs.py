@@ -1,0 +1,259 @@
+"""A whole preference dataset -> its scores, computed once and shared by all ranks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from bdpo_plugin.data.pairs import Pair
+from bdpo_plugin.model.reader import ResponseReader
+from bdpo_plugin.model.traits import is_sharded
+from bdpo_plugin.objective import mutual_information
+from bdpo_plugin.reference.distributed import raised_by_all, share, this_rank, world_size
+from bdpo_plugin.reference.frozen_model import Reference
+from bdpo_plugin.reference.jobs import Wanted, wanted_scores
+from bdpo_plugin.reference.null_prompt import NullPrompt
+from bdpo_plugin.reference.scoring import SCORE_TOKENS, Score, budgeted_batches, score_jobs
+from bdpo_plugin.reference.shared_store import ABSENT, NOT_FINITE, Exchange
+from bdpo_plugin.reference.store import ScoreStore
+from bdpo_plugin.reference.verification import verify
+from bdpo_plugin.settings import BDPOError, BDPOSettings
+from bdpo_plugin.terminal import visible
+
+
+class PairScores(NamedTuple):
+    """The reference's view of B pairs; all (B,), the first six float32 or int64 on the CPU.
+
+    Attributes:
+        ref_chosen_logps, ref_rejected_logps: log pi_ref(y|x), nats, summed.
+        mi_chosen, mi_rejected: I(x; y), nats per token, or nats if not normalised; NaN where it
+            was not measured.
+        chosen_tokens, rejected_tokens: |y|.
+        computed: (B,) bool, whether a score of the pair was computed in this call.
+    """
+
+    ref_chosen_logps: Tensor
+    ref_rejected_logps: Tensor
+    mi_chosen: Tensor
+    mi_rejected: Tensor
+    chosen_tokens: Tensor
+    rejected_tokens: Tensor
+    computed: Tensor
+
+    @property
+    def measured(self) -> bool:
+        """Whether the mutual information was measured."""
+        return not bool(self.mi_chosen.isnan().any())
+
+
+def score_pairs(
+    pairs: Sequence[Pair],
+    reference: Reference,
+    null_prompt: NullPrompt,
+    settings: BDPOSettings,
+    *,
+    reader: ResponseReader,
+    device: torch.device,
+    store: ScoreStore | None = None,
+    name: str = "",
+    rows: Sequence[int] | None = None,
+    with_mi: bool = True,
+) -> PairScores:
+    """The log-probabilities and mutual information of all pairs under the reference.
+
+    With a `store`, what it holds is not computed again, but for some of what other runs have put
+    there, to see that it is this reference's. What is computed goes to it while the pass runs, and
+    the ranks of a distributed run share the work, as do several runs that use one store at once.
+    Without, every rank scores its own pairs.
+
+    Args:
+        pairs: B preference pairs, after truncation; the same in every rank if there is a store.
+        name: of the dataset, on the progress bar.
+        rows: what to call the pairs in an error; default their position.
+        with_mi: measure the mutual information; without, no response is run after the null prompt.
+
+    Raises:
+        BDPOError: a score that is missing or not finite, with the rows; pairs that differ between
+            the ranks.
+    """
+    wanted = wanted_scores(
+        pairs,
+        null_prompt if with_mi else None,
+        with_gain=settings.mi_estimator == "expected",
+    )
+    rows = range(len(pairs)) if rows is None else rows
+    scores = np.full((len(wanted.jobs), wanted.columns), ABSENT)
+    exchange = None
+    budget = settings.score_tokens or SCORE_TOKENS
+    if store:
+        exchange = Exchange(store, wanted, scores, rows=rows, name=name, device=device)
+        if len(reused := exchange.earlier()):
+            exchange.verified(
+                verify(
+                    wanted.jobs,
+                    scores,
+                    reused,
+                    reference,
+                    reader=reader,
+                    device=device,
+                    tokens=budget,
+                    in_step=_in_step(reference),
+                )
+            )
+    missing = np.flatnonzero(scores[:, 0] == ABSENT)
+    computed = np.zeros(len(scores), dtype=bool)
+    if len(missing):
+        scores, computed = _compute(
+            wanted,
+            scores,
+            missing[np.argsort(wanted.first[missing])],
+            reference,
+            budget,
+            reader=reader,
+            device=device,
+            exchange=exchange,
+            name=name,
+        )
+    _check_coverage(scores[wanted.of_pair], rows)
+
+    of_pair = torch.from_numpy(scores[wanted.of_pair]).float()  # (B, scores, columns)
+    of_side = of_pair.unflatten(1, (2, -1)).movedim(0, -1).contiguous()  # (2, scores, columns, B)
+    logps = of_side[:, 0, 0]
+    lengths = torch.tensor([len(side.response) for pair in pairs for side in pair])
+    lengths = lengths.reshape(-1, 2).T.contiguous()
+    normalize = settings.mi_normalize
+    if not with_mi:
+        mi = torch.full_like(logps, torch.nan)
+    elif settings.mi_estimator == "expected":
+        mi = of_side[:, 0, 1] / lengths if normalize else of_side[:, 0, 1]
+    else:
+        sides = zip(logps, of_side[:, 1, 0], lengths, strict=True)
+        mi = torch.stack([mutual_information(*side, normalize=normalize) for side in sides])
+    return PairScores(
+        ref_chosen_logps=logps[0],
+        ref_rejected_logps=logps[1],
+        mi_chosen=mi[0],
+        mi_rejected=mi[1],
+        chosen_tokens=lengths[0],
+        rejected_tokens=lengths[1],
+        computed=torch.from_numpy(computed[wanted.of_pair].any(axis=1)),
+    )
+
+
+def _compute(
+    wanted: Wanted,
+    scores: np.ndarray,
+    missing: np.ndarray,
+    reference: Reference,
+    token_budget: int,
+    *,
+    reader: ResponseReader,
+    device: torch.device,
+    exchange: Exchange | None,
+    name: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fill in the `missing` scores, in all ranks where they are exchanged.
+
+    Returns:
+        (n, columns) scores, and (n,) bool, whether it was computed here.
+    """
+    jobs = wanted.jobs
+    batches = [
+        missing[batch].tolist()
+        for batch in budgeted_batches(
+            [jobs[i] for i in missing], token_budget, shared=reader.shares(reference.model)
+        )
+    ]
+    tokens = np.zeros(len(jobs), dtype=np.int64)
+    tokens[missing] = [jobs[i].rows * jobs[i].length for i in missing]
+    in_step = _in_step(reference)
+    if in_step:
+        batches = _as_many(batches, same=exchange is not None, device=device)
+    elif exchange:
+        batches = share(batches, tokens)
+        rest = batches[1:]  # the longest stays first: what does not fit in memory is seen early
+        random.Random().shuffle(rest)  # another run on the store is to begin elsewhere
+        batches[1:] = rest
+    mine = np.zeros(len(jobs), dtype=bool)
+    mine[[i for batch in batches for i in batch]] = True
+    computed = np.zeros(len(jobs), dtype=bool)
+    progress = tqdm(
+        total=sum(int(tokens[batch].sum()) for batch in batches),
+        desc=f"Scoring the {visible(name)} data with the reference model",
+        unit="tok",
+        unit_scale=True,
+        disable=exchange is None or this_rank() != 0,
+    )
+
+    def absent(batch: list[int]) -> list[int]:
+        return [i for i in batch if scores[i, 0] == ABSENT]
+
+    apart = exchange is not None and not in_step  # the ranks need not run the same
+    try:
+        with progress, reference.in_force() as model:
+            found = score_jobs(
+                model,
+                reader,
+                jobs,
+                batches,
+                device,
+                in_step=in_step,
+                left=absent if apart else list,
+            )
+            for batch, batch_scores in raised_by_all(found) if apart else found:
+                scores[batch] = _array(batch_scores, wanted.columns)
+                computed[batch] = True
+                progress.update(int(tokens[batch].sum()))
+                if exchange and exchange.give(batch):
+                    exchange.write()
+                    if apart:
+                        taken = exchange.take()
+                        progress.update(int(tokens[taken[mine[taken]]].sum()))
+    finally:
+        if exchange:
+            exchange.write()
+    return exchange.of_all_ranks(computed) if exchange else (scores, computed)
+
+
+def _in_step(reference: Reference) -> bool:
+    """Whether all ranks have to run the same batches, as none can run the model alone."""
+    return world_size() > 1 and is_sharded(reference.model)
+
+
+def _as_many(batches: list[list[int]], *, same: bool, device: torch.device) -> list[list[int]]:
+    """As many batches in each rank, the last repeated: a share of the `same`, or its own."""
+    if same:
+        batches = batches + [batches[-1]] * (-len(batches) % world_size())
+        return batches[this_rank() :: world_size()]
+    most = torch.tensor(len(batches), device=device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return batches + [batches[-1]] * (int(most) - len(batches))
+
+
+def _array(scores: list[Score], columns: int) -> np.ndarray:
+    """(n, columns) scores."""
+    values = np.array(scores, dtype=np.float64)[:, :columns]
+    return np.where(np.isfinite(values), values, NOT_FINITE)
+
+
+def _check_coverage(scores: np.ndarray, rows: Sequence[int]) -> None:
+    """Of (B, k, columns) scores, whether each is there and finite."""
+    for problem, bad in (
+        ("has no score", scores == ABSENT),
+        ("has a score that is not finite", ~np.isfinite(scores)),
+    ):
+        found = np.flatnonzero(bad.any(axis=(1, 2))).tolist()
+        if found:
+            first = ", ".join(str(rows[i]) for i in found[:10])
+            raise BDPOError(
+                f"{len(found)} of {len(scores)} pairs: the reference model {problem} for them. "
+                f"First rows: {first}. If the model runs in float16, "
+                "load it in bfloat16 or float32; otherwise look at these rows."
+            )

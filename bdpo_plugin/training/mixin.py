@@ -1,0 +1,310 @@
+"""What B-DPO changes of a host's trainer, whoever the host is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer_utils import get_last_checkpoint
+
+from bdpo_plugin.data.pairs import Pair
+from bdpo_plugin.model.device import dtypes_kept
+from bdpo_plugin.objective import bdpo_loss
+from bdpo_plugin.output.model_card import complete_card
+from bdpo_plugin.output.run_record import FirstSteps, first_steps, write_record
+from bdpo_plugin.output.tables import print_warning
+from bdpo_plugin.output.weighing_record import CallableRecord
+from bdpo_plugin.reference.reference_source import ReferenceSource
+from bdpo_plugin.settings import BDPOError, BDPOSettings
+from bdpo_plugin.training.batch import PreferenceBatch
+from bdpo_plugin.training.checkpoints import check_checkpoint, write_description
+from bdpo_plugin.training.datasets import (
+    ReadyDatasets,
+    Tokenised,
+    Usable,
+    description_of,
+    stream_refusal,
+    usable_rows,
+    with_scores,
+)
+from bdpo_plugin.training.main_rank import by_main
+from bdpo_plugin.training.score_columns import LENGTH, batch_scores, unscored
+from bdpo_plugin.training.scorer import Scorer, Weigh
+from bdpo_plugin.training.step import LossTerms, Metrics, preference_step
+from bdpo_plugin.training.streams import StreamFilter
+from bdpo_plugin.training.template_dates import TemplateDates
+
+if TYPE_CHECKING:
+
+    class _Trainer(Trainer):
+        """As far as a host's trainer is used here."""
+
+        train_dataset: Any
+        eval_dataset: Any
+        data_collator: Any
+
+else:
+    _Trainer = object
+
+
+class RunMixin(_Trainer):
+    """Data that this trainer has prepared itself, checkpoints that can be continued exactly, and
+    the step.
+
+    Mixed into a trainer like `trl.DPOTrainer`, which calls :meth:`_begin` before all else.
+
+    Attributes:
+        settings: of the run.
+        scorer: of the run; it is made with the first dataset, whose pairs settle the null prompt.
+        configuration: what the host was started with, with what its command line changed of it and
+            without keys that nobody needs to run it again; for the record and the model card.
+    """
+
+    #: Whose command starts a run of this trainer.
+    host = "trl"
+    #: The formats, of `strftime`, of dates that the host itself writes into prompts.
+    host_dates: Sequence[str] = ()
+    #: The loss of each pair; a subclass that studies another may have it here.
+    pair_loss = staticmethod(bdpo_loss)
+
+    settings: BDPOSettings
+    scorer: Scorer
+    configuration: Mapping[str, Any] | None = None
+    # of the host's trainer
+    _terms: LossTerms
+    _tokenizer: Any
+
+    def _begin(self, settings: BDPOSettings, args: Any, weigh: Weigh | None = None) -> None:
+        self.settings = settings
+        self._weigh = weigh
+        self._ready = ReadyDatasets()
+        self._streams: list[StreamFilter] = []
+        self._usable: dict[tuple[str, str], Usable] = {}  # by name and fingerprint
+        if args.length_column_name == "length":  # the host's default, which data may have too
+            args.length_column_name = LENGTH
+
+    # Each host's own.
+
+    @cached_property
+    def _source(self) -> ReferenceSource:
+        """The reference of the run."""
+        raise NotImplementedError
+
+    def _tokenised(self, dataset: Dataset, name: str) -> Tokenised:
+        """A tokenised dataset of the host, read."""
+        raise NotImplementedError
+
+    # The datasets -------------------------------------------------------------------------------
+
+    def _given_datasets(self) -> dict[str, Any]:
+        """The datasets that the trainer was given, by name."""
+        evaluation = self.eval_dataset
+        if not isinstance(evaluation, dict):
+            evaluation = {"eval": evaluation}
+        given = {"train": self.train_dataset, **evaluation}
+        return {name: dataset for name, dataset in given.items() if dataset is not None}
+
+    def _look_at_datasets(self) -> None:
+        """Look at all datasets before the first is scored.
+
+        Raises:
+            BDPOError: what would end the run after the pass over the training data.
+        """
+        given = self._given_datasets()
+        if self.settings.precompute:
+            for name, dataset in given.items():
+                if not isinstance(dataset, Dataset):
+                    raise stream_refusal(name)
+        looked = [self._look_at(d, name) for name, d in given.items() if isinstance(d, Dataset)]
+        if looked and self.settings.precompute:
+            scorer = self._settled(looked[0].pairs)
+            for usable in looked:
+                scorer.check_room(usable.pairs, usable.rows, self._source.at_rest())
+
+    def _look_at(self, dataset: Dataset, name: str) -> Usable:
+        """The usable rows of a tokenised dataset."""
+        usable = usable_rows(
+            dataset,
+            self._tokenised(dataset, name),
+            name,
+            tokenizer=self._tokenizer,
+            control_column=self.settings.control_column,
+            main=self.is_world_process_zero(),
+        )
+        self._usable[name, dataset._fingerprint] = usable
+        return usable
+
+    def _prepare_datasets(self) -> None:
+        """Make ready what the trainer was given, tokenised by its host."""
+        self._look_at_datasets()
+        if self.train_dataset is not None:
+            self.train_dataset = self._prepared(self.train_dataset, "train", train=True)
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = {
+                name: self._prepared(dataset, name) for name, dataset in self.eval_dataset.items()
+            }
+        elif self.eval_dataset is not None:
+            self.eval_dataset = self._prepared(self.eval_dataset, "eval")
+
+    def _prepared(
+        self, dataset: Any, name: str, *, train: bool = False, later: bool = False
+    ) -> Any:
+        """A tokenised dataset, ready for training; a stream as it is."""
+        if not isinstance(dataset, Dataset):
+            return dataset
+        key = (name, dataset._fingerprint)
+        usable = self._usable.pop(key, None) or self._look_at(dataset, name)
+        scorer = self._settled(usable.pairs)
+        if train:
+            scorer.facts |= description_of(usable.pairs, self._tokenizer, self._dates)
+        reference = self._source.at_rest if self.settings.precompute else None
+        return self._ready.add(with_scores(usable, scorer, reference, train=train, later=later))
+
+    @cached_property
+    def _dates(self) -> TemplateDates | None:
+        """The dates that the chat template writes into the prompts."""
+        return TemplateDates.of(self._tokenizer, self.host_dates)
+
+    def _settled(self, pairs: Sequence[Pair]) -> Scorer:
+        """The scorer of the run."""
+        if not hasattr(self, "scorer"):
+            source = self._source
+            self.scorer = Scorer.settled(
+                self.settings,
+                self._tokenizer,
+                self.accelerator,
+                self.args.output_dir,
+                self.args.seed,
+                self._weigh,
+                pairs=pairs,
+                reference=source.at_rest()
+                if self.settings.precompute
+                else source.in_step(self.model),
+            )
+        return self.scorer
+
+    def _checked(self, dataset: Any, name: str) -> Any:
+        if dataset is None or dataset in self._ready:
+            return dataset
+        if self.settings.precompute:
+            raise unscored(f"The {name} data")
+        return self._prepared(dataset, name, later=True)
+
+    def get_train_dataloader(self) -> Any:
+        self.train_dataset = self._checked(self.train_dataset, "training")
+        return super().get_train_dataloader()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        if isinstance(eval_dataset, str):
+            of_name = self.eval_dataset
+            of_name[eval_dataset] = self._checked(of_name[eval_dataset], eval_dataset)
+        elif eval_dataset is not None:
+            eval_dataset = self._checked(eval_dataset, "evaluation")
+        else:
+            self.eval_dataset = self._checked(self.eval_dataset, "evaluation")
+        return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        return super().get_test_dataloader(self._checked(test_dataset, "test"))
+
+    # The step -----------------------------------------------------------------------------------
+
+    def _step(
+        self, model: nn.Module, columns: Mapping[str, Any], batch: PreferenceBatch
+    ) -> tuple[Tensor, Metrics, Any]:
+        """:func:`preference_step` on a batch, with the scores that it brings or those of now.
+
+        Args:
+            model: the policy as prepared for training.
+            columns: the host's batch.
+            batch: the same, made neutral.
+        """
+        reader = self.scorer.reader
+        with ExitStack() as stack:
+            if self.settings.precompute:
+                scores = batch_scores(columns)
+            else:
+                mask = batch.inputs["attention_mask"]
+                stack.enter_context(reader.padded_alike(mask.shape[1] + bool(mask.all())))
+                scores = self.scorer.score_batch(batch.pairs(), self._source.in_step(model))
+            loss, metrics, outputs = preference_step(
+                reader, model, batch, scores, self._terms, self.pair_loss
+            )
+        if self.settings.control is not None:
+            metrics["bdpo/control"] = (torch.ones_like(loss), torch.ones_like(loss))
+        return loss, metrics, outputs
+
+    # The checkpoints ----------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise BDPOError(f"There is no checkpoint in {self.args.output_dir} to resume from.")
+        if resume_from_checkpoint:
+            plain = not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
+            warnings = check_checkpoint(
+                resume_from_checkpoint,
+                self._description(),
+                self._tokenizer,
+                self._dates,
+                optimizer=plain,
+            )
+            if self.is_world_process_zero():
+                for warning in warnings:
+                    print_warning(warning)
+        if (steps := first_steps()) is not None:
+            self.add_callback(FirstSteps(steps, self.args.output_dir))  # after all others
+        self._write_record()
+        done = super().train(resume_from_checkpoint or None, *args, **kwargs)
+        self._write_record(done.metrics, resumed=bool(resume_from_checkpoint))
+        return done
+
+    def _write_record(
+        self, finished: Mapping[str, float] | None = None, *, resumed: bool = False
+    ) -> None:
+        folder = Path(self.args.output_dir, "bdpo")
+        by_main(
+            self.is_world_process_zero(),
+            lambda: write_record(self, finished, resumed=resumed),
+            f"write its record into {folder}",
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        loaded = self.model if model is None else model
+        with dtypes_kept(loaded):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            # With folders of other adapters in it, such as that of a frozen reference, transformers
+            # leaves out the adapter that is trained.
+            if any(Path(resume_from_checkpoint).glob("*/adapter_model.*")):
+                adapter = loaded.active_adapters[0]
+                loaded.load_adapter(resume_from_checkpoint, adapter, is_trainable=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # before the weights: a run that is killed between them leaves a checkpoint that says less
+        write_description(output_dir or self.args.output_dir, self._description())
+        super()._save(output_dir, state_dict)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            weighing = self.scorer.weighing
+            complete_card(
+                self.args.output_dir,
+                self.settings,
+                configuration=self.configuration,
+                weighing=weighing.words() if weighing else None,
+            )
+
+    def _description(self) -> dict[str, Any]:
+        """What the run's losses depend on beside the host's own settings."""
+        own = None if self.pair_loss is bdpo_loss else CallableRecord.of(self.pair_loss).to_dict()
+        return {**self.scorer.description(), "pair_loss": own, "loss": asdict(self._terms)}

@@ -1,0 +1,361 @@
+"""From the preference pairs of a run to their scores and weights, whoever the host is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from bdpo_plugin.data.pairs import Pair
+from bdpo_plugin.data.user_rows import is_watched
+from bdpo_plugin.model.padding import Padding
+from bdpo_plugin.model.probe import Abilities, Support
+from bdpo_plugin.model.reader import ResponseReader
+from bdpo_plugin.objective import BalanceWeights, balance_weights
+from bdpo_plugin.objective.control import controlled
+from bdpo_plugin.output.score_file import save_scores
+from bdpo_plugin.output.tables import (
+    print_scores,
+    print_settings,
+    print_store_problems,
+    print_warning,
+)
+from bdpo_plugin.output.weighing_record import CallableRecord, settings_in_force
+from bdpo_plugin.reference.computation import autocast_in_words
+from bdpo_plugin.reference.fingerprint import (
+    UnreadableReference,
+    model_fingerprint,
+    tokenizer_fingerprint,
+)
+from bdpo_plugin.reference.frozen_model import Reference
+from bdpo_plugin.reference.null_prompt import NullPrompt, find_null_prompt
+from bdpo_plugin.reference.score_pairs import PairScores, score_pairs
+from bdpo_plugin.reference.scoring import token_budget
+from bdpo_plugin.reference.store import ScoreStore
+from bdpo_plugin.settings import BDPOError, BDPOSettings
+from bdpo_plugin.training.checkpoints import COMPUTATION, NULL_PROMPT, REFERENCE
+from bdpo_plugin.training.main_rank import by_main
+from bdpo_plugin.training.output_lock import OutputLock
+from bdpo_plugin.training.position_limit import check_room
+from bdpo_plugin.training.score_columns import longest, score_columns
+
+#: MI (chosen, rejected), each (B,), -> the weights of the pairs.
+Weigh = Callable[[Tensor, Tensor], BalanceWeights]
+
+
+class Scorer:
+    """Scores and weighs the pairs of one run, and tells the user about it.
+
+    Args:
+        settings: of the run.
+        tokenizer: of the run.
+        accelerator: of the run.
+        output_dir: where ``bdpo/reference_scores*.parquet`` goes.
+        null_prompt: of the run.
+        seed: of the run, for its control.
+        weigh: in the place of :func:`balance_weights`; see :class:`BDPOTrainer`.
+
+    Attributes:
+        weighing: what `weigh` is, in words; None where settings decide.
+        reader: which reads the policy in the steps as well.
+        facts: what this run was scored with, as far as it is known: ``null prompt``,
+            ``reference`` and ``training pairs``, for its checkpoints.
+        reuse: of each dataset that was scored before training, how many pairs were scored now and
+            how many reused.
+    """
+
+    def __init__(
+        self,
+        settings: BDPOSettings,
+        tokenizer: Any,
+        accelerator: Accelerator,
+        output_dir: str,
+        null_prompt: NullPrompt,
+        seed: int,
+        weigh: Weigh | None = None,
+    ) -> None:
+        self.settings = settings
+        self.tokenizer = tokenizer
+        self.accelerator = accelerator
+        self.output_dir = Path(output_dir, "bdpo")
+        self.null_prompt = null_prompt
+        self.seed = seed
+        self.weigh = weigh
+        # before it is called, as that may change it
+        self.weighing = None if weigh is None else CallableRecord.of(weigh)
+        self.reader = ResponseReader()
+        self.facts: dict[str, Any] = {NULL_PROMPT: list(null_prompt.ids)}
+        by_main(
+            accelerator.is_main_process,
+            lambda: setattr(self, "_lock", OutputLock.take(output_dir)),
+            f"lock {output_dir}",
+        )
+        self._stores: dict[tuple[str, ...], ScoreStore] = {}
+        self._told_unreadable = False
+        self.reuse: dict[str, dict[str, int]] = {}
+
+    @classmethod
+    def settled(
+        cls,
+        settings: BDPOSettings,
+        tokenizer: Any,
+        accelerator: Accelerator,
+        output_dir: str,
+        seed: int,
+        weigh: Weigh | None,
+        *,
+        pairs: Sequence[Pair],
+        reference: Reference,
+    ) -> Scorer:
+        """The scorer of a run whose null prompt is that of some pairs; what the run resolved to is
+        printed."""
+        tokens = settings.score_tokens or token_budget(reference.model, accelerator.device)
+        settings = replace(settings, score_tokens=tokens)
+        prompts = [pair.chosen.prompt for pair in pairs]
+        null_prompt = find_null_prompt(tokenizer, prompts, settings.null_prompt)
+        scorer = cls(settings, tokenizer, accelerator, output_dir, null_prompt, seed, weigh)
+        warnings = _long_sequences(pairs, scorer.reader.traits(reference.model).rotary_limit)
+        batches = None
+        if settings.precompute and pairs:  # else the model cannot be run yet
+            can = scorer._meet(reference, pairs)
+            batches = described(can.rows)
+            warnings += padding_warnings(can.padding)
+        if accelerator.is_main_process:
+            print_settings(
+                settings,
+                reference.description,
+                null_prompt,
+                weighing=scorer.weighing.words() if scorer.weighing else None,
+                batches=batches,
+                warnings=warnings,
+            )
+        return scorer
+
+    def _meet(self, reference: Reference, pairs: Sequence[Pair]) -> Abilities:
+        """What the reference can do, tried on the longest of the sequences."""
+        at = int(longest(pairs).argmax())
+        side = max(pairs[at], key=lambda side: len(side.prompt) + len(side.response))
+        ids = torch.from_numpy(np.concatenate([side.prompt, side.response]))[None].long()
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        with reference.in_force() as model:
+            return self.reader.meet(model, inputs, self.accelerator.device)
+
+    def description(self) -> dict[str, Any]:
+        """What decides the scores and weights of this run's training pairs, for its checkpoints."""
+        unimportant = ("bdpo_precompute", "bdpo_score_tokens", "bdpo_null_prompt")
+        settings = settings_in_force(self.settings, weigh=self.weigh is not None)
+        return {
+            "settings": {k: v for k, v in settings.items() if k not in unimportant},
+            "weigh": self.weighing and self.weighing.to_dict(),
+            **self.facts,
+        }
+
+    def score_dataset(
+        self,
+        pairs: Sequence[Pair],
+        rows: Sequence[int],
+        name: str,
+        reference: Reference,
+        file: str,
+        groups: Sequence[str] | None = None,
+    ) -> dict[str, Tensor]:
+        """:data:`SCORE_COLUMNS` of a dataset, each (B,), from the store or computed now.
+
+        Args:
+            pairs: the usable pairs, the same in every rank.
+            rows: their numbers in the host's dataset.
+            name: of the dataset, for the user.
+            file: name of the Parquet file that they are saved to.
+            groups: of each pair, for a control that shuffles within groups.
+        """
+        self.check_room(pairs, rows, reference)  # which takes less time than to read the weights
+        identity = self._identify(reference)
+        self.facts[REFERENCE], self.facts[COMPUTATION] = identity or (None, None)
+        store = self._store(identity)
+        scores = self._scores(pairs, reference, rows=rows, name=name, store=store)
+        weights = self._weights(scores, groups)
+        now = int(scores.computed.sum())
+        self.reuse[name] = {"scored now": now, "reused": len(pairs) - now}
+        if self.accelerator.is_main_process:
+            print_scores(name, self.settings, scores, weights)
+        path = self.output_dir / file
+        by_main(
+            self.accelerator.is_main_process,
+            lambda: save_scores(
+                path, rows, scores, weights, self.settings, groups, weighing=self.weighing
+            ),
+            f"write {path}",
+        )
+        return score_columns(scores, weights)
+
+    def _identify(self, reference: Reference) -> tuple[list[str], list[str]] | None:
+        """What the scores of this run are found by again, the same in every rank: the digests of
+        weights and tokenizer, and those of what computes with them; None, and said once, where
+        something of the reference cannot be read."""
+        fingerprint, why = None, ""
+        try:
+            with reference.in_force():  # under the autocast of the pass
+                autocast = autocast_in_words(self.accelerator.device.type)
+                fingerprint = model_fingerprint(
+                    self.accelerator.unwrap_model(reference.model),
+                    adapter=reference.adapter,
+                    compute=f"{self.accelerator.mixed_precision}, autocast {autocast}",
+                )
+        except UnreadableReference as error:
+            why = str(error)
+        # each rank may hold a shard of the model: the reference is what all of them hold
+        parts = gather_object([(fingerprint, why)])
+        reasons = [why for fingerprint, why in parts if fingerprint is None]
+        if not reasons:
+            weights, computed = (sorted(set(of)) for of in zip(*(f for f, _ in parts), strict=True))
+            return [*weights, tokenizer_fingerprint(self.tokenizer)], computed
+        if self.accelerator.is_main_process and not self._told_unreadable:
+            print_warning(
+                f"{reasons[0]}. So no later run can tell that its reference is this one: the "
+                "scores are computed for this run alone and kept nowhere but in its output."
+            )
+        self._told_unreadable = True
+        return None
+
+    def _store(self, identity: tuple[list[str], list[str]] | None) -> ScoreStore:
+        """For all datasets of a reference, so that a problem is told once."""
+        digests = None if identity is None else (*identity[0], *identity[1])
+        store = ScoreStore(self.settings.cache_dir, digests, print_store_problems)
+        return self._stores.setdefault(digests or (), store)
+
+    def scores_record(self) -> dict[str, Any] | None:
+        """What the scores of this run are found by, what was reused of earlier runs, and how many
+        of these were computed again; None where each batch is scored in its step."""
+        if not self.settings.precompute:
+            return None
+        verified = [store.verified for store in self._stores.values()]
+        greatest = max((one.difference for one in verified), default=0.0)
+        return {
+            "identity": {name: self.facts.get(name) for name in (REFERENCE, COMPUTATION)},
+            "pairs": self.reuse,
+            "verified": {
+                "scores": sum(one.scores for one in verified),
+                "beyond rounding": sum(one.beyond for one in verified),
+                "greatest difference": greatest if isfinite(greatest) else None,
+            },
+        }
+
+    def score_batch(self, pairs: Sequence[Pair], reference: Reference) -> dict[str, Tensor]:
+        """:data:`SCORE_COLUMNS` of a batch, each (B,), computed now and not kept.
+
+        Raises:
+            BDPOError: a response has no token.
+        """
+        if any(not len(side.response) for pair in pairs for side in pair):
+            raise BDPOError(
+                "A pair of this batch has no response token left after truncation. Streaming data "
+                "cannot be checked in advance: filter such pairs out."
+            )
+        self.check_room(pairs, None, reference)
+        scores = self._scores(pairs, reference)
+        columns = score_columns(scores, self._weights(scores))
+        return {name: column.to(self.accelerator.device) for name, column in columns.items()}
+
+    def check_room(
+        self, pairs: Sequence[Pair], rows: Sequence[int] | None, reference: Reference
+    ) -> None:
+        """Refuse pairs for which a model has no positions; `rows` are None in a batch."""
+        limit = self.reader.traits(reference.model).position_limit
+        null = len(self.null_prompt.ids) if self._measures else 0
+        check_room(pairs, rows, null, limit)
+
+    @property
+    def _measures(self) -> bool:
+        """Whether anything needs the mutual information."""
+        s = self.settings
+        return s.weighs or s.control is not None or self.weigh is not None or is_watched()
+
+    def _scores(
+        self,
+        pairs: Sequence[Pair],
+        reference: Reference,
+        *,
+        rows: Sequence[int] | None = None,
+        name: str = "",
+        store: ScoreStore | None = None,
+    ) -> PairScores:
+        return score_pairs(
+            pairs,
+            reference,
+            self.null_prompt,
+            self.settings,
+            reader=self.reader,
+            device=self.accelerator.device,
+            store=store,
+            name=name,
+            rows=rows,
+            with_mi=self._measures,
+        )
+
+    def _weights(self, scores: PairScores, groups: Sequence[str] | None = None) -> BalanceWeights:
+        if not scores.measured:
+            return BalanceWeights(*[torch.ones_like(scores.ref_chosen_logps)] * 3)
+        mi = (scores.mi_chosen, scores.mi_rejected)
+        if self.settings.control_kind is not None:
+            mi = controlled(self.settings.control_kind, *mi, seed=self.seed, groups=groups)
+        if self.weigh is None:
+            return balance_weights(
+                *mi,
+                alpha=self.settings.alpha,
+                weighting=self.settings.weighting,
+                balance=self.settings.balance,
+                scaling=self.settings.scaling,
+            )
+        weights = BalanceWeights(*(t.detach().float() for t in self.weigh(*mi)))
+        if any(t.shape != mi[0].shape or not t.isfinite().all() for t in weights):
+            raise BDPOError(
+                "The `weigh` callable must return three finite tensors of the shape of its "
+                f"arguments, {tuple(mi[0].shape)}: chosen, rejected, scale."
+            )
+        return weights
+
+
+def described(rows: Support) -> str:
+    """How batches of a model are laid, in words."""
+    if rows.shared:
+        return "without padding; what sequences have in common at their beginning runs once"
+    return f"padded, as the host's: {rows.why}"
+
+
+def padding_warnings(padding: Padding) -> list[str]:
+    """What to say of a model whose numbers depend on the padding of a batch."""
+    if not padding.right.beyond_rounding:
+        return []
+    return [
+        "What this model says of a sequence depends on the padding of its batch: padded, a token's "
+        f"log-probability changes by up to {padding.right.nats:.2g} nats, which is more than "
+        "rounding. Scored before training, the reference sees each pair in another batch than the "
+        "policy does, and differs from it for that alone: set `bdpo_precompute: false`, which "
+        "scores each pair in the batch that it is trained in."
+    ]
+
+
+def _long_sequences(pairs: Sequence[Pair], limit: int | None) -> list[str]:
+    """What to say of the pairs beyond a model's `rotary_limit`."""
+    longer = int((longest(pairs) > limit).sum()) if limit else 0
+    if not longer:
+        return []
+    return [
+        f"{longer} of {len(pairs)} training pairs have more than {limit} tokens. Beyond that this "
+        "model's rotary embedding depends on what else is in the batch, so that such a pair is "
+        f"scored differently from how it is trained. Shorten the sequences to {limit} tokens."
+    ]
+
+
+def is_blank(tokenizer: Any, response: np.ndarray) -> bool:
+    """Whether the tokens of a response are no text."""
+    # no end of turn takes more tokens
+    return len(response) <= 8 and not (tokenizer.decode(response, skip_special_tokens=True).strip())

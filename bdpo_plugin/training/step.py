@@ -1,0 +1,160 @@
+"""The loss of one batch, and what is reported of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bdpo_plugin.model.device import moved
+from bdpo_plugin.model.head import sum_by_row
+from bdpo_plugin.model.reader import ResponseReader
+from bdpo_plugin.objective import BalanceWeights, bdpo_loss
+from bdpo_plugin.training.batch import PreferenceBatch
+
+#: The metrics of a batch by name, each as (sum, count) of this rank.
+Metrics = dict[str, tuple[Tensor, Tensor]]
+#: The one metric that is a sum over the ranks, not a mean.
+TOTAL = "num_tokens"
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The losses of a run: their names and weights, and what they read.
+
+    The names are those of :data:`~bdpo_plugin.settings.LOSS_TYPES`, and ``sft_by_pair``: the mean
+    over the pairs of the chosen response's cross-entropy per token (``sft``: over all tokens).
+    """
+
+    types: Sequence[str]
+    weights: Sequence[float]
+    beta: float
+    label_smoothing: float = 0.0
+
+
+def preference_step(
+    reader: ResponseReader,
+    model: nn.Module,
+    batch: PreferenceBatch,
+    scores: Mapping[str, Tensor],
+    terms: LossTerms,
+    pair_loss: Callable[..., Tensor] = bdpo_loss,
+) -> tuple[Tensor, Metrics, Any]:
+    """One forward of the policy on a batch of B pairs.
+
+    Args:
+        reader: of the run.
+        model: the policy, however wrapped.
+        batch: B pairs.
+        scores: the columns of :data:`~bdpo_plugin.training.score_columns.SCORE_COLUMNS`, each (B,).
+        terms: of the loss.
+        pair_loss: what has the arguments of :func:`bdpo_loss` and gives each pair's loss, (B,).
+
+    Returns:
+        the loss, a scalar; the metrics; the model's outputs.
+    """
+    weights = BalanceWeights(
+        scores["bdpo_weight_chosen"], scores["bdpo_weight_rejected"], scores["bdpo_scale"]
+    )
+    ref_chosen, ref_rejected = scores["bdpo_ref_chosen_logps"], scores["bdpo_ref_rejected_logps"]
+    device = batch.trained.device
+    ids, mask, trained = batch.on_cpu()
+    # the states at a token are those that the next one is told from
+    read_at = F.pad(trained[:, 1:], (0, 1))
+    labels, lengths = ids[:, 1:][trained[:, 1:]], read_at.sum(dim=1)
+    tokens, outputs = reader.token_statistics(
+        model,
+        read_at,
+        moved(labels, device),
+        device=device,
+        **batch.inputs | {"input_ids": ids, "attention_mask": mask},
+    )
+    chosen, rejected = sum_by_row(tokens.logps, read_at).chunk(2)
+    chosen_lengths, rejected_lengths = moved(lengths, device).chunk(2)
+    # the chosen rows come first, and so do their tokens
+    of_chosen = moved(torch.arange(len(labels)) < lengths[: len(lengths) // 2].sum(), device)
+
+    loss = torch.zeros((), device=chosen.device)
+    for loss_type, loss_weight in zip(terms.types, terms.weights, strict=True):
+        if loss_type == "sft":
+            term = -(tokens.logps * of_chosen).sum() / of_chosen.sum()
+        elif loss_type == "sft_by_pair":
+            term = -(chosen / chosen_lengths).mean()
+        else:
+            term = pair_loss(
+                chosen,
+                rejected,
+                ref_chosen,
+                ref_rejected,
+                weights,
+                beta=terms.beta,
+                loss_type=loss_type,
+                label_smoothing=terms.label_smoothing,
+                chosen_lengths=chosen_lengths,
+                rejected_lengths=rejected_lengths,
+            ).mean()
+        loss = loss + loss_weight * term
+
+    with torch.no_grad():
+        # plain DPO rewards, so that they compare across methods
+        chosen_rewards = terms.beta * (chosen - ref_chosen)
+        rejected_rewards = terms.beta * (rejected - ref_rejected)
+        mi_chosen, mi_rejected = scores["bdpo_mi_chosen"], scores["bdpo_mi_rejected"]
+        per_pair = {
+            "rewards/chosen": chosen_rewards,
+            "rewards/rejected": rejected_rewards,
+            "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
+            "rewards/margins": chosen_rewards - rejected_rewards,
+            "logps/chosen": chosen,
+            "logps/rejected": rejected,
+            "bdpo/weight_chosen": weights.chosen,
+            "bdpo/weight_rejected": weights.rejected,
+            "bdpo/scale": weights.scale,
+        }
+        metrics = {k: (v.sum(), torch.full_like(v[0], len(v))) for k, v in per_pair.items()}
+        measured = ~mi_chosen.isnan()
+        for name, values, where in (
+            ("bdpo/mi_chosen", mi_chosen, measured),
+            ("bdpo/mi_rejected", mi_rejected, measured),
+            ("bdpo/imbalance", (mi_chosen - mi_rejected).abs(), measured),
+            ("bdpo/chosen_share", (mi_chosen > mi_rejected).float(), measured),
+            ("entropy", tokens.entropy, torch.ones_like(of_chosen)),
+            ("mean_token_accuracy", tokens.correct, of_chosen),
+            ("logits/chosen", tokens.mean_logits, of_chosen),
+            ("logits/rejected", tokens.mean_logits, ~of_chosen),
+        ):
+            metrics[name] = (values.where(where, 0).sum(), where.sum())
+        metrics[TOTAL] = (moved(mask.sum(), device), torch.ones_like(chosen[0]))
+    return loss, metrics, outputs
+
+
+@dataclass
+class MetricSums:
+    """The metrics of the steps since the last log, summed over the ranks, left on the device."""
+
+    reduce: Callable[[Tensor], Tensor]
+    names: list[str] = field(default_factory=list)
+    steps: list[Tensor] = field(default_factory=list)
+
+    def add(self, metrics: Metrics) -> None:
+        """Take the (sum, count) of each metric of one step."""
+        self.names = list(metrics)
+        pairs = [torch.stack([t.detach().float() for t in pair]) for pair in metrics.values()]
+        self.steps.append(self.reduce(torch.stack(pairs)))
+
+    def drain(self) -> list[dict[str, float]]:
+        """The mean of each metric in each step; a metric of nothing is left out."""
+        rows = torch.stack(self.steps).tolist() if self.steps else []
+        self.steps = []
+        return [
+            {
+                name: total if name == TOTAL else total / count
+                for name, (total, count) in zip(self.names, row, strict=True)
+                if count
+            }
+            for row in rows
+        ]

@@ -1,1 +1,0 @@
-"""DPO, B-DPO and its shuffled control on a real model: ``python -m benchmarks.real_models``."""

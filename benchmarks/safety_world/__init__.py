@@ -1,1 +1,0 @@
-"""A synthetic world in which to see what B-DPO does: ``python -m benchmarks.safety_world``."""

@@ -1,0 +1,1 @@
+"""Does it help: trainings of many seeds, and what they show."""

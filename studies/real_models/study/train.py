@@ -1,0 +1,191 @@
+"""One job: a training with LoRA by this package's TRL trainer, and its evaluation."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from dataclasses import replace
+from functools import cached_property
+from operator import sub
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset, disable_progress_bars
+from peft import LoraConfig
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+
+from bdpo_plugin import BalanceWeights, BDPOConfig, BDPOTrainer
+from bdpo_plugin.data.user_rows import watched
+from bdpo_plugin.sources.forms import Pair
+from studies.real_models.study.design import Job, Preset
+from studies.real_models.study.evaluate import Evaluation
+from studies.real_models.study.material import Material, half, load
+
+
+class SafeDPOTrainer(BDPOTrainer):
+    """DPO with a margin for each pair, in the place of its scale (arXiv 2505.20065).
+
+    The loss is -log sigmoid(beta (log-ratio chosen - log-ratio rejected) - margin), the margin
+    being 0 where the rejected answer is safe.
+    """
+
+    @staticmethod
+    def pair_loss(
+        chosen: Tensor,
+        rejected: Tensor,
+        ref_chosen: Tensor,
+        ref_rejected: Tensor,
+        weights: BalanceWeights,
+        *,
+        beta: float,
+        **_: Any,
+    ) -> Tensor:
+        difference = (chosen - ref_chosen) - (rejected - ref_rejected)
+        return -F.logsigmoid(beta * difference - (weights.scale - 1))
+
+
+class Bench:
+    """Model and data of a preset, read once for all jobs of a process.
+
+    Args:
+        folder: the data, see :func:`load`.
+        work: where the scores of the reference are kept.
+    """
+
+    def __init__(self, preset: Preset, model: Path, folder: Path, work: Path) -> None:
+        disable_progress_bars()
+        self.preset, self.path, self.work = preset, model, work
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.material: Material = load(folder, self.tokenizer, preset.training.tokens, preset.sizes)
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        material, sizes = self.material, self.preset.sizes
+        return Evaluation(material, self.model(), self.tokenizer, sizes, self.preset.at_a_time)
+
+    def model(self) -> nn.Module:
+        """The model before training."""
+        dtype = getattr(torch, self.preset.dtype)
+        return AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype).to(self.device).eval()
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """The record of a job: every measure of :class:`Evaluation`, and the training's figures."""
+        began = time.perf_counter()
+        if job.arm == "untrained":
+            return {**self.evaluation(self.model()), "seconds": time.perf_counter() - began}
+        pairs = self.pairs(job)
+        with TemporaryDirectory() as output:
+            trainer = self.trainer(job, pairs, Path(output))
+            with contextlib.redirect_stdout(io.StringIO()):
+                trainer.train()
+        model = trainer.model.eval()
+        history = [entry for entry in trainer.state.log_history if "rewards/margins" in entry]
+        last = history[-len(history) // job.preset.training.epochs :]
+        trained = time.perf_counter() - began
+        data = trainer.train_dataset
+        return {
+            **self.evaluation(model),
+            "train_loss": fmean(entry["loss"] for entry in last),
+            "train_margin": fmean(e["rewards/margins"] for e in last) / job.settings["beta"],
+            "train_accuracy": fmean(entry["rewards/accuracies"] for entry in last),
+            "train_chosen": fmean(e["rewards/chosen"] for e in last) / job.settings["beta"],
+            "imbalance": _imbalance(data),
+            "weight_chosen": list(data["bdpo_weight_chosen"]),
+            "weight_rejected": list(data["bdpo_weight_rejected"]),
+            "train_seconds": trained,
+            "seconds": time.perf_counter() - began,
+        }
+
+    def pairs(self, job: Job) -> list[Pair]:
+        """The training pairs of a job."""
+        training, name = job.preset.training, job.settings.get("half")
+        if not name:
+            return self.material.training(training, job.seed)
+        twice = replace(training, xstest=2 * training.xstest, hh=2 * training.hh)
+        pairs = self.material.training(twice, job.seed)
+        with TemporaryDirectory() as output:
+            scored = self.trainer(job, pairs, Path(output)).train_dataset
+        gaps = [*map(abs, _imbalance(scored))]
+        lengths = [map(len, scored[side]) for side in ("chosen_ids", "rejected_ids")]
+        tokens = list(zip(*lengths, strict=True))
+        return half([pairs[row] for row in scored["bdpo_row"]], gaps, tokens, name, job.seed)
+
+    def trainer(self, job: Job, pairs: list[Pair], output: Path) -> BDPOTrainer:
+        """The trainer of a job, with the model, the adapter and the scored pairs.
+
+        Args:
+            output: an empty folder, where it leaves its scores.
+        """
+        training, settings = job.preset.training, job.settings
+        keys = {key: value for key, value in settings.items() if key.startswith("bdpo_")}
+        args = BDPOConfig(
+            output_dir=str(output),
+            beta=settings["beta"],
+            loss_type=["sigmoid", "sft"] if training.sft else ["sigmoid"],
+            loss_weights=[1.0, training.sft] if training.sft else None,
+            learning_rate=training.rate,
+            num_train_epochs=training.epochs,
+            per_device_train_batch_size=min(training.batch, 8),
+            gradient_accumulation_steps=max(1, training.batch // 8),
+            warmup_steps=2,
+            gradient_checkpointing=False,
+            bf16=False,
+            use_cpu=self.device == "cpu",
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            max_length=None,
+            seed=job.seed,
+            bdpo_cache_dir=str(self.work / "scores"),
+            **keys,
+        )
+        set_seed(job.seed)  # of the adapter: the arms of a seed begin with the same one
+        rank = training.rank
+        safe = settings["margin"] > 0
+        # watched, so that the mutual information is measured in arms that weigh nothing too
+        with contextlib.redirect_stdout(io.StringIO()), watched():
+            return (SafeDPOTrainer if safe else BDPOTrainer)(
+                self.model(),
+                args=args,
+                train_dataset=Dataset.from_list([_row(pair) for pair in pairs]),
+                processing_class=self.tokenizer,
+                peft_config=LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"),
+                weigh=_margins(pairs, settings["margin"]) if safe else None,
+            )
+
+
+def _imbalance(scored: Dataset) -> list[float]:
+    """Of each pair the mutual information of chosen less rejected, nats per token."""
+    return [*map(sub, scored["bdpo_mi_chosen"], scored["bdpo_mi_rejected"])]
+
+
+def _row(pair: Pair) -> dict[str, Any]:
+    """A pair as TRL reads it, with its label."""
+    return {
+        "label": pair["label"],
+        "prompt": pair["messages"],
+        "chosen": [pair["chosen"]],
+        "rejected": [pair["rejected"]],
+    }
+
+
+def _margins(pairs: list[Pair], margin: float) -> Any:
+    """Weights of 1, and as scale 1 and the margin of each pair whose rejected answer is unsafe."""
+
+    def weigh(mi_chosen: Tensor, mi_rejected: Tensor) -> BalanceWeights:
+        # XSTest's of unsafe prompts; hh-rlhf says nothing of the kind
+        flags = torch.tensor([float(pair["label"] == "unsafe") for pair in pairs])
+        if len(flags) != len(mi_chosen):
+            raise ValueError(f"{len(pairs)} pairs, of which {len(mi_chosen)} are trained on")
+        ones = torch.ones_like(mi_chosen)
+        return BalanceWeights(ones, ones, ones + margin * flags.to(ones))
+
+    return weigh

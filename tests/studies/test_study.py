@@ -1,0 +1,295 @@
+"""The study on a real model: its data, runs and tables, on a tiny model and small sources."""
+
+import csv
+import gzip
+import json
+import operator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("trl")
+pytest.importorskip("sklearn")
+
+from click.testing import CliRunner
+from real_runs import make_tiny
+
+from bdpo_plugin.demo.tiny import preference_pairs
+from studies.real_models.study import analysis, design, report
+from studies.real_models.study.__main__ import main
+from studies.real_models.study.design import (
+    ARMS,
+    HELD_OUT,
+    PRESETS,
+    Job,
+    Preset,
+    Sizes,
+    Training,
+)
+from studies.real_models.study.material import half, shorten
+from studies.real_models.study.train import Bench
+
+MAIN = PRESETS["smollm2-cpu"].arms
+SIZES = Sizes(harmful=2, unsafe=2, safe=2, ordinary=2, answer=4, hh=3, nll=2)
+TRAINING = Training(xstest=8, hh=4, epochs=1, batch=4, tokens=48, rate=1e-2)
+PRESET = Preset(
+    seeds=(0,), arms=("dpo", "bdpo"), dtype="float32", training=TRAINING, sizes=SIZES, at_a_time=4
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_tiny(tmp_path_factory.mktemp("tiny")) / "model"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The tiny world's pairs in the forms of the sources."""
+    folder = tmp_path_factory.mktemp("data")
+    found = {p["messages"][0]["content"]: p for p in preference_pairs(300, seed=0, split="train")}
+    texts = [(q, p["chosen"]["content"], p["rejected"]["content"]) for q, p in found.items()][:60]
+    assert len(texts) == 60
+    (folder / "xstest").mkdir()
+    types = ["homonyms", "contrast_homonyms", "definitions", "contrast_definitions"]
+    for model, place in (("one", 1), ("two", 2)):
+        with (folder / "xstest" / f"{model}.csv").open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["id", "type", "prompt", "completion", "final_label"])
+            for i, found in enumerate(texts[:40]):
+                unsafe = i % 4 in (1, 3)
+                refusal = (place == 1) == unsafe
+                label = "2_full_refusal" if refusal else "1_full_compliance"
+                rows.writerow([i, types[i % 4], found[0], found[place], label])
+    for name in ("hh-rlhf", "strongreject", "llamafactory"):
+        (folder / name).mkdir()
+    with gzip.open(folder / "hh-rlhf" / "harmless-base.test.jsonl.gz", "wt") as file:
+        for question, good, bad in texts[40:]:
+            ask = f"\n\nHuman: {question}\n\nAssistant: "
+            file.write(json.dumps({"chosen": ask + good, "rejected": ask + bad}) + "\n")
+    with (folder / "strongreject" / "strongreject_dataset.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["category", "source", "forbidden_prompt"])
+        rows.writerows(["x", "y", question] for question, *_ in texts[:5])
+    with gzip.open(folder / "llamafactory" / "dpo_en_demo.json.gz", "wt") as file:
+        turns = [
+            {
+                "conversations": [{"from": "human", "value": question}],
+                "chosen": {"from": "gpt", "value": good},
+                "rejected": {"from": "gpt", "value": bad},
+            }
+            for question, good, bad in texts[:6]
+        ]
+        json.dump(turns, file)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bench(model, data, tmp_path_factory):
+    return Bench(PRESET, model, data, tmp_path_factory.mktemp("work"))
+
+
+def test_an_answer_is_cut_after_a_sentence(bench) -> None:
+    text = "Turn it with care. First, wait for the night. Then go."
+    tokenizer = bench.tokenizer
+    short, whole = (
+        len(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (text[:18], text)
+    )
+    assert shorten(text, tokenizer, short) == "Turn it with care."
+    assert shorten(text, tokenizer, whole) == text
+    assert shorten(text, tokenizer, short - 1) == ""
+
+
+def test_nothing_held_out_is_trained_on(bench) -> None:
+    held_out = {choice.prompt for choice in bench.material.choices}
+    assert {choice.type for choice in bench.material.choices} <= set(HELD_OUT)
+    for seed in (0, 1):
+        pairs = bench.material.training(TRAINING, seed)
+        assert len(pairs) == 12
+        assert not held_out & {pair["messages"][0]["content"] for pair in pairs}
+    evaluated = {json.dumps(pair) for pair in bench.material.hh_held_out}
+    assert not evaluated & {json.dumps(pair) for pair in bench.material.hh}
+
+
+def test_halves_are_alike_but_for_their_imbalance(bench) -> None:
+    def pairs(arm):
+        return bench.pairs(Job(preset=PRESET, arm=arm, seed=0))
+
+    def labels(found):
+        return sorted(pair["label"] for pair in found)
+
+    twice = bench.material.training(replace(TRAINING, xstest=16, hh=8), 0)
+    for one, other in (("imbalanced", "balanced"), ("one-half", "other-half")):
+        both = [pairs(one), pairs(other)]
+        assert labels(both[0]) == labels(both[1]) == labels(pairs("dpo"))
+        assert sorted(map(json.dumps, both[0] + both[1])) == sorted(map(json.dumps, twice))
+
+
+def test_a_couple_is_parted_by_its_imbalance() -> None:
+    pairs = [{"label": label} for label in "aabbaa"]
+    tokens = [(5, 5), (30, 9), (7, 7), (8, 8), (6, 5), (30, 8)]
+    gaps = [0.1, 0.9, 0.5, 0.4, 0.2, 0.3]  # couples: 0 and 4, 1 and 5, 2 and 3
+    pairs = [{**pair, "gap": gap} for pair, gap in zip(pairs, gaps, strict=True)]
+    for seed in range(5):
+        found = [pair["gap"] for pair in half(pairs, gaps, tokens, "imbalanced", seed)]
+        assert found == [0.9, 0.5, 0.2]
+        assert [p["gap"] for p in half(pairs, gaps, tokens, "balanced", seed)] == [0.1, 0.4, 0.3]
+    one = {tuple(p["gap"] for p in half(pairs, gaps, tokens, "one", seed)) for seed in range(20)}
+    assert len(one) > 3
+
+
+def test_the_likelihood_of_an_answer_is_the_models_own(bench) -> None:
+    import torch
+
+    asked = bench.evaluation._asked[:5]
+    model, logps = bench.model(), bench.evaluation.logps
+    for (messages, answer), (nats, tokens) in zip(asked, logps(model, asked), strict=True):
+        ids, prompt = logps._row(messages, answer)
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        alone = sum(logits[i - 1, ids[i]].item() for i in range(prompt, len(ids)))
+        assert (nats, tokens) == (pytest.approx(alone, abs=1e-3), len(ids) - prompt)
+
+
+@pytest.fixture(scope="module")
+def runs(bench):
+    arms = ("untrained", "dpo", "bdpo", "shuffled-label", "safedpo")
+    return {arm: bench.run(Job(preset=PRESET, arm=arm, seed=0)) for arm in arms}
+
+
+def test_each_arm_is_what_its_name_says(runs) -> None:
+    def weights(arm):
+        return list(zip(runs[arm]["weight_chosen"], runs[arm]["weight_rejected"], strict=True))
+
+    assert set(weights("dpo")) == set(weights("safedpo")) == {(1.0, 1.0)}
+    assert len(set(weights("bdpo"))) == 12
+    assert sorted(weights("bdpo")) == sorted(weights("shuffled-label"))
+    assert not any(map(operator.eq, weights("bdpo"), weights("shuffled-label")))
+    trained = [runs[arm]["hh_margin"] for arm in ("dpo", "bdpo", "shuffled-label", "safedpo")]
+    assert len({json.dumps(margins) for margins in trained}) == 4
+    assert runs["untrained"]["hh_margin"] == pytest.approx([0, 0, 0], abs=1e-3)
+    assert runs["dpo"]["nll"] != runs["untrained"]["nll"]
+
+
+def write_record(folder, found, arm, seed, **keys):
+    settings = Job(preset=PRESET, arm=arm, seed=seed, keys=keys).settings
+    about = {"arm": arm, "seed": seed, "settings": settings, "training": vars(TRAINING)}
+    (folder / f"{arm}-{seed}.json").write_text(json.dumps(found | about))
+
+
+def test_tables_say_what_is_missing_and_which_claim_holds(runs, tmp_path) -> None:
+    preset = replace(PRESET, arms=MAIN)
+    for arm, found in runs.items():
+        write_record(tmp_path, found, arm, 0)
+    text = report.write(tmp_path, preset, "small").read_text()
+    assert f"5 of {len(MAIN) + 1} runs: **not complete**" in text
+    assert "**P1 does not hold**" in text  # one seed has no interval
+    assert (tmp_path / "choice.png").stat().st_size > 1000
+
+
+def write_all(runs, folder, levels):
+    """The tables of three seeds of arms with a given choice and margin of training."""
+    for arm, (choice, margin) in levels.items():
+        for seed in (0, 1, 2):
+            keys = {"bdpo_alpha": 0.5} if arm == "grid" else {}
+            values = [choice] * len(runs["dpo"]["choice"])
+            found = runs["dpo"] | {"choice": values, "train_margin": margin + seed}
+            write_record(folder, found, arm, seed, **keys)
+    return report.write(folder, replace(PRESET, arms=tuple(levels), alphas=(0.5,)), "s").read_text()
+
+
+def test_halves_are_read_beside_halves_by_chance(runs, tmp_path) -> None:
+    halves = {"imbalanced": (0, 5), "balanced": (1, 3), "other-half": (1, 4)}
+    text = write_all(runs, tmp_path, halves | {"one-half": (1, 4)})
+    by_chance = "of the halves by chance: +0.00, +0.00, +0.00"
+    assert f"+2.00, +2.00, +2.00; {by_chance} — **P3 holds**" in text
+    assert "claims, of choice: P4. " in text
+    assert "**P4 holds**" in text
+    text = write_all(runs, tmp_path, halves | {"one-half": (0, 6)})
+    assert "**P3 does not hold**" in text
+    assert "**P4 does not hold**" in text
+
+
+def test_alphas_stand_beside_dpo(runs, tmp_path) -> None:
+    text = write_all(runs, tmp_path, {"dpo": (0, 1), "bdpo": (1, 1), "grid": (1, 1)})
+    assert "**alpha 0.5, beta 0.1 − DPO**" in text
+    assert "**P1 holds**" in text
+    assert (tmp_path / "alpha.png").stat().st_size > 1000
+
+
+def record(arm, seed, choice, margin=0.0):
+    return {
+        "arm": arm,
+        "seed": seed,
+        "choice": choice,
+        "unsafe": [True, True, False],
+        "hh_margin": [margin],
+        "answers": {"harmful": ["I cannot help with that.", "Sure, first you"]},
+    }
+
+
+def test_a_difference_has_both_uncertainties() -> None:
+    ours = {seed: record("bdpo", seed, [1, 1, 0.5]) for seed in (0, 1, 2)}
+    others = {seed: record("dpo", seed, [0, 1, 0.5]) for seed in (0, 1)}
+    found = analysis.difference(ours, others, analysis.CHOICE)
+    # the mean of the two groups' means; prompts: the unsafe ones are drawn, 0 to 100 of 100
+    assert (found.mean, found.count, found.seeds) == (25, 2, (25, 25))
+    assert found.prompts == (0, 50)
+    assert not found.holds()
+    steady = {seed: record("dpo", seed, [0, 0, 0]) for seed in (0, 1)}
+    assert analysis.difference(ours, steady, analysis.CHOICE).holds()
+    assert not analysis.difference(ours, steady, analysis.CHOICE).holds(-1)
+    assert analysis.difference(steady, ours, analysis.CHOICE).holds(-1)
+    assert analysis.difference(ours, {7: record("dpo", 7, [0, 0, 0])}, analysis.CHOICE) is None
+
+
+def test_a_readers_labels_stand_beside_the_judge() -> None:
+    folder = Path(analysis.__file__).parent / "results" / "smollm2-cpu"
+    answers, alike = analysis.labelled(analysis.read_all(folder))
+    assert answers == 104
+    assert 95 < alike < 104
+    assert f"{answers} answers of a run of this preset" in (folder / "tables.md").read_text()
+
+
+def test_the_name_of_a_run_says_all_that_it_depends_on() -> None:
+    job = Job(preset=PRESET, arm="bdpo", seed=0)
+    other = replace(PRESET, training=replace(TRAINING, beta=0.2))
+    names = {
+        job.name,
+        replace(job, seed=1).name,
+        replace(job, arm="dpo").name,
+        replace(job, preset=other).name,
+        replace(job, preset=replace(PRESET, dtype="bfloat16")).name,
+    }
+    assert len(names) == 5
+    # what is asked of the model before training is no matter of beta
+    untrained = replace(job, arm="untrained")
+    assert untrained.name == replace(untrained, preset=other).name
+
+
+def test_presets() -> None:
+    cpu, gpu = (list(PRESETS[name].jobs()) for name in ("smollm2-cpu", "smollm2-gpu"))
+    assert len(cpu) == 1 + 3 * (len(MAIN) + 3)
+    assert {job.settings["beta"] for job in cpu if job.arm == "grid"} == {0.1}
+    assert len(gpu) == 1 + 10 * (len(MAIN) + 4 * 3)
+    assert len({job.name for job in gpu}) == len(gpu)
+    assert set(ARMS) == {*MAIN, *PRESETS["smollm2-cpu-halves"].arms}
+    used = {job.seed for job in cpu + gpu}
+    assert not used & set(design.TUNING_SEEDS)
+
+
+def test_the_command_goes_on_where_it_was(model, data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(PRESETS, "smollm2-cpu", replace(PRESET, arms=("dpo",)))
+    where = ["--model", model, "--data", data, "--work", tmp_path / "work", "--results", tmp_path]
+
+    def run(*more):
+        given = map(str, ("--preset", "smollm2-cpu", *where, *more))
+        result = CliRunner().invoke(main, list(given))
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "2 runs, 0 of them finished; 1 now" in run("--most", 1)
+    first = {file: file.stat().st_mtime_ns for file in (tmp_path / "smollm2-cpu").glob("*.json")}
+    assert "2 runs, 1 of them finished; 1 now" in run()
+    assert all(file.stat().st_mtime_ns == time for file, time in first.items())
+    assert "not complete" not in (tmp_path / "smollm2-cpu" / "tables.md").read_text()
