@@ -27,16 +27,17 @@ ENVIRONMENTS := $(addsuffix /.installed-test,.venv .venv-trl .venv-llamafactory)
 HERE := $(or $(firstword $(wildcard .venv .venv-trl)),.venv)
 # What is the same beside every host, as it depends on no version of theirs, is run beside one of
 # them: beside Axolotl, or beside the newest TRL, whose tests end first.
-BESIDE_AXOLOTL := tests/objective tests/test_settings.py tests/test_limits.py tests/test_docs.py tests/test_lines.py tests/test_wheel.py tests/cli/test_cli_doctor.py tests/inspection/test_cost.py \
-	tests/test_redact.py tests/cli/test_cli_sharing.py tests/cli/test_cli_answers.py \
-	tests/test_warm.py tests/studies/test_safety_world.py tests/studies/test_safety_world_report.py
-BESIDE_TRL := tests/sources tests/tiny tests/real tests/soak tests/tools tests/cli/test_cli_pictures.py \
-	tests/cli/test_cli_recipes.py tests/cli/test_cli_mi.py tests/cli/test_cli_basics.py \
-	tests/output/test_weighing_record.py tests/objective/test_control.py tests/training/test_template_dates.py tests/test_security.py \
-	tests/training/test_checkpoints.py tests/training/test_score_columns.py tests/hosts/trl/test_fuzz.py \
-	tests/hosts/trl/test_two_processes.py tests/reference/test_score_pairs.py tests/reference/test_score_ranks.py \
-	tests/reference/test_scoring.py tests/reference/test_store.py tests/reference/test_eviction.py \
-	tests/reference/test_null_prompt.py tests/reference/test_chat_template.py
+BESIDE_AXOLOTL := tests/objective tests/inspection tests/test_settings.py tests/test_limits.py \
+	tests/test_redact.py tests/test_docs.py tests/test_lines.py tests/test_warm.py tests/test_wheel.py \
+	$(addprefix tests/cli/test_cli_,answers.py doctor.py sharing.py) \
+	$(addprefix tests/studies/test_safety_world,.py _report.py)
+BESIDE_TRL := tests/sources tests/demo tests/output/test_weighing_record.py tests/soak/test_soak.py \
+	tests/tools tests/test_security.py \
+	$(addprefix tests/cli/test_cli_,basics.py mi.py pictures.py recipes.py) \
+	$(addprefix tests/training/test_,checkpoints.py score_columns.py template_dates.py) \
+	$(addprefix tests/hosts/trl/test_,fuzz.py two_processes.py) \
+	$(addprefix tests/reference/test_,chat_template.py eviction.py null_prompt.py score_pairs.py \
+	score_ranks.py scoring.py store.py)
 # Which lines of the package ran, in all the processes of the tests, and the least share in percent.
 LINES   := $(CURDIR)/.lines
 MINIMUM := 92
@@ -123,9 +124,9 @@ test-trl: .venv-trl/.installed-test ## The tests beside the newest TRL, less tho
 test-llamafactory: .venv-llamafactory/.installed-test ## The tests beside LLaMA-Factory
 	@echo "==> Tests beside $(LLAMAFACTORY)"
 	@python -m pytest tests/hosts/llamafactory tests/benchmarks/test_benchmarks.py \
-		tests/soak/test_soak_hosts.py \
-		tests/model tests/reference/test_computation.py tests/reference/test_fingerprint.py \
-		tests/reference/test_scoring.py tests/reference/test_verification.py tests/training/test_position_limit.py tests/data/test_pairs.py tests/data/test_raw_rows.py tests/tiny tests/test_autoload.py $(MARKED)
+		tests/soak/test_soak_hosts.py tests/model tests/data/test_pairs.py tests/data/test_raw_rows.py \
+		$(addprefix tests/reference/test_,computation.py fingerprint.py scoring.py verification.py) \
+		tests/training/test_position_limit.py tests/demo/tiny tests/test_autoload.py $(MARKED)
 
 lint: .venv/.installed-test ## ruff, the import rules, the types
 	@echo "==> ruff, lint-imports, mypy"

@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from bdpo_plugin.model.padding import Padding
 from bdpo_plugin.model.reader import ResponseReader
-from bdpo_plugin.reference.scoring import Job, budgeted_batches, score_jobs
+from bdpo_plugin.reference.scoring import ScoreRequest, budgeted_batches, score_requests
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 CPU = torch.device("cpu")
@@ -225,17 +225,21 @@ def _scale(model: nn.Module) -> None:
             head.weight.mul_(25 / top)
 
 
-def jobs(number: int) -> list[Job]:
+def jobs(number: int) -> list[ScoreRequest]:
     """Prompts of up to 30 tokens, responses of up to 25, two to a prompt."""
     rng, found = np.random.default_rng(0), []
     while len(found) < number:
         prompt = rng.integers(5, VOCABULARY, rng.integers(5, 31))
-        found += [Job(prompt, rng.integers(5, VOCABULARY, rng.integers(3, 26))) for _ in "ab"]
+        found += [
+            ScoreRequest(prompt, rng.integers(5, VOCABULARY, rng.integers(3, 26))) for _ in "ab"
+        ]
     return found
 
 
 @torch.no_grad()
-def plain(model: nn.Module, work: list[Job], *, rows: int = 1, side: str = "right") -> np.ndarray:
+def plain(
+    model: nn.Module, work: list[ScoreRequest], *, rows: int = 1, side: str = "right"
+) -> np.ndarray:
     """The scores by plain forwards of the model on batches of `rows`, padded on a side."""
     scores = np.full(len(work), np.nan)
     for start in range(0, len(work), rows):
@@ -244,23 +248,25 @@ def plain(model: nn.Module, work: list[Job], *, rows: int = 1, side: str = "righ
         ids, mask = torch.zeros(2, len(batch), width, dtype=torch.long)
         ends = [width if side == "left" else job.length for job in batch]
         for i, (job, end) in enumerate(zip(batch, ends, strict=True)):
-            ids[i, end - job.length : end] = torch.tensor([*job.prompt, *job.response])
+            ids[i, end - job.length : end] = torch.tensor([*job.prompt_ids, *job.completion_ids])
             mask[i, end - job.length : end] = 1
         inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
         if side == "left":
             inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
         logps = model(**inputs).logits.float().log_softmax(-1)
         for i, (job, end) in enumerate(zip(batch, ends, strict=True)):
-            response = torch.tensor(job.response)
+            response = torch.tensor(job.completion_ids)
             of_row = logps[i, end - len(response) - 1 : end - 1]
             scores[start + i] = of_row.gather(-1, response[:, None]).sum()
     return scores
 
 
 @torch.no_grad()
-def ours(model: nn.Module, work: list[Job], budget: int) -> tuple[np.ndarray, ResponseReader]:
+def ours(
+    model: nn.Module, work: list[ScoreRequest], budget: int
+) -> tuple[np.ndarray, ResponseReader]:
     reader, scores = ResponseReader(), np.full(len(work), np.nan)
-    for batch, found in score_jobs(model, reader, work, budgeted_batches(work, budget), CPU):
+    for batch, found in score_requests(model, reader, work, budgeted_batches(work, budget), CPU):
         scores[batch] = [score.logps for score in found]
     return scores, reader
 
@@ -272,7 +278,7 @@ def look(model: nn.Module, dtype: torch.dtype, number: int = 16) -> Found:
         model = model.to(dtype)
         alone = plain(model, work)
         (one, _), (many, reader) = (ours(model, work, budget) for budget in (1, 4096))
-        can = reader.abilities(model)
+        can = reader.capabilities(model)
         padded = [plain(model, work, rows=number)]
         if can.rows.shared:
             padded.append(plain(model, work, rows=number, side="left"))

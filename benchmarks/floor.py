@@ -17,8 +17,8 @@ from rich.table import Table
 
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.model.traits import evaluation
-from bdpo_plugin.model.tree_attention import ARGUMENT, Tree, Unit
-from bdpo_plugin.reference.scoring import Job, budgeted_batches, score_jobs
+from bdpo_plugin.model.tree_attention import ARGUMENT, PrefixGroup, Tree
+from bdpo_plugin.reference.scoring import ScoreRequest, budgeted_batches, score_requests
 from bdpo_plugin.training.batch import PreferenceBatch
 from bdpo_plugin.training.score_columns import SCORE_COLUMNS
 from bdpo_plugin.training.step import LossTerms, preference_step
@@ -73,24 +73,24 @@ def _beside(setting: Setting, repeats: int) -> dict[str, Any]:
         times.setdefault(name, []).append(_now(device) - start)
 
     texts = [text for pair in pairs for text in pair]
-    bare = [Job(prompt, response) for prompt, response in texts]
+    bare = [ScoreRequest(prompt, response) for prompt, response in texts]
     passes = {
         name: (jobs, budgeted_batches(jobs, _BUDGET))
         for name, jobs in {
-            "pass": bare + [Job(null, response) for _, response in texts],
+            "pass": bare + [ScoreRequest(null, response) for _, response in texts],
             "pass without the null prompt": bare,
         }.items()
     }
 
-    def score(jobs: list[Job], batches: list[list[int]]) -> None:
+    def score(jobs: list[ScoreRequest], batches: list[list[int]]) -> None:
         with torch.no_grad(), evaluation(model):
-            for _ in score_jobs(model, reader, jobs, batches, device):
+            for _ in score_requests(model, reader, jobs, batches, device):
                 pass
 
-    def read_all(jobs: list[Job], batches: list[list[int]]) -> None:
+    def read_all(jobs: list[ScoreRequest], batches: list[list[int]]) -> None:
         with torch.no_grad(), evaluation(model):
             for batch in batches:
-                _floor(model, [(jobs[i].prompt, jobs[i].response) for i in batch], device)
+                _floor(model, [(jobs[i].prompt_ids, jobs[i].completion_ids) for i in batch], device)
 
     measure("first step, with its trials", lambda: _step(model, reader, batches[0], device))
     for _ in range(repeats):
@@ -172,7 +172,7 @@ def _floor(model: Any, sequences: Sequence[Text], device: torch.device) -> torch
     )
     positions = torch.from_numpy(read.nonzero()[0]).to(device)
     row = torch.from_numpy(ids)[None].to(device)
-    tree = Tree.of([Unit((i,)) for i in range(len(texts))], lengths, device)
+    tree = Tree.of([PrefixGroup((i,)) for i in range(len(texts))], lengths, device)
     outputs = model.base_model(
         input_ids=row,
         attention_mask=torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device),

@@ -117,7 +117,7 @@ def run_parts(
 
     clock = Clock(setting.device)
     parts = Parts(lambda: np.array([clock.now(), sum(os.times()[:4])]), _parts_of(setting.host))
-    first = f"{_REFERENCE}.dataset.score_jobs"
+    first = f"{_REFERENCE}.score_pairs.score_requests"
     end = patch(first, side_effect=Ended) if until_forward else nullcontext()
     with parts, end, suppress(Ended):
         run(setting, folder, "bdpo", options, train=False)
@@ -134,7 +134,7 @@ def _parts_of(host: str) -> dict[str, list[str]]:
         trainer = "bdpo_plugin.hosts.trl.trainer"
         checked = {
             "rows checked": [f"{trainer}:check_datasets"],
-            "prompts checked": [f"{trainer}:misplaced_rows"],
+            "prompts checked": [f"{trainer}:prompt_boundary_mismatches"],
         }
     tables = ("print_settings", "print_scores", "save_scores")
     return {
@@ -144,12 +144,12 @@ def _parts_of(host: str) -> dict[str, list[str]]:
         "pairs checked": [f"{_RUN}.datasets:check_pairs", f"{_RUN}.scorer:check_room"],
         "null prompt": [f"{_RUN}.scorer:find_null_prompt"],
         "fingerprints": [f"{_RUN}.scorer:Scorer._identify"],
-        "scores wanted": [f"{_REFERENCE}.dataset:wanted_scores"],
-        "scores looked up": [f"{_REFERENCE}.dataset:Exchange"],
-        "batches made": [f"{_REFERENCE}.dataset:budgeted_batches"],
-        "trials of packing": ["bdpo_plugin.model.reader:try_out"],
-        FORWARDS: [f"{_REFERENCE}.dataset:_compute"],
-        "scores written": [f"{_REFERENCE}.exchange:Exchange.write"],
+        "scores wanted": [f"{_REFERENCE}.score_pairs:required_scores"],
+        "scores looked up": [f"{_REFERENCE}.score_pairs:Exchange"],
+        "batches made": [f"{_REFERENCE}.score_pairs:budgeted_batches"],
+        "probe of the model": ["bdpo_plugin.model.reader:probe"],
+        FORWARDS: [f"{_REFERENCE}.score_pairs:_compute"],
+        "scores written": [f"{_REFERENCE}.shared_store:Exchange.write"],
         "tables": [f"{_RUN}.scorer:{name}" for name in tables],
         "the rest": [f"{_RUN}.mixin:RunMixin._prepared"],
     }

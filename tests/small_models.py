@@ -22,7 +22,7 @@ from transformers import (
 from bdpo_plugin.data.pairs import Pair, Side
 from bdpo_plugin.demo.tiny import build_model
 from bdpo_plugin.model.reader import ResponseReader
-from bdpo_plugin.reference.scoring import Job, budgeted_batches, score_jobs
+from bdpo_plugin.reference.scoring import ScoreRequest, budgeted_batches, score_requests
 
 CPU = torch.device("cpu")
 torch.set_num_threads(1)  # on models this small, threads only wait for each other
@@ -91,16 +91,16 @@ def random_pairs(n, *, seed=0, vocabulary=1000, prompt=(2, 9), response=(1, 9)):
     for _ in range(n):
         chosen = random_side(rng, vocabulary, prompt, response)
         rejected = random_side(rng, vocabulary, prompt, response)
-        pairs.append(Pair(chosen, Side(chosen.prompt, rejected.response)))
+        pairs.append(Pair(chosen, Side(chosen.prompt_ids, rejected.completion_ids)))
     return pairs
 
 
-def scores_of(model, jobs: list[Job], *, budget=256, reader=None, batches=None):
+def scores_of(model, jobs: list[ScoreRequest], *, budget=256, reader=None, batches=None):
     """The scores of `jobs`, in their order."""
     batches = batches or budgeted_batches(jobs, budget)
     found = {}
     with torch.no_grad():
-        for batch, scores in score_jobs(model, reader or ResponseReader(), jobs, batches, CPU):
+        for batch, scores in score_requests(model, reader or ResponseReader(), jobs, batches, CPU):
             found |= dict(zip(batch, scores, strict=True))
     return [found[i] for i in range(len(jobs))]
 

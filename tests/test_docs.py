@@ -75,7 +75,7 @@ def test_python_blocks_use_public_names(text) -> None:
 def test_argument_of_the_trainer_exists() -> None:
     shown = re.findall(r"BDPOTrainer\(\.\.\., (\w+)=", "".join(blocks("python")))
     assert shown == ["weigh"]
-    trainer = ast.parse((ROOT / "bdpo_plugin" / "trainer" / "trainer.py").read_text("utf-8"))
+    trainer = ast.parse((ROOT / "bdpo_plugin" / "hosts" / "trl" / "trainer.py").read_text("utf-8"))
     made = next(n for n in ast.walk(trainer) if getattr(n, "name", None) == "__init__")
     assert shown == [argument.arg for argument in made.args.kwonlyargs]
 
@@ -213,7 +213,12 @@ def test_files_named_exist(page) -> None:
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
 def test_where_a_host_the_loss_and_the_scores_are(page) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    for path in ("bdpo_plugin/hosts/", "training/step.py", "objective/loss.py", "reference/store.py"):
+    for path in (
+        "bdpo_plugin/hosts/",
+        "training/step.py",
+        "objective/loss.py",
+        "reference/store.py",
+    ):
         assert path in text
 
 

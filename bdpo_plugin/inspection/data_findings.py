@@ -65,7 +65,9 @@ def _pairs(data: Inspected) -> Iterator[Finding]:
 
 def _length(data: Inspected) -> Finding:
     key, limit = data.length_key, data.plan.max_length
-    longest = max((len(s.prompt) + len(s.response) for p in data.pairs for s in p), default=0)
+    longest = max(
+        (len(s.prompt_ids) + len(s.completion_ids) for p in data.pairs for s in p), default=0
+    )
     if data.prepared is not None:
         return Finding(
             "length", UNKNOWN,
@@ -140,7 +142,7 @@ def _name(tool: Any) -> str | None:
 
 
 def _prompts(data: Inspected) -> Iterator[Finding]:
-    prompts = [pair.chosen.prompt for pair in data.pairs]
+    prompts = [pair.chosen.prompt_ids for pair in data.pairs]
     try:
         found = find_null_prompt(data.tokenizer, prompts, data.settings.null_prompt)
     except BDPOError as error:
@@ -150,13 +152,14 @@ def _prompts(data: Inspected) -> Iterator[Finding]:
         yield Finding("null prompt", OK, f"{found.text!r} ({found.source}{rate})")
         for warning in found.warnings:
             yield Finding("null prompt", WARNING, warning)
-    if data.misplaced is None:
+    if data.prompt_boundary_mismatch is None:
         yield Finding("boundary", OK, "the host makes tokens of prompt and response apart")
-    elif data.misplaced:
+    elif data.prompt_boundary_mismatch:
+        rows = data.prompt_boundary_mismatch
         yield Finding(
             "boundary", WARNING,
-            f"the prompt's tokens are not where the response begins in {len(data.misplaced)} of "
-            f"{len(data.pairs)} pairs (rows {first_rows(data.misplaced)}): begin the response on a "
+            f"the prompt's tokens are not where the response begins in {len(rows)} of "
+            f"{len(data.pairs)} pairs (rows {first_rows(rows)}): begin the response on a "
             "token boundary",
         )  # fmt: skip
     else:
@@ -169,8 +172,8 @@ def _thinking(data: Inspected) -> Finding:
     template = data.tokenizer.chat_template or ""
     if not isinstance(template, str) or "<think>" not in template:
         return Finding("thinking", OK, "the tokenizer's chat template writes no thoughts")
-    ends = [data.tokenizer.decode(pair.chosen.prompt[-12:]) for pair in data.pairs]
-    starts = [data.tokenizer.decode(pair.chosen.response[:12]) for pair in data.pairs]
+    ends = [data.tokenizer.decode(pair.chosen.prompt_ids[-12:]) for pair in data.pairs]
+    starts = [data.tokenizer.decode(pair.chosen.completion_ids[:12]) for pair in data.pairs]
     without = [
         number
         for number, (end, start) in enumerate(zip(ends, starts, strict=True))

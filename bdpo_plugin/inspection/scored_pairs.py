@@ -98,10 +98,10 @@ def texts(pairs: Iterable[Pair], tokenizer: Any) -> list[Texts]:
 
     return [
         Texts(
-            tokenizer.decode(chosen.prompt),
-            query(as_string(chosen.prompt)).strip(),
-            tokenizer.decode(chosen.response, skip_special_tokens=True).strip(),
-            tokenizer.decode(rejected.response, skip_special_tokens=True).strip(),
+            tokenizer.decode(chosen.prompt_ids),
+            query(as_string(chosen.prompt_ids)).strip(),
+            tokenizer.decode(chosen.completion_ids, skip_special_tokens=True).strip(),
+            tokenizer.decode(rejected.completion_ids, skip_special_tokens=True).strip(),
         )
         for chosen, rejected in pairs
     ]

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bdpo_plugin.model.device import moved
-from bdpo_plugin.model.tree_attention import Tree, Unit, attend_shared, teach, window_mask
+from bdpo_plugin.model.device import to_device
+from bdpo_plugin.model.tree_attention import PrefixGroup, Tree, attend_shared, teach, window_mask
 
 #: The spreads of the scores before attention's softmax: a factor shows where it looks at several
 #: tokens, a cap where scores are large.
@@ -32,7 +32,7 @@ class AttentionTrial:
     """To be given to a model's forward as :data:`~bdpo_plugin.model.tree_attention.ARGUMENT`.
 
     Attributes:
-        units: of the row; the second sequence has its beginning in common with the first.
+        groups: of the row; the second sequence has its beginning in common with the first.
         lengths: of the sequences.
         windows: of each layer that has been tried, how far it says that it looks: tokens, or None.
         output, slope: how far the output is off, relative, and the gradients of its (query, key,
@@ -40,7 +40,7 @@ class AttentionTrial:
         leak: the largest gradient that passes from one sequence to what another has alone.
     """
 
-    units: Sequence[Unit]
+    groups: Sequence[PrefixGroup]
     lengths: Sequence[int]
     windows: list[int | None] = field(default_factory=list)
     output: list[Tensor] = field(default_factory=list)
@@ -80,7 +80,7 @@ class AttentionTrial:
         spread: float,
     ) -> None:
         device = states[0].device
-        tree = Tree.of(self.units, self.lengths, device)
+        tree = Tree.of(self.groups, self.lengths, device)
         ends = list(accumulate(tree.sizes, initial=0))
         generator = torch.Generator().manual_seed(len(self.windows))
         size = states[0].shape[-1]
@@ -98,7 +98,7 @@ class AttentionTrial:
             parts, first = [], 0
             for (start, end), before in zip(pairwise(ends), tree.before, strict=True):
                 first = first if before else start
-                places = moved(
+                places = to_device(
                     torch.tensor([*range(first, first + before), *range(start, end)]), device
                 )
                 own = [x[:, :, places] for x in row]
@@ -120,7 +120,7 @@ class AttentionTrial:
         with torch.no_grad():
             self.output.append(off(together, alone))
             self.slope += [off(*both) for both in zip(*slope, strict=True)]
-            common = self.units[0].shared
+            common = self.groups[0].shared
             for gradient in passed:
                 self.leak += [gradient[:, :, common : ends[1]].abs().max()]
                 self.leak += [gradient[:, :, ends[2] :].abs().max()]

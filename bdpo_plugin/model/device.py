@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on a device. CUDA takes over what it gets from the CPU before the copy, and need
     not finish what is queued for that; of others it is not known."""
     return tensor.to(device, non_blocking=device.type == "cuda")

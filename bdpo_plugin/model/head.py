@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bdpo_plugin.model.device import moved
+from bdpo_plugin.model.device import to_device
 from bdpo_plugin.model.traits import Traits, unwrapped
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ class Head(NamedTuple):
 def projection(layer: nn.Module, traits: Traits) -> Callable[[Tensor], Tensor]:
     """(n, H) -> (n, V) float32, by a model's output layer and what it does after that."""
     # a tied output layer may be on another device than the last layer
-    return lambda rows: traits.finished(layer(rows).float()).to(rows.device)
+    return lambda rows: traits.postprocess_logits(layer(rows).float()).to(rows.device)
 
 
 class TokenStatistics(NamedTuple):
@@ -153,7 +153,7 @@ def select(states: Tensor, positions: Tensor) -> Tensor:
     # the virtual tokens of prompt learning come before the positions of the real ones
     states = states[:, -positions.shape[1] :].flatten(0, 1)
     # the CPU knows how many there are: no wait for the device
-    return states[moved(positions.flatten().nonzero().squeeze(1), states.device)]
+    return states[to_device(positions.flatten().nonzero().squeeze(1), states.device)]
 
 
 def statistics(
@@ -272,6 +272,6 @@ _frozen_head: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = _FrozenHead
 def sum_by_row(values: Tensor, positions: Tensor) -> Tensor:
     """(N,) values at the (B, T) positions that are True, on the CPU, row by row -> (B,) float32
     sums."""
-    where = moved(positions.flatten().nonzero().squeeze(1), values.device)
+    where = to_device(positions.flatten().nonzero().squeeze(1), values.device)
     spread = torch.zeros(positions.numel(), dtype=torch.float32, device=values.device)
     return spread.index_copy(0, where, values.float()).view(positions.shape).sum(dim=1)

@@ -37,7 +37,7 @@ from bdpo_plugin.model.traits import (
     unwrapped,
     windows_of,
 )
-from bdpo_plugin.model.tree_attention import ARGUMENT, Unit
+from bdpo_plugin.model.tree_attention import ARGUMENT, PrefixGroup
 
 #: Tokens that a model's output layer is tried on.
 _FEW = 32
@@ -51,7 +51,7 @@ _CANNOT = (ValueError, TypeError, IndexError, RuntimeError)
 
 
 @dataclass(frozen=True)
-class Support:
+class SharedPrefixSupport:
     """Whether batches of a model may be laid in a row in which a common beginning stands once.
 
     Attributes:
@@ -68,7 +68,7 @@ class Support:
     why: str = ""
 
 
-class Abilities(NamedTuple):
+class Capabilities(NamedTuple):
     """What a model can do.
 
     Attributes:
@@ -79,17 +79,17 @@ class Abilities(NamedTuple):
 
     padding: Padding
     chunked: bool = False
-    rows: Support = Support()
+    rows: SharedPrefixSupport = SharedPrefixSupport()
 
 
-def try_out(
+def probe(
     model: nn.Module,
     layer: nn.Module | None,
     traits: Traits,
     inputs: dict[str, Any],
     ids: Tensor,
     mask: Tensor,
-) -> Abilities:
+) -> Capabilities:
     """What a model can do; where its logits are not those of its output layer, little, and the
     user is told.
 
@@ -111,7 +111,9 @@ def try_out(
         except _CANNOT as error:
             padding = Padding(*[PaddingEffect(unknown=_in_short(error))] * 2)
     if layer is None:
-        return Abilities(padding, rows=Support(why="it does not tell its output layer"))
+        return Capabilities(
+            padding, rows=SharedPrefixSupport(why="it does not tell its output layer")
+        )
     some = mask[0].nonzero().flatten()[:_FEW]
     one = {
         name: value[:1, some.to(value.device)]
@@ -124,24 +126,24 @@ def try_out(
         bare, outputs = forward_calling(model, layer, few, layer, one, instead=False)
         rules = row_rules(model, traits, inputs)
         if isinstance(rules, str):
-            rows = Support(why=rules)
+            rows = SharedPrefixSupport(why=rules)
         else:
             rows = try_rows(model, layer, rules, inputs, ids[mask])
         if bare is not None:
             theirs = outputs.logits[0].float()
-            mine = traits.finished(bare.float()).to(theirs.device)
+            mine = traits.postprocess_logits(bare.float()).to(theirs.device)
             # post-processing in float32 differs from the model's own by its dtype's rounding
             tolerance = max(2 * torch.finfo(bare.dtype).eps, 1e-4)
             if mine.shape == theirs.shape and bool(changed(mine, theirs).max() <= tolerance):
-                return Abilities(padding, True, rows)
+                return Capabilities(padding, True, rows)
     warnings.warn(
         f"bdpo-plugin does not reproduce the logits of {type(model).__name__} from its output "
         "layer, so the model projects all response positions of a batch at once: as correct, "
         "with more memory.",
         stacklevel=2,
     )
-    return Abilities(
-        padding, rows=Support(why="its logits are not those of its output layer alone")
+    return Capabilities(
+        padding, rows=SharedPrefixSupport(why="its logits are not those of its output layer alone")
     )
 
 
@@ -160,7 +162,7 @@ def try_rows(
     rules: RowRules,
     inputs: dict[str, Any],
     tokens: Tensor,
-) -> Support:
+) -> SharedPrefixSupport:
     """Whether batches of the model may be laid in a row; to be called without gradient.
 
     The number of forward passes is the same in every rank: a sharded model needs it.
@@ -176,7 +178,7 @@ def try_rows(
     except torch.OutOfMemoryError:
         raise
     except _CANNOT as error:
-        return Support(why=_in_short(error))
+        return SharedPrefixSupport(why=_in_short(error))
 
 
 class _Trial:
@@ -209,8 +211,8 @@ class _Trial:
         self._ids, self._neighbours, self._second, self._beginning = (
             kinds[some % len(kinds)] for some in every
         )
-        one = [Unit((0,)), Unit((1,)), Unit((2,))]
-        self._units = one if rules.each_once else [Unit((0, 1), common), Unit((2,))]
+        one = [PrefixGroup((0,)), PrefixGroup((1,)), PrefixGroup((2,))]
+        self._groups = one if rules.each_once else [PrefixGroup((0, 1), common), PrefixGroup((2,))]
 
     def _read(
         self,
@@ -228,7 +230,7 @@ class _Trial:
         }
         order = None
         if row:
-            where, arguments, order = pack(where, arguments, where, self._units, self._rules)
+            where, arguments, order = pack(where, arguments, where, self._groups, self._rules)
         if stretched:  # the positions of what follows a beginning, and of the last sequence
             places = arguments["position_ids"]
             arguments["position_ids"] = torch.where(places < self._common, places, 2 * places)
@@ -242,11 +244,11 @@ class _Trial:
         states: Tensor = in_order(found, order).unflatten(0, ids.shape)
         return states
 
-    def of_values(self) -> Support:
+    def of_values(self) -> SharedPrefixSupport:
         """What the states say: bits that must change, bits that must not, and how far they are
         from those alone."""
         rounded = RoundedEmbeddings(unwrapped(self._model))
-        attention = AttentionTrial(self._units, [self._ids.shape[1]] * 3)
+        attention = AttentionTrial(self._groups, [self._ids.shape[1]] * 3)
         alone = self._read(self._ids, attention=attention)
         with rounded:
             off = changed(self._read(self._ids), alone).flatten()
@@ -300,7 +302,7 @@ class _Trial:
         )
         told = [window for window in attention.windows if window]
         config = unwrapped(self._model).config.get_text_config()
-        return Support(not why, told == windows_of(config), self._rules.each_once, why)
+        return SharedPrefixSupport(not why, told == windows_of(config), self._rules.each_once, why)
 
 
 def _worst(found: Sequence[Tensor]) -> float:

@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from bdpo_plugin.model.device import moved
+from bdpo_plugin.model.device import to_device
 from bdpo_plugin.model.head import (
     CHUNK_ELEMENTS,
     Head,
@@ -30,7 +30,7 @@ from bdpo_plugin.model.head import (
     statistics,
 )
 from bdpo_plugin.model.padding import Padding
-from bdpo_plugin.model.probe import Abilities, Support, try_out, try_rows
+from bdpo_plugin.model.probe import Capabilities, SharedPrefixSupport, probe, try_rows
 from bdpo_plugin.model.shared_prefix import in_order, pack, plan_row
 from bdpo_plugin.model.traits import (
     RowRules,
@@ -77,9 +77,9 @@ class ResponseReader:
         self.chunk_elements = chunk_elements
         # by a model's output layer, which its wrappers share, and as long as that lives
         self._traits: WeakKeyDictionary[nn.Module, Traits] = WeakKeyDictionary()
-        self._abilities: WeakKeyDictionary[nn.Module, Abilities] = WeakKeyDictionary()
+        self._capabilities: WeakKeyDictionary[nn.Module, Capabilities] = WeakKeyDictionary()
         # with the loss of a router, where a model was met without it, or without where with
-        self._other_rows: WeakKeyDictionary[nn.Module, Support] = WeakKeyDictionary()
+        self._other_rows: WeakKeyDictionary[nn.Module, SharedPrefixSupport] = WeakKeyDictionary()
         self.layouts: dict[str, Layout] = {}
         self._width = 0
 
@@ -90,21 +90,21 @@ class ResponseReader:
             self._traits[key] = Traits.of(model)
         return self._traits[key]
 
-    def abilities(self, model: nn.Module) -> Abilities:
+    def capabilities(self, model: nn.Module) -> Capabilities:
         """What a model can do, as it was seen when the model was first met.
 
         Raises:
             KeyError: it has not been met.
         """
-        return self._abilities[_key(model)]
+        return self._capabilities[_key(model)]
 
     def shares(self, model: nn.Module) -> bool:
         """Whether batches of a model are laid in a row in which each beginning stands once,
         however many tokens they have; as far as is known, where it has not been met."""
-        can = self._abilities.get(_key(model))
+        can = self._capabilities.get(_key(model))
         return can is not None and can.rows.shared and self.traits(model).widest_row == math.inf
 
-    def meet(self, model: nn.Module, inputs: dict[str, Any], device: torch.device) -> Abilities:
+    def probe(self, model: nn.Module, inputs: dict[str, Any], device: torch.device) -> Capabilities:
         """Try out what a model can do, unless that was done.
 
         Args:
@@ -112,7 +112,7 @@ class ResponseReader:
             device: that the model takes its inputs on.
         """
         ids, mask, _ = _on_cpu(torch.zeros_like(inputs["input_ids"]), **inputs)
-        return self._met(model, inputs, ids, mask, device)
+        return self._probed(model, inputs, ids, mask, device)
 
     @contextmanager
     def padded_alike(self, width: int) -> Iterator[None]:
@@ -124,20 +124,20 @@ class ResponseReader:
         finally:
             self._width = before
 
-    def _met(
+    def _probed(
         self,
         model: nn.Module,
         inputs: dict[str, Any],
         ids: Tensor,
         mask: Tensor,
         device: torch.device,
-    ) -> Abilities:
+    ) -> Capabilities:
         key = _key(model)
-        if key not in self._abilities:
-            self._abilities[key] = try_out(
+        if key not in self._capabilities:
+            self._capabilities[key] = probe(
                 model, output_layer(model), self.traits(model), _on(device, inputs), ids, mask
             )
-        return self._abilities[key]
+        return self._capabilities[key]
 
     def read(
         self,
@@ -168,13 +168,13 @@ class ResponseReader:
         ids, mask, positions = _on_cpu(positions, **inputs)
         device = device or inputs["input_ids"].device
         head, order = None, None
-        can = self._met(model, inputs, ids, mask, device)
+        can = self._probed(model, inputs, ids, mask, device)
         if layer is not None and can.chunked:
             head = Head.of(layer, self._traits[layer], self.chunk_elements, device)
         rows, rules = self._support(model, layer, inputs, ids, mask, device)
-        units = plan_row(rules, ids, mask) if may_pack and rules else None
-        if units and rules:
-            positions, inputs, order = pack(positions, inputs, mask, units, rules, device)
+        groups = plan_row(rules, ids, mask) if may_pack and rules else None
+        if groups and rules:
+            positions, inputs, order = pack(positions, inputs, mask, groups, rules, device)
         elif self._width and can.padding.right.beyond_rounding:
             more = max(0, self._width - mask.shape[1])
             positions, inputs = _padded(
@@ -215,14 +215,14 @@ class ResponseReader:
         ids: Tensor,
         mask: Tensor,
         device: torch.device,
-    ) -> tuple[Support, RowRules | None]:
+    ) -> tuple[SharedPrefixSupport, RowRules | None]:
         """Whether a batch may be laid in a row, and in which."""
-        rows = self._abilities[_key(model)].rows
+        rows = self._capabilities[_key(model)].rows
         if not rows.shared or layer is None:
             return rows, None
         rules = row_rules(model, self._traits[layer], inputs)
         if isinstance(rules, str):
-            return Support(why=rules), None
+            return SharedPrefixSupport(why=rules), None
         if rows.each_once != rules.each_once:
             if layer not in self._other_rows:
                 with torch.no_grad(), evaluation(model):
@@ -233,7 +233,7 @@ class ResponseReader:
             rules = rules._replace(longest=math.inf)
         return rows, rules if rows.shared else None
 
-    def _note(self, padding: Padding, rows: Support, *, shared: bool) -> None:
+    def _note(self, padding: Padding, rows: SharedPrefixSupport, *, shared: bool) -> None:
         """What was made of a batch, for :attr:`layouts`."""
         use = "training" if torch.is_grad_enabled() else "scoring"
         kinds = ("padded", "shared prefix")
@@ -277,6 +277,6 @@ def _on_cpu(
 def _on(device: torch.device, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs of a forward, on a device."""
     return {
-        name: moved(value, device) if isinstance(value, Tensor) else value
+        name: to_device(value, device) if isinstance(value, Tensor) else value
         for name, value in inputs.items()
     }

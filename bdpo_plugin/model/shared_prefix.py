@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bdpo_plugin.model.device import moved
+from bdpo_plugin.model.device import to_device
 from bdpo_plugin.model.traits import RowRules
-from bdpo_plugin.model.tree_attention import ARGUMENT, Tree, Unit
+from bdpo_plugin.model.tree_attention import ARGUMENT, PrefixGroup, Tree
 
 
-def plan_row(rules: RowRules, ids: Tensor, mask: Tensor) -> list[Unit] | None:
-    """The units of the padded (B, T) batch in a row; None where it is impossible or saves nothing.
+def plan_row(rules: RowRules, ids: Tensor, mask: Tensor) -> list[PrefixGroup] | None:
+    """The groups of the padded (B, T) batch in a row; None where it is impossible or saves nothing.
 
     Args:
         rules: of the batch.
@@ -32,17 +32,21 @@ def plan_row(rules: RowRules, ids: Tensor, mask: Tensor) -> list[Unit] | None:
     lengths = mask.sum(dim=1).tolist()
     if max(lengths) > rules.longest:
         return None
-    units = [Unit((i,)) for i in range(len(lengths))] if rules.each_once else units_of(ids, mask)
-    size = sum(lengths) - sum(unit.shared * (len(unit.members) - 1) for unit in units)
-    return units if size <= rules.widest and size < mask.numel() else None
+    groups = (
+        [PrefixGroup((i,)) for i in range(len(lengths))]
+        if rules.each_once
+        else prefix_groups(ids, mask)
+    )
+    size = sum(lengths) - sum(group.shared * (len(group.members) - 1) for group in groups)
+    return groups if size <= rules.widest and size < mask.numel() else None
 
 
-def units_of(ids: Tensor, mask: Tensor) -> list[Unit]:
-    """Each sequence of the (B, T) batch in one unit, so that the fewest tokens are left."""
+def prefix_groups(ids: Tensor, mask: Tensor) -> list[PrefixGroup]:
+    """Each sequence of the (B, T) batch in one group, so that the fewest tokens are left."""
     tokens = [row.tolist() for row in ids[mask].split(mask.sum(dim=1).tolist())]
     order = sorted(range(len(tokens)), key=lambda i: tokens[i])
     alike = np.array([_common(tokens[i], tokens[j]) for i, j in pairwise(order)], dtype=int)
-    # the most that the first n sequences of the dictionary's order save, and where their last unit
+    # the most that the first n sequences of the dictionary's order save, and where their last group
     # begins: its sequences save what all of them have in common, once for each but one of them
     most, begins = np.zeros(len(order) + 1, dtype=int), [0] * (len(order) + 1)
     for end in range(1, len(order) + 1):
@@ -50,13 +54,13 @@ def units_of(ids: Tensor, mask: Tensor) -> list[Unit]:
         saved = most[:end][::-1] + np.concatenate([[0], common * np.arange(1, end)])
         members = int(saved.argmax()) + 1
         most[end], begins[end] = saved[members - 1], end - members
-    units, end = [], len(order)
+    groups, end = [], len(order)
     while end:
         begin = begins[end]
         shared = int(alike[begin : end - 1].min()) if end - begin > 1 else 0
-        units.append(Unit(tuple(sorted(order[begin:end])), shared))
+        groups.append(PrefixGroup(tuple(sorted(order[begin:end])), shared))
         end = begin
-    return units
+    return groups
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
@@ -68,7 +72,7 @@ def pack(
     positions: Tensor,
     inputs: dict[str, Any],
     mask: Tensor,
-    units: Sequence[Unit],
+    groups: Sequence[PrefixGroup],
     rules: RowRules,
     device: torch.device | None = None,
 ) -> tuple[Tensor, dict[str, Any], Tensor]:
@@ -77,7 +81,7 @@ def pack(
     Args:
         positions, mask: the positions read and the attention mask, (B, T) bool, on the CPU.
         inputs: of the model's forward.
-        units: of the row.
+        groups: of the row.
         rules: of the batch.
         device: of the model; default that of its inputs.
 
@@ -91,7 +95,7 @@ def pack(
     source = torch.cat(
         [
             part
-            for members, shared in units
+            for members, shared in groups
             for part in (
                 of_sequences[members[0]][:shared],
                 *(of_sequences[member][shared:] for member in members),
@@ -101,7 +105,7 @@ def pack(
     # where each token of the batch has come to
     places = torch.zeros(mask.numel(), dtype=torch.long)
     places[source] = torch.arange(len(source))
-    for members, shared in units:
+    for members, shared in groups:
         for member in members[1:]:
             places[of_sequences[member][:shared]] = places[of_sequences[members[0]][:shared]]
     wanted = places[positions.flatten()]
@@ -111,10 +115,10 @@ def pack(
     ids = inputs["input_ids"]
     device = device or ids.device
     row = inputs | {
-        "input_ids": ids.flatten()[moved(source, ids.device)][None],
-        "position_ids": moved((mask.cumsum(dim=1) - 1).flatten()[source][None], device),
+        "input_ids": ids.flatten()[to_device(source, ids.device)][None],
+        "position_ids": to_device((mask.cumsum(dim=1) - 1).flatten()[source][None], device),
         "use_cache": False,  # a model with a cache to fill takes a row for one sequence
-        ARGUMENT: Tree.of(units, lengths, device),
+        ARGUMENT: Tree.of(groups, lengths, device),
         # Models pass a mask of four dimensions on as it is and make none of their own; what reads
         # it, and not the tree, sees nothing at all. One of two hides nothing.
         "attention_mask": torch.ones(1, len(source), dtype=torch.long, device=device)
@@ -130,4 +134,4 @@ def in_order(states: Tensor, order: Tensor | None) -> Tensor:
     Args:
         order: (N,) the places that :func:`pack` told of; None where nothing was packed.
     """
-    return states if order is None else states.index_select(0, moved(order, states.device))
+    return states if order is None else states.index_select(0, to_device(order, states.device))

@@ -75,7 +75,7 @@ class Traits:
             position_limit=_position_limit(bare, config),
         )
 
-    def finished(self, logits: Tensor) -> Tensor:
+    def postprocess_logits(self, logits: Tensor) -> Tensor:
         """The model's logits, from what its output layer returned."""
         logits = logits if self.logit_factor == 1 else logits * self.logit_factor
         cap = self.logit_cap

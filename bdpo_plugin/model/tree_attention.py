@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from bdpo_plugin.model.device import moved
+from bdpo_plugin.model.device import to_device
 
 _VARLEN: Any
 try:
@@ -44,7 +44,7 @@ KERNEL_DTYPES = (torch.float16, torch.bfloat16)
 ARGUMENT = "bdpo_tree"
 
 
-class Unit(NamedTuple):
+class PrefixGroup(NamedTuple):
     """Sequences of a batch that stay together, and their common tokens at the start."""
 
     members: tuple[int, ...]
@@ -73,12 +73,12 @@ class Varlen(NamedTuple):
 
 @dataclass(frozen=True)
 class Tree:
-    """The segments of a row. The first of a unit is a whole sequence, the others what its other
+    """The segments of a row. The first of a group is a whole sequence, the others what its other
     sequences have beside the common beginning.
 
     Attributes:
         sizes: tokens of each.
-        before: of each the tokens that come before it, which are those that its unit's first one
+        before: of each the tokens that come before it, which are those that its group's first one
             begins with; 0 in a first one.
         varlen: the same for a kernel; None on a CPU.
     """
@@ -88,8 +88,10 @@ class Tree:
     varlen: Varlen | None
 
     @classmethod
-    def of(cls, units: Sequence[Unit], lengths: Sequence[int], device: torch.device) -> Tree:
-        """Of the units of a row.
+    def of(
+        cls, groups: Sequence[PrefixGroup], lengths: Sequence[int], device: torch.device
+    ) -> Tree:
+        """Of the groups of a row.
 
         Args:
             lengths: of all sequences of the batch.
@@ -97,7 +99,7 @@ class Tree:
         """
         teach()
         sizes, before = [], []
-        for members, shared in units:
+        for members, shared in groups:
             for place, member in enumerate(members):
                 before.append(shared if place else 0)
                 sizes.append(lengths[member] - before[-1])
@@ -113,8 +115,11 @@ def _varlen(sizes: list[int], before: list[int], device: torch.device) -> Varlen
     lengths: dict[str, Any] = {}
     for kind, of_kind in (("q", sizes), ("k", [a + b for a, b in zip(sizes, before, strict=True)])):
         ends = torch.tensor([0, *accumulate(of_kind)], dtype=torch.int32)
-        lengths |= {f"cu_seq_lens_{kind}": moved(ends, device), f"max_length_{kind}": max(of_kind)}
-    return Varlen(moved(torch.cat(keys), device), lengths)
+        lengths |= {
+            f"cu_seq_lens_{kind}": to_device(ends, device),
+            f"max_length_{kind}": max(of_kind),
+        }
+    return Varlen(to_device(torch.cat(keys), device), lengths)
 
 
 def takes_tree(name: str) -> bool:
@@ -221,7 +226,7 @@ def _by_segments(
 def _joined(
     first: Sequence[Tensor], segment: Sequence[Tensor], begin: int, end: int
 ) -> Sequence[Tensor]:
-    """A segment's states, with those of its unit's first one from `begin` to `end` before them."""
+    """A segment's states, with those of its group's first one from `begin` to `end` before them."""
     if begin == end:
         return segment
     parts = zip(first, segment, strict=True)

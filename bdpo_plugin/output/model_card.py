@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 
 from bdpo_plugin.output.score_file import mi_unit, quantiles, score_file
 from bdpo_plugin.output.tables import control_note
-from bdpo_plugin.output.weighing_record import settings_in_force
+from bdpo_plugin.output.weighing_record import active_settings
 from bdpo_plugin.redact import configuration_text, without_texts
 from bdpo_plugin.settings import BDPOSettings
 
@@ -86,8 +86,12 @@ def _section(
         "with less weight. By `bdpo-plugin`, whose reading of the method is that of its "
         "documentation."
     )
-    keys = without_texts(settings_in_force(settings, weigh=weighing is not None))
-    unset = {"bdpo_null_prompt": "derived", "bdpo_control": "none"}
+    keys = without_texts(active_settings(settings, weigh=weighing is not None))
+    unset = {
+        "bdpo_null_prompt": "derived",
+        "bdpo_control": "none",
+        "bdpo_score_tokens": "by the device",
+    }
     yield _table(
         [f"`{key}`", unset[key] if value is None else f"`{value!r}`"] for key, value in keys.items()
     )

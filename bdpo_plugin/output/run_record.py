@@ -16,7 +16,7 @@ import torch
 from transformers import TrainerCallback
 
 from bdpo_plugin.output.tables import print_warning
-from bdpo_plugin.output.weighing_record import settings_in_force
+from bdpo_plugin.output.weighing_record import active_settings
 from bdpo_plugin.redact import configuration_text, digest_of
 from bdpo_plugin.settings import BDPOError
 
@@ -74,7 +74,7 @@ def _record(trainer: Any) -> dict[str, Any]:
         "host": trainer.host,
         "seed": args.seed,
         "data_seed": args.data_seed,
-        "settings": settings_in_force(scorer.settings, weigh=scorer.weigh is not None),
+        "settings": active_settings(scorer.settings, weigh=scorer.weigh is not None),
         "weigh": description["weigh"],
         "pair_loss": description["pair_loss"],
         "control": scorer.settings.control,

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from bdpo_plugin.objective import BalanceWeights
-from bdpo_plugin.output.weighing_record import CallableRecord, settings_in_force
+from bdpo_plugin.output.weighing_record import CallableRecord, active_settings
 from bdpo_plugin.reference.score_pairs import PairScores
 from bdpo_plugin.settings import BDPOSettings
 
@@ -71,8 +71,8 @@ def save_scores(
     if groups is not None:
         table = table.append_column("control_group", [list(groups)])
     metadata = {"mi_unit": mi_unit(settings)}
-    in_force = settings_in_force(settings, weigh=weighing is not None)
-    metadata |= {key: str(value) for key, value in in_force.items()}
+    active = active_settings(settings, weigh=weighing is not None)
+    metadata |= {key: str(value) for key, value in active.items()}
     if weighing is not None:
         metadata["weigh"] = weighing.words()
     table = table.replace_schema_metadata(metadata)

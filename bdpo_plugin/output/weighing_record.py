@@ -29,7 +29,7 @@ _RELEASES = ", ".join(
 OVERRIDDEN = ("bdpo_alpha", "bdpo_weighting", "bdpo_balance", "bdpo_scaling")
 
 
-def settings_in_force(settings: BDPOSettings, *, weigh: bool) -> dict[str, Any]:
+def active_settings(settings: BDPOSettings, *, weigh: bool) -> dict[str, Any]:
     """The keys that decide a run, without the folder of the scores.
 
     Args:

@@ -33,7 +33,7 @@ class Reference:
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     @contextmanager
-    def in_force(self) -> Iterator[nn.Module]:
+    def activated(self) -> Iterator[nn.Module]:
         """The model in evaluation mode, as the reference, without gradient."""
         with ExitStack() as stack:
             stack.enter_context(evaluation(self.model))

@@ -50,7 +50,7 @@ class ReferenceSource:
             _check_initialisation(peft)
             self._trained_base = _trained_base(peft)
 
-    def at_rest(self) -> Reference:
+    def before_training(self) -> Reference:
         """The reference while nothing is trained.
 
         Raises:
@@ -60,7 +60,7 @@ class ReferenceSource:
             self._check_base()
         return self._reference(self._placed)
 
-    def in_step(self, model: Any) -> Reference:
+    def during_step(self, model: Any) -> Reference:
         """The reference in a step of training.
 
         Args:

@@ -18,9 +18,9 @@ from bdpo_plugin.model.traits import is_sharded
 from bdpo_plugin.objective import mutual_information
 from bdpo_plugin.reference.distributed import raised_by_all, share, this_rank, world_size
 from bdpo_plugin.reference.frozen_model import Reference
-from bdpo_plugin.reference.jobs import Wanted, wanted_scores
 from bdpo_plugin.reference.null_prompt import NullPrompt
-from bdpo_plugin.reference.scoring import SCORE_TOKENS, Score, budgeted_batches, score_jobs
+from bdpo_plugin.reference.required_scores import RequiredScores, required_scores
+from bdpo_plugin.reference.scoring import SCORE_TOKENS, Score, budgeted_batches, score_requests
 from bdpo_plugin.reference.shared_store import ABSENT, NOT_FINITE, Exchange
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.reference.verification import verify
@@ -83,37 +83,37 @@ def score_pairs(
         BDPOError: a score that is missing or not finite, with the rows; pairs that differ between
             the ranks.
     """
-    wanted = wanted_scores(
+    required = required_scores(
         pairs,
         null_prompt if with_mi else None,
         with_gain=settings.mi_estimator == "expected",
     )
     rows = range(len(pairs)) if rows is None else rows
-    scores = np.full((len(wanted.jobs), wanted.columns), ABSENT)
+    scores = np.full((len(required.requests), required.columns), ABSENT)
     exchange = None
     budget = settings.score_tokens or SCORE_TOKENS
     if store:
-        exchange = Exchange(store, wanted, scores, rows=rows, name=name, device=device)
+        exchange = Exchange(store, required, scores, rows=rows, name=name, device=device)
         if len(reused := exchange.earlier()):
             exchange.verified(
                 verify(
-                    wanted.jobs,
+                    required.requests,
                     scores,
                     reused,
                     reference,
                     reader=reader,
                     device=device,
                     tokens=budget,
-                    in_step=_in_step(reference),
+                    lockstep=_in_lockstep(reference),
                 )
             )
     missing = np.flatnonzero(scores[:, 0] == ABSENT)
     computed = np.zeros(len(scores), dtype=bool)
     if len(missing):
         scores, computed = _compute(
-            wanted,
+            required,
             scores,
-            missing[np.argsort(wanted.first[missing])],
+            missing[np.argsort(required.first[missing])],
             reference,
             budget,
             reader=reader,
@@ -121,12 +121,12 @@ def score_pairs(
             exchange=exchange,
             name=name,
         )
-    _check_coverage(scores[wanted.of_pair], rows)
+    _check_coverage(scores[required.of_pair], rows)
 
-    of_pair = torch.from_numpy(scores[wanted.of_pair]).float()  # (B, scores, columns)
+    of_pair = torch.from_numpy(scores[required.of_pair]).float()  # (B, scores, columns)
     of_side = of_pair.unflatten(1, (2, -1)).movedim(0, -1).contiguous()  # (2, scores, columns, B)
     logps = of_side[:, 0, 0]
-    lengths = torch.tensor([len(side.response) for pair in pairs for side in pair])
+    lengths = torch.tensor([len(side.completion_ids) for pair in pairs for side in pair])
     lengths = lengths.reshape(-1, 2).T.contiguous()
     normalize = settings.mi_normalize
     if not with_mi:
@@ -143,12 +143,12 @@ def score_pairs(
         mi_rejected=mi[1],
         chosen_tokens=lengths[0],
         rejected_tokens=lengths[1],
-        computed=torch.from_numpy(computed[wanted.of_pair].any(axis=1)),
+        computed=torch.from_numpy(computed[required.of_pair].any(axis=1)),
     )
 
 
 def _compute(
-    wanted: Wanted,
+    required: RequiredScores,
     scores: np.ndarray,
     missing: np.ndarray,
     reference: Reference,
@@ -164,26 +164,26 @@ def _compute(
     Returns:
         (n, columns) scores, and (n,) bool, whether it was computed here.
     """
-    jobs = wanted.jobs
+    requests = required.requests
     batches = [
         missing[batch].tolist()
         for batch in budgeted_batches(
-            [jobs[i] for i in missing], token_budget, shared=reader.shares(reference.model)
+            [requests[i] for i in missing], token_budget, shared=reader.shares(reference.model)
         )
     ]
-    tokens = np.zeros(len(jobs), dtype=np.int64)
-    tokens[missing] = [jobs[i].rows * jobs[i].length for i in missing]
-    in_step = _in_step(reference)
-    if in_step:
+    tokens = np.zeros(len(requests), dtype=np.int64)
+    tokens[missing] = [requests[i].rows * requests[i].length for i in missing]
+    lockstep = _in_lockstep(reference)
+    if lockstep:
         batches = _as_many(batches, same=exchange is not None, device=device)
     elif exchange:
         batches = share(batches, tokens)
         rest = batches[1:]  # the longest stays first: what does not fit in memory is seen early
         random.Random().shuffle(rest)  # another run on the store is to begin elsewhere
         batches[1:] = rest
-    mine = np.zeros(len(jobs), dtype=bool)
+    mine = np.zeros(len(requests), dtype=bool)
     mine[[i for batch in batches for i in batch]] = True
-    computed = np.zeros(len(jobs), dtype=bool)
+    computed = np.zeros(len(requests), dtype=bool)
     progress = tqdm(
         total=sum(int(tokens[batch].sum()) for batch in batches),
         desc=f"Scoring the {visible(name)} data with the reference model",
@@ -195,20 +195,20 @@ def _compute(
     def absent(batch: list[int]) -> list[int]:
         return [i for i in batch if scores[i, 0] == ABSENT]
 
-    apart = exchange is not None and not in_step  # the ranks need not run the same
+    apart = exchange is not None and not lockstep  # the ranks need not run the same
     try:
-        with progress, reference.in_force() as model:
-            found = score_jobs(
+        with progress, reference.activated() as model:
+            found = score_requests(
                 model,
                 reader,
-                jobs,
+                requests,
                 batches,
                 device,
-                in_step=in_step,
+                lockstep=lockstep,
                 left=absent if apart else list,
             )
             for batch, batch_scores in raised_by_all(found) if apart else found:
-                scores[batch] = _array(batch_scores, wanted.columns)
+                scores[batch] = _array(batch_scores, required.columns)
                 computed[batch] = True
                 progress.update(int(tokens[batch].sum()))
                 if exchange and exchange.give(batch):
@@ -222,7 +222,7 @@ def _compute(
     return exchange.of_all_ranks(computed) if exchange else (scores, computed)
 
 
-def _in_step(reference: Reference) -> bool:
+def _in_lockstep(reference: Reference) -> bool:
     """Whether all ranks have to run the same batches, as none can run the model alone."""
     return world_size() > 1 and is_sharded(reference.model)
 

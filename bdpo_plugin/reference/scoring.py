@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bdpo_plugin.model.device import moved
+from bdpo_plugin.model.device import to_device
 from bdpo_plugin.model.head import Head, block_rows, statistics, sum_by_row
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.model.traits import unwrapped
@@ -42,24 +42,28 @@ SCORE_TOKENS_ON_GPU = (4096, 16384)
 STATES = 17
 
 
-class Job(NamedTuple):
-    """One response to score after one prompt; all (n,) token ids.
+class ScoreRequest(NamedTuple):
+    """One completion to score after one prompt; all (n,) token ids.
 
-    With `null`, the information gain over the null prompt is wanted as well.
+    With `null_prompt_ids`, the information gain over the null prompt is computed as well.
     """
 
-    prompt: np.ndarray
-    response: np.ndarray
-    null: np.ndarray | None = None
+    prompt_ids: np.ndarray
+    completion_ids: np.ndarray
+    null_prompt_ids: np.ndarray | None = None
 
     @property
     def rows(self) -> int:
-        return 1 if self.null is None else 2
+        return 1 if self.null_prompt_ids is None else 2
 
     @property
     def length(self) -> int:
-        prompts = [self.prompt] if self.null is None else [self.prompt, self.null]
-        return max(len(p) for p in prompts) + len(self.response)
+        prompts = (
+            [self.prompt_ids]
+            if self.null_prompt_ids is None
+            else [self.prompt_ids, self.null_prompt_ids]
+        )
+        return max(len(p) for p in prompts) + len(self.completion_ids)
 
 
 class Score(NamedTuple):
@@ -79,47 +83,51 @@ class Score(NamedTuple):
 
 
 def budgeted_batches(
-    jobs: Sequence[Job], token_budget: int, *, shared: bool = False
+    requests: Sequence[ScoreRequest], token_budget: int, *, shared: bool = False
 ) -> list[list[int]]:
-    """Indices of `jobs` in batches of similar length, the longest first.
+    """Indices of `requests` in batches of similar length, the longest first.
 
-    A batch holds at most `token_budget` tokens, or a single unit: two jobs that follow one another
-    among those of their prompt, such as those of a preference pair, which stay together, as what
-    they have in common may be run once.
+    A batch holds at most `token_budget` tokens, or a single group: two requests that follow one
+    another among those of their prompt, such as those of a preference pair. They stay together, as
+    what they have in common may be run once.
 
     Args:
         shared: whether batches are laid in rows in which that is so; then the tokens of the rows
             count, else those of the padded batches.
     """
-    units: list[list[int]] = []
-    of_one: dict[bytes, list[int]] = {}  # the unit of a single job so far, by its prompt
-    for index, job in enumerate(jobs):
-        prompt = job.prompt.tobytes()
-        unit = of_one.pop(prompt, None)
-        if unit is None:
-            unit = of_one[prompt] = []
-            units.append(unit)
-        unit.append(index)
+    groups: list[list[int]] = []
+    of_one: dict[bytes, list[int]] = {}  # the group of a single request so far, by its prompt
+    for index, request in enumerate(requests):
+        prompt = request.prompt_ids.tobytes()
+        group = of_one.pop(prompt, None)
+        if group is None:
+            group = of_one[prompt] = []
+            groups.append(group)
+        group.append(index)
 
-    def size(unit: list[int]) -> tuple[int, int, int]:
+    def size(group: list[int]) -> tuple[int, int, int]:
         """Tokens of the longest, rows, and tokens where what is in common stands once."""
-        of_unit = [jobs[i] for i in unit]
-        nulls = [len(job.null) for job in of_unit if job.null is not None]
-        rows = sum(job.rows for job in of_unit)
-        responses = sum(job.rows * len(job.response) for job in of_unit)
-        beginnings = len(of_unit[0].prompt) + max(nulls, default=0)
-        return max(job.length for job in of_unit), rows, beginnings + responses
+        of_group = [requests[i] for i in group]
+        nulls = [
+            len(request.null_prompt_ids)
+            for request in of_group
+            if request.null_prompt_ids is not None
+        ]
+        rows = sum(request.rows for request in of_group)
+        responses = sum(request.rows * len(request.completion_ids) for request in of_group)
+        beginnings = len(of_group[0].prompt_ids) + max(nulls, default=0)
+        return max(request.length for request in of_group), rows, beginnings + responses
 
     batches: list[list[int]] = []
     width, rows, tokens = 0, 0, 0  # of the last batch
-    for unit, (longest, more_rows, more_tokens) in sorted(
-        ((unit, size(unit)) for unit in units), key=lambda sized: sized[1], reverse=True
+    for group, (longest, more_rows, more_tokens) in sorted(
+        ((group, size(group)) for group in groups), key=lambda sized: sized[1], reverse=True
     ):
         rows, tokens = rows + more_rows, tokens + more_tokens
         if batches and (tokens if shared else rows * width) <= token_budget:
-            batches[-1] += unit
+            batches[-1] += group
         else:
-            batches.append(unit)
+            batches.append(group)
             width, rows, tokens = longest, more_rows, more_tokens
     return batches
 
@@ -151,21 +159,21 @@ class _Sums:
         self._sums = sums
 
     def scores(self) -> list[Score]:
-        """Of the jobs of the batch; here the device is waited for."""
+        """Of the requests of the batch; here the device is waited for."""
         if self._copied is not None:
             self._copied.synchronize()
         rows = self._sums.tolist()
         return [Score(logps, *gain) if gain else Score(logps, None) for logps, *gain in rows]
 
 
-def score_jobs(
+def score_requests(
     model: nn.Module,
     reader: ResponseReader,
-    jobs: Sequence[Job],
+    requests: Sequence[ScoreRequest],
     batches: Sequence[list[int]],
     device: torch.device,
     *,
-    in_step: bool = False,
+    lockstep: bool = False,
     packed: bool = True,
     left: Callable[[list[int]], list[int]] = list,
 ) -> Iterator[tuple[list[int], list[Score]]]:
@@ -187,18 +195,18 @@ def score_jobs(
     """
     todo = deque((batch, packed) for batch in batches)  # and whether it may be packed
     queued: deque[tuple[list[int], bool, _Sums]] = deque()
-    behind = 0 if in_step else BEHIND.get(device.type, 1)
+    behind = 0 if lockstep else BEHIND.get(device.type, 1)
     while todo or queued:
         if todo:
             batch, may_pack = todo.popleft()
             if not (batch := left(batch)):
                 continue
-            of_batch = [jobs[i] for i in batch]
+            of_batch = [requests[i] for i in batch]
             sums = None
             try:
                 sums = _queue(of_batch, model, reader, device, may_pack=may_pack)
             except torch.OutOfMemoryError as error:
-                if in_step or len(batch) == 1:
+                if lockstep or len(batch) == 1:
                     yield from _read_all(queued)
                     raise _no_room(of_batch) from error
             except BaseException:
@@ -215,7 +223,7 @@ def score_jobs(
         if len(queued) > behind or not todo:
             batch, may_pack, sums = queued.popleft()
             scores = sums.scores()
-            again = may_pack and not in_step and len(batch) > 1
+            again = may_pack and not lockstep and len(batch) > 1
             if again and not all(score.finite for score in scores):
                 todo.appendleft((batch, False))
             else:
@@ -231,21 +239,21 @@ def _free_memory(device: torch.device) -> None:
 
 
 def _halves(batch: list[int]) -> list[list[int]]:
-    """A batch's two halves, the first the larger; of a single job, itself."""
+    """A batch's two halves, the first the larger; of a single request, itself."""
     middle = -(-len(batch) // 2)
     return [half for half in (batch[:middle], batch[middle:]) if half]
 
 
-def _no_room(jobs: Sequence[Job]) -> BDPOError:
+def _no_room(requests: Sequence[ScoreRequest]) -> BDPOError:
     """Of a batch that does not fit in memory and cannot be halved."""
-    if len(jobs) > 1:
+    if len(requests) > 1:
         return BDPOError(
             "A scoring batch does not fit in the memory of the device. The ranks share the "
             "model, so that none can go on with smaller batches alone: lower "
             "`bdpo_score_tokens`. What has been scored is kept."
         )
     return BDPOError(
-        f"A sequence of {jobs[0].length} tokens alone does not fit in the "
+        f"A sequence of {requests[0].length} tokens alone does not fit in the "
         "memory of the device under the reference model: shorten the host's sequence "
         "length, or load the model in fewer bits."
     )
@@ -259,17 +267,21 @@ def _read_all(
 
 
 def _queue(
-    jobs: list[Job],
+    requests: list[ScoreRequest],
     model: nn.Module,
     reader: ResponseReader,
     device: torch.device,
     *,
     may_pack: bool,
 ) -> _Sums:
-    """The log-probabilities of B jobs, and the gains; the device may not be there yet."""
-    rows = [(job.prompt, job.response) for job in jobs]
-    rows += [(job.null, job.response) for job in jobs if job.null is not None]
-    with_gain = len(rows) > len(jobs)
+    """The log-probabilities of B requests, and the gains; the device may not be there yet."""
+    rows = [(request.prompt_ids, request.completion_ids) for request in requests]
+    rows += [
+        (request.null_prompt_ids, request.completion_ids)
+        for request in requests
+        if request.null_prompt_ids is not None
+    ]
+    with_gain = len(rows) > len(requests)
     batch, width = len(rows), max(len(p) + len(r) for p, r in rows)
     input_ids = torch.zeros(batch, width, dtype=torch.long)
     attention_mask = torch.zeros(batch, width, dtype=torch.long)
@@ -282,7 +294,7 @@ def _queue(
     tokens = torch.from_numpy(np.concatenate([r for _, r in rows]))
 
     def read(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-        labels = moved(tokens, hidden.device)
+        labels = to_device(tokens, hidden.device)
         if not with_gain:
             return statistics(hidden, head, labels, extras=False).logps, hidden.new_zeros(0)
         half = len(hidden) // 2
@@ -310,5 +322,5 @@ def _queue(
         use_cache=False,
     )
     columns = [logps, gains] if with_gain else [logps]
-    sums = [sum_by_row(column, positions[: len(jobs)]) for column in columns]
+    sums = [sum_by_row(column, positions[: len(requests)]) for column in columns]
     return _Sums(torch.stack(sums, dim=1))

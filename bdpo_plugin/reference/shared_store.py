@@ -11,7 +11,7 @@ import torch
 
 from bdpo_plugin.reference.distributed import first_on_machine, gathered, maximum, this_rank
 from bdpo_plugin.reference.eviction import evict
-from bdpo_plugin.reference.jobs import Wanted, difference
+from bdpo_plugin.reference.required_scores import RequiredScores, difference
 from bdpo_plugin.reference.store import ScoreStore, Verification
 from bdpo_plugin.settings import BDPOError
 
@@ -42,17 +42,17 @@ class Exchange:
     def __init__(
         self,
         store: ScoreStore,
-        wanted: Wanted,
+        required: RequiredScores,
         scores: np.ndarray,
         *,
         rows: Sequence[int],
         name: str,
         device: torch.device,
     ) -> None:
-        self._store, self._keys, self._scores, self._device = store, wanted.keys, scores, device
+        self._store, self._keys, self._scores, self._device = store, required.keys, scores, device
         store.remove_leftovers()
         store.mark_as_used()
-        of_rows = wanted.keys[wanted.of_pair]
+        of_rows = required.keys[required.of_pair]
         digest = hashlib.blake2b(of_rows.tobytes()).digest()
         digests, runs, names = zip(*gathered((digest, store.run, store.names())), strict=True)
         if len(set(digests)) > 1:

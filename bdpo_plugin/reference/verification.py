@@ -18,7 +18,7 @@ from torch import nn
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.reference.distributed import gathered, raised_by_all
 from bdpo_plugin.reference.frozen_model import Reference
-from bdpo_plugin.reference.scoring import Job, score_jobs
+from bdpo_plugin.reference.scoring import ScoreRequest, score_requests
 from bdpo_plugin.reference.store import Verification
 
 #: So many scores of a dataset are computed again at most, and so many tokens with their padding.
@@ -38,7 +38,7 @@ _COMPUTED_IN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def verify(
-    jobs: Sequence[Job],
+    requests: Sequence[ScoreRequest],
     scores: np.ndarray,
     reused: np.ndarray,
     reference: Reference,
@@ -46,7 +46,7 @@ def verify(
     reader: ResponseReader,
     device: torch.device,
     tokens: int,
-    in_step: bool,
+    lockstep: bool,
 ) -> Verification:
     """Compute some of the reused scores again, the same in every rank, each in a row of its own.
 
@@ -56,7 +56,7 @@ def verify(
     differs from itself, and what differs by less than a few times that passes.
 
     Args:
-        jobs: n scores that the pass needs.
+        requests: n scores that the pass needs.
         scores: (n, 1 or 2) what is known of them, nats.
         reused: (m,) indices of those to choose from, the same in every rank.
         tokens: of one batch.
@@ -65,31 +65,31 @@ def verify(
     Raises:
         BDPOError: a sequence does not fit in the device's memory.
     """
-    chosen, beside = gathered(_chosen(jobs, reused, min(tokens, TOKENS)))[0]
+    chosen, beside = gathered(_chosen(requests, reused, min(tokens, TOKENS)))[0]
     columns = scores.shape[1]
     end = float("inf")
 
     def in_time(batch: list[int]) -> list[int]:
-        return batch if in_step or time.monotonic() < end else []
+        return batch if lockstep or time.monotonic() < end else []
 
     def computed(batches: list[list[int]]) -> dict[int, np.ndarray]:
         nonlocal end
         again: dict[int, np.ndarray] = {}
-        found = score_jobs(
-            model, reader, jobs, batches, device, in_step=in_step, packed=False, left=in_time
+        found = score_requests(
+            model, reader, requests, batches, device, lockstep=lockstep, packed=False, left=in_time
         )
-        for batch, of_batch in found if in_step else raised_by_all(found):
+        for batch, of_batch in found if lockstep else raised_by_all(found):
             values = np.array(of_batch, dtype=np.float64)[:, :columns]
             again |= dict(zip(batch, values, strict=True))
             end = min(end, time.monotonic() + SECONDS)
         return again
 
-    with reference.in_force() as model:
+    with reference.activated() as model:
         alone = computed([[i] for i in chosen])
         done = list(alone)
         now = np.stack([alone[i] for i in done])
         difference = np.abs(now - scores[done]).max(axis=1)
-        allowed = rounding(precision(model), [jobs[i] for i in done], scores[done, 0])
+        allowed = rounding(precision(model), [requests[i] for i in done], scores[done, 0])
         found = _verdict(difference, allowed)
         if found.beyond:
             end = float("inf")
@@ -100,16 +100,18 @@ def verify(
     return found
 
 
-def _chosen(jobs: Sequence[Job], reused: np.ndarray, tokens: int) -> tuple[list[int], list[int]]:
+def _chosen(
+    requests: Sequence[ScoreRequest], reused: np.ndarray, tokens: int
+) -> tuple[list[int], list[int]]:
     """Some of the reused scores at random, the shortest first, as many as fit into a batch; and
     the one whose length differs most, to be padded with a single one."""
     draw = random.Random()
     some = draw.sample(reused.tolist(), min(SCORES, len(reused)))
-    some.sort(key=lambda i: jobs[i].length)
-    rows = np.cumsum([jobs[i].rows for i in some])
-    fit = sum(int(rows[k]) * jobs[i].length <= tokens for k, i in enumerate(some))
-    length = jobs[some[0]].length
-    other = max(range(len(jobs)), key=lambda i: abs(jobs[i].length - length))
+    some.sort(key=lambda i: requests[i].length)
+    rows = np.cumsum([requests[i].rows for i in some])
+    fit = sum(int(rows[k]) * requests[i].length <= tokens for k, i in enumerate(some))
+    length = requests[some[0]].length
+    other = max(range(len(requests)), key=lambda i: abs(requests[i].length - length))
     return some[: max(1, fit)], [other] if other != some[0] else []
 
 
@@ -123,14 +125,14 @@ def _verdict(difference: np.ndarray, allowed: np.ndarray) -> Verification:
     return Verification(count, beyond, greatest)
 
 
-def rounding(eps: float, jobs: Sequence[Job], logps: np.ndarray) -> np.ndarray:
+def rounding(eps: float, requests: Sequence[ScoreRequest], logps: np.ndarray) -> np.ndarray:
     """The (n,) differences in nats that rounding explains, in the scores of n responses.
 
     A logit is rounded by half of `eps` times its size, which is up to some 30 in language models;
     the errors of the tokens are independent and so add up as the square root of their number. The
     sum is in float32.
     """
-    lengths = np.array([len(job.response) for job in jobs])
+    lengths = np.array([len(request.completion_ids) for request in requests])
     in_sum = float(torch.finfo(torch.float32).eps) * PER_NAT * np.abs(logps)
     found: np.ndarray = max(PER_TOKEN * eps, LEAST) * np.sqrt(lengths) + in_sum
     return found

@@ -17,40 +17,42 @@ class PreferenceBatch(NamedTuple):
 
     Attributes:
         inputs: of the model's forward, `input_ids` and `attention_mask` (2B, T) among them.
-        trained: (2B, T) bool, the tokens that are trained on.
+        completion_mask: (2B, T) bool, the tokens that are trained on.
     """
 
     inputs: dict[str, Any]
-    trained: Tensor
+    completion_mask: Tensor
 
     @classmethod
     def of(
-        cls, batch: Mapping[str, Any], trained: Tensor, *, without: Iterable[str]
+        cls, batch: Mapping[str, Any], completion_mask: Tensor, *, without: Iterable[str]
     ) -> PreferenceBatch:
         """A host's batch.
 
         Args:
             batch: what the host's collator made, with or without scores.
-            trained: (2B, T) bool.
+            completion_mask: (2B, T) bool.
             without: the entries that are for the loss, and not for the model.
         """
         other = {*without, *SCORE_COLUMNS}
         inputs = {name: value for name, value in batch.items() if name not in other}
-        return cls(inputs | {"use_cache": False}, trained)
+        return cls(inputs | {"use_cache": False}, completion_mask)
 
     def on_cpu(self) -> tuple[Tensor, Tensor, Tensor]:
         """The token ids, the attention mask and the trained tokens, (2B, T), in one copy: here the
         device is waited for."""
         ids, mask = self.inputs["input_ids"], self.inputs["attention_mask"]
-        ids, mask, trained = torch.stack([ids, mask.to(ids), self.trained.to(ids)]).cpu()
-        return ids, mask, trained.bool()
+        ids, mask, completion_mask = torch.stack(
+            [ids, mask.to(ids), self.completion_mask.to(ids)]
+        ).cpu()
+        return ids, mask, completion_mask.bool()
 
     def pairs(self) -> list[Pair]:
         """The B pairs without their padding."""
         columns = self.on_cpu()
         sides = []
-        for ids, attended, trained in zip(*(c.tolist() for c in columns), strict=True):
+        for ids, attended, completion_mask in zip(*(c.tolist() for c in columns), strict=True):
             real = [i for i, seen in enumerate(attended) if seen]
-            sides.append(split_sequence([ids[i] for i in real], [trained[i] for i in real]))
+            sides.append(split_sequence([ids[i] for i in real], [completion_mask[i] for i in real]))
         half = len(sides) // 2
         return [Pair(*of_pair) for of_pair in zip(sides[:half], sides[half:], strict=True)]

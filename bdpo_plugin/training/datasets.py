@@ -35,14 +35,15 @@ class Tokenised:
     Attributes:
         pairs: after truncation.
         lengths: response tokens (chosen, rejected) of each pair before truncation.
-        misplaced: positions whose prompt is known not to end where the response begins.
+        prompt_boundary_mismatch: positions whose prompt is known not to end where the response
+            begins.
         rows: the numbers of the pairs in the dataset that the trainer was given.
         names: what the user knows the pairs by, where that is something else.
     """
 
     pairs: Sequence[Pair]
     lengths: Sequence[tuple[int, int]]
-    misplaced: Sequence[int]
+    prompt_boundary_mismatch: Sequence[int]
     rows: Sequence[int]
     names: Sequence[str] | None = None
 
@@ -94,7 +95,7 @@ def usable_rows(
         name,
         lengths=tokenised.lengths,
         bos=tokenizer.bos_token_id,
-        misplaced=tokenised.misplaced,
+        prompt_boundary_mismatch=tokenised.prompt_boundary_mismatch,
         is_blank=partial(is_blank, tokenizer),
         numbers=tokenised.names or tokenised.rows,
     )

@@ -125,9 +125,9 @@ class RunMixin(_Trainer):
                     raise stream_refusal(name)
         looked = [self._look_at(d, name) for name, d in given.items() if isinstance(d, Dataset)]
         if looked and self.settings.precompute:
-            scorer = self._settled(looked[0].pairs)
+            scorer = self._scorer_for(looked[0].pairs)
             for usable in looked:
-                scorer.check_room(usable.pairs, usable.rows, self._source.at_rest())
+                scorer.check_room(usable.pairs, usable.rows, self._source.before_training())
 
     def _look_at(self, dataset: Dataset, name: str) -> Usable:
         """The usable rows of a tokenised dataset."""
@@ -162,10 +162,10 @@ class RunMixin(_Trainer):
             return dataset
         key = (name, dataset._fingerprint)
         usable = self._usable.pop(key, None) or self._look_at(dataset, name)
-        scorer = self._settled(usable.pairs)
+        scorer = self._scorer_for(usable.pairs)
         if train:
             scorer.facts |= description_of(usable.pairs, self._tokenizer, self._dates)
-        reference = self._source.at_rest if self.settings.precompute else None
+        reference = self._source.before_training if self.settings.precompute else None
         return self._ready.add(with_scores(usable, scorer, reference, train=train, later=later))
 
     @cached_property
@@ -173,11 +173,11 @@ class RunMixin(_Trainer):
         """The dates that the chat template writes into the prompts."""
         return TemplateDates.of(self._tokenizer, self.host_dates)
 
-    def _settled(self, pairs: Sequence[Pair]) -> Scorer:
+    def _scorer_for(self, pairs: Sequence[Pair]) -> Scorer:
         """The scorer of the run."""
         if not hasattr(self, "scorer"):
             source = self._source
-            self.scorer = Scorer.settled(
+            self.scorer = Scorer.from_prompts(
                 self.settings,
                 self._tokenizer,
                 self.accelerator,
@@ -185,9 +185,9 @@ class RunMixin(_Trainer):
                 self.args.seed,
                 self._weigh,
                 pairs=pairs,
-                reference=source.at_rest()
+                reference=source.before_training()
                 if self.settings.precompute
-                else source.in_step(self.model),
+                else source.during_step(self.model),
             )
         return self.scorer
 
@@ -234,7 +234,7 @@ class RunMixin(_Trainer):
             else:
                 mask = batch.inputs["attention_mask"]
                 stack.enter_context(reader.padded_alike(mask.shape[1] + bool(mask.all())))
-                scores = self.scorer.score_batch(batch.pairs(), self._source.in_step(model))
+                scores = self.scorer.score_batch(batch.pairs(), self._source.during_step(model))
             loss, metrics, outputs = preference_step(
                 reader, model, batch, scores, self._terms, self.pair_loss
             )

@@ -27,13 +27,13 @@ def check_room(
     for what, longest, remedy in (
         (
             "prompt and response",
-            [max(len(s.prompt) + len(s.response) for s in pair) for pair in pairs],
+            [max(len(s.prompt_ids) + len(s.completion_ids) for s in pair) for pair in pairs],
             "Set the host's sequence length (`sequence_len`, `cutoff_len`, `max_length`) to "
             f"{limit} or less",
         ),
         (
             f"the null prompt ({null} tokens) and a response",
-            [null + max(len(s.response) for s in pair) for pair in pairs],
+            [null + max(len(s.completion_ids) for s in pair) for pair in pairs],
             "Set `bdpo_null_prompt` to a shorter one, or shorten the responses by the host's "
             "sequence length (`sequence_len`, `cutoff_len`, `max_length`)",
         ),

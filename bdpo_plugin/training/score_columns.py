@@ -47,7 +47,9 @@ def score_columns(scores: PairScores, weights: BalanceWeights) -> dict[str, Tens
 
 def longest(pairs: Sequence[Pair]) -> Tensor:
     """(B,) tokens of the longer sequence of each pair."""
-    lengths = [max(len(side.prompt) + len(side.response) for side in pair) for pair in pairs]
+    lengths = [
+        max(len(side.prompt_ids) + len(side.completion_ids) for side in pair) for pair in pairs
+    ]
     return torch.tensor(lengths, dtype=torch.long)
 
 

@@ -15,9 +15,9 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from bdpo_plugin.data.pairs import Pair
-from bdpo_plugin.data.user_rows import is_watched
+from bdpo_plugin.data.user_rows import is_recording
 from bdpo_plugin.model.padding import Padding
-from bdpo_plugin.model.probe import Abilities, Support
+from bdpo_plugin.model.probe import Capabilities, SharedPrefixSupport
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.objective import BalanceWeights, balance_weights
 from bdpo_plugin.objective.control import controlled
@@ -28,7 +28,7 @@ from bdpo_plugin.output.tables import (
     print_store_problems,
     print_warning,
 )
-from bdpo_plugin.output.weighing_record import CallableRecord, settings_in_force
+from bdpo_plugin.output.weighing_record import CallableRecord, active_settings
 from bdpo_plugin.reference.computation import autocast_in_words
 from bdpo_plugin.reference.fingerprint import (
     UnreadableReference,
@@ -103,7 +103,7 @@ class Scorer:
         self.reuse: dict[str, dict[str, int]] = {}
 
     @classmethod
-    def settled(
+    def from_prompts(
         cls,
         settings: BDPOSettings,
         tokenizer: Any,
@@ -119,13 +119,13 @@ class Scorer:
         printed."""
         tokens = settings.score_tokens or token_budget(reference.model, accelerator.device)
         settings = replace(settings, score_tokens=tokens)
-        prompts = [pair.chosen.prompt for pair in pairs]
+        prompts = [pair.chosen.prompt_ids for pair in pairs]
         null_prompt = find_null_prompt(tokenizer, prompts, settings.null_prompt)
         scorer = cls(settings, tokenizer, accelerator, output_dir, null_prompt, seed, weigh)
         warnings = _long_sequences(pairs, scorer.reader.traits(reference.model).rotary_limit)
         batches = None
         if settings.precompute and pairs:  # else the model cannot be run yet
-            can = scorer._meet(reference, pairs)
+            can = scorer._probe(reference, pairs)
             batches = described(can.rows)
             warnings += padding_warnings(can.padding)
         if accelerator.is_main_process:
@@ -139,19 +139,19 @@ class Scorer:
             )
         return scorer
 
-    def _meet(self, reference: Reference, pairs: Sequence[Pair]) -> Abilities:
+    def _probe(self, reference: Reference, pairs: Sequence[Pair]) -> Capabilities:
         """What the reference can do, tried on the longest of the sequences."""
         at = int(longest(pairs).argmax())
-        side = max(pairs[at], key=lambda side: len(side.prompt) + len(side.response))
-        ids = torch.from_numpy(np.concatenate([side.prompt, side.response]))[None].long()
+        side = max(pairs[at], key=lambda side: len(side.prompt_ids) + len(side.completion_ids))
+        ids = torch.from_numpy(np.concatenate([side.prompt_ids, side.completion_ids]))[None].long()
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-        with reference.in_force() as model:
-            return self.reader.meet(model, inputs, self.accelerator.device)
+        with reference.activated() as model:
+            return self.reader.probe(model, inputs, self.accelerator.device)
 
     def description(self) -> dict[str, Any]:
         """What decides the scores and weights of this run's training pairs, for its checkpoints."""
         unimportant = ("bdpo_precompute", "bdpo_score_tokens", "bdpo_null_prompt")
-        settings = settings_in_force(self.settings, weigh=self.weigh is not None)
+        settings = active_settings(self.settings, weigh=self.weigh is not None)
         return {
             "settings": {k: v for k, v in settings.items() if k not in unimportant},
             "weigh": self.weighing and self.weighing.to_dict(),
@@ -202,7 +202,7 @@ class Scorer:
         something of the reference cannot be read."""
         fingerprint, why = None, ""
         try:
-            with reference.in_force():  # under the autocast of the pass
+            with reference.activated():  # under the autocast of the pass
                 autocast = autocast_in_words(self.accelerator.device.type)
                 fingerprint = model_fingerprint(
                     self.accelerator.unwrap_model(reference.model),
@@ -254,7 +254,7 @@ class Scorer:
         Raises:
             BDPOError: a response has no token.
         """
-        if any(not len(side.response) for pair in pairs for side in pair):
+        if any(not len(side.completion_ids) for pair in pairs for side in pair):
             raise BDPOError(
                 "A pair of this batch has no response token left after truncation. Streaming data "
                 "cannot be checked in advance: filter such pairs out."
@@ -276,7 +276,7 @@ class Scorer:
     def _measures(self) -> bool:
         """Whether anything needs the mutual information."""
         s = self.settings
-        return s.weighs or s.control is not None or self.weigh is not None or is_watched()
+        return s.weighs or s.control is not None or self.weigh is not None or is_recording()
 
     def _scores(
         self,
@@ -323,7 +323,7 @@ class Scorer:
         return weights
 
 
-def described(rows: Support) -> str:
+def described(rows: SharedPrefixSupport) -> str:
     """How batches of a model are laid, in words."""
     if rows.shared:
         return "without padding; what sequences have in common at their beginning runs once"

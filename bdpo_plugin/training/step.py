@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bdpo_plugin.model.device import moved
+from bdpo_plugin.model.device import to_device
 from bdpo_plugin.model.head import sum_by_row
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.objective import BalanceWeights, bdpo_loss
@@ -61,22 +61,22 @@ def preference_step(
         scores["bdpo_weight_chosen"], scores["bdpo_weight_rejected"], scores["bdpo_scale"]
     )
     ref_chosen, ref_rejected = scores["bdpo_ref_chosen_logps"], scores["bdpo_ref_rejected_logps"]
-    device = batch.trained.device
-    ids, mask, trained = batch.on_cpu()
+    device = batch.completion_mask.device
+    ids, mask, completion_mask = batch.on_cpu()
     # the states at a token are those that the next one is told from
-    read_at = F.pad(trained[:, 1:], (0, 1))
-    labels, lengths = ids[:, 1:][trained[:, 1:]], read_at.sum(dim=1)
+    read_at = F.pad(completion_mask[:, 1:], (0, 1))
+    labels, lengths = ids[:, 1:][completion_mask[:, 1:]], read_at.sum(dim=1)
     tokens, outputs = reader.token_statistics(
         model,
         read_at,
-        moved(labels, device),
+        to_device(labels, device),
         device=device,
         **batch.inputs | {"input_ids": ids, "attention_mask": mask},
     )
     chosen, rejected = sum_by_row(tokens.logps, read_at).chunk(2)
-    chosen_lengths, rejected_lengths = moved(lengths, device).chunk(2)
+    chosen_lengths, rejected_lengths = to_device(lengths, device).chunk(2)
     # the chosen rows come first, and so do their tokens
-    of_chosen = moved(torch.arange(len(labels)) < lengths[: len(lengths) // 2].sum(), device)
+    of_chosen = to_device(torch.arange(len(labels)) < lengths[: len(lengths) // 2].sum(), device)
 
     loss = torch.zeros((), device=chosen.device)
     for loss_type, loss_weight in zip(terms.types, terms.weights, strict=True):
@@ -128,7 +128,7 @@ def preference_step(
             ("logits/rejected", tokens.mean_logits, ~of_chosen),
         ):
             metrics[name] = (values.where(where, 0).sum(), where.sum())
-        metrics[TOTAL] = (moved(mask.sum(), device), torch.ones_like(chosen[0]))
+        metrics[TOTAL] = (to_device(mask.sum(), device), torch.ones_like(chosen[0]))
     return loss, metrics, outputs
 
 

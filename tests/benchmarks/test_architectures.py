@@ -11,7 +11,7 @@ import transformers
 
 from bdpo_plugin.model import reader
 from bdpo_plugin.model.padding import Padding, PaddingEffect
-from bdpo_plugin.model.probe import Abilities, Support
+from bdpo_plugin.model.probe import Capabilities, SharedPrefixSupport
 from bdpo_plugin.model.traits import RowRules
 from benchmarks.architectures import DTYPES, PAGE, faults, look, names, tiny
 
@@ -50,8 +50,8 @@ def test_the_page_has_every_architecture_and_no_fault():
 
 def test_a_row_that_is_mixed_up_would_be_noticed(monkeypatch):
     same = PaddingEffect(0, 0)
-    packed = Abilities(Padding(same, same), True, Support(shared=True))
-    monkeypatch.setattr(reader, "try_out", lambda *_: packed)
+    packed = Capabilities(Padding(same, same), True, SharedPrefixSupport(shared=True))
+    monkeypatch.setattr(reader, "probe", lambda *_: packed)
     rules = RowRules(widest=math.inf, longest=math.inf, each_once=False)
     monkeypatch.setattr(reader, "row_rules", lambda *_: rules)
     found = {dtype: look(tiny("lfm2"), dtype) for dtype in DTYPES}

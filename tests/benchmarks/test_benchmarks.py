@@ -78,7 +78,7 @@ def test_startup(tmp_path):
     took = saved["results"]
     assert "Start-up on 40 pairs" in shown
     assert took["the host's own preparation"][0] > 0
-    assert took["trials of packing"][0] > 0
+    assert took["probe of the model"][0] > 0
     ours = took["ours, all of it"][0]
     assert ours > took["token ids read"][0] > 0
     assert took["ours / host"][0] == pytest.approx(ours / took["the host's own preparation"][0])

@@ -46,7 +46,7 @@ def test_the_command(tmp_path):
     wanted = {f"{name}: {kind}" for name in ("step", whole, bare) for kind in ("floor", "ours")}
     assert wanted < set(times)
     fixed = times.pop("fixed costs of a pass")
-    assert {"pairs checked", "fingerprints", "trials of packing", "the rest"} < set(fixed)
+    assert {"pairs checked", "fingerprints", "probe of the model", "the rest"} < set(fixed)
     assert sum(fixed.values()) > 0
     assert "the forwards" not in fixed
     assert all(len(of_one) == 1 and of_one[0] > 0 for of_one in times.values())

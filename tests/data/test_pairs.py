@@ -31,7 +31,7 @@ def test_a_good_dataset():
 def test_each_problem_is_counted_with_its_rows():
     pairs = [GOOD, EMPTY, IDENTICAL, DOUBLED, GOOD, EMPTY, GOOD]
     lengths = [(2, 1), (1, 0), (2, 2), (1, 1), (2, 1), (1, 9), (2, 1)]
-    report = check_pairs(pairs, "train", lengths=lengths, bos=BOS, misplaced=[4])
+    report = check_pairs(pairs, "train", lengths=lengths, bos=BOS, prompt_boundary_mismatch=[4])
     assert report.rows == {
         "empty": [1],
         "identical": [2],
@@ -93,23 +93,23 @@ def test_one_bos_is_right_and_a_bos_of_the_text_too():
 def test_split_sequence(prompt, response):
     ids = list(range(10, 10 + prompt + response))
     side = split_sequence(ids, [False] * prompt + [True] * response)
-    assert side.prompt.tolist() == ids[:prompt]
-    assert side.response.tolist() == ids[prompt:]
-    assert side.prompt.dtype == side.response.dtype == np.int64
+    assert side.prompt_ids.tolist() == ids[:prompt]
+    assert side.completion_ids.tolist() == ids[prompt:]
+    assert side.prompt_ids.dtype == side.completion_ids.dtype == np.int64
 
 
 def test_a_first_token_is_prompt():
     """Nothing predicts it."""
     side = split_sequence([5, 6, 7], [True, True, True])
-    assert (side.prompt.tolist(), side.response.tolist()) == ([5], [6, 7])
+    assert (side.prompt_ids.tolist(), side.completion_ids.tolist()) == ([5], [6, 7])
 
 
 def test_an_empty_sequence():
     side = split_sequence([], [])
-    assert (len(side.prompt), len(side.response)) == (0, 0)
+    assert (len(side.prompt_ids), len(side.completion_ids)) == (0, 0)
 
 
-@pytest.mark.parametrize("trained", [[0, 1, 0], [1, 0, 0], [1, 0, 1]])
-def test_tokens_trained_on_that_are_not_the_end(trained):
+@pytest.mark.parametrize("completion_mask", [[0, 1, 0], [1, 0, 0], [1, 0, 1]])
+def test_tokens_trained_on_that_are_not_the_end(completion_mask):
     with pytest.raises(ValueError, match="not contiguous"):
-        split_sequence([5, 6, 7], trained)
+        split_sequence([5, 6, 7], completion_mask)

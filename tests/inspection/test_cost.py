@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_cli_doctor import plan, write_7b
+from test_memory import plan, write_7b
 from torch.utils.flop_counter import FlopCounterMode
 
 from bdpo_plugin.data.pairs import Pair, Side
@@ -58,7 +58,7 @@ def test_what_is_counted_is_what_is_run(tmp_path, lora) -> None:
     positions[:, prompt - 1 : -1] = True
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     reader, labels = ResponseReader(), ids[:, prompt:].flatten()
-    reader.meet(model, inputs, torch.device("cpu"))
+    reader.probe(model, inputs, torch.device("cpu"))
 
     def theirs() -> None:
         model(**inputs).logits.sum().backward()

@@ -7,8 +7,8 @@ import torch
 import transformers
 import transformers.modeling_flash_attention_utils as flash
 from standin_kernels import flash_attn, installed, varlen
-from test_tree import assert_as_plain, gradients, lora_model, model_of, plain, read
-from test_tree import batch as batch
+from test_tree_attention import assert_as_plain, gradients, lora_model, model_of, plain, read
+from test_tree_attention import batch as batch
 from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -25,8 +25,8 @@ def as_on_a_gpu(monkeypatch):
     """Trees say where the segments of a row are, as a kernel wants it."""
     of = Tree.of.__func__
 
-    def made(cls, units, lengths, device):
-        found = of(cls, units, lengths, device)
+    def made(cls, groups, lengths, device):
+        found = of(cls, groups, lengths, device)
         return replace(found, varlen=tree._varlen(found.sizes, found.before, device))
 
     monkeypatch.setattr(Tree, "of", classmethod(made))

@@ -135,6 +135,6 @@ def test_a_model_that_cannot_read_so_long_a_row_is_not_stopped_by_the_trial():
     model, reader = tiny("xlstm").bfloat16(), ResponseReader()
     ids = TOKENS[None]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-    can = reader.meet(model, inputs, torch.device("cpu"))
+    can = reader.probe(model, inputs, torch.device("cpu"))
     assert can.padding.right.unknown.startswith("RuntimeError: expected m1 and m2")
     assert not can.padding.right.beyond_rounding

@@ -11,7 +11,7 @@ from transformers import Qwen2ForCausalLM
 from bdpo_plugin.model import probe as trial
 from bdpo_plugin.model import reader
 from bdpo_plugin.model import tree_attention as tree
-from bdpo_plugin.model.probe import Support, try_rows
+from bdpo_plugin.model.probe import SharedPrefixSupport, try_rows
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.model.traits import Traits, evaluation, output_layer, row_rules
 
@@ -227,7 +227,7 @@ def test_logits_off_by_a_factor(tokenizer, dtype):
     inputs = batch_of(tokenizer)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "autocast")
     with autocast, pytest.warns(UserWarning, match="does not reproduce the logits"):
-        can = ResponseReader().meet(model, inputs, torch.device("cpu"))
+        can = ResponseReader().probe(model, inputs, torch.device("cpu"))
     assert not can.chunked
 
 
@@ -291,9 +291,13 @@ def test_the_loss_of_a_router_is_tried_by_itself(tokenizer, monkeypatch):
     """It wants each token once, and so another row."""
     model, seen = small_model(tokenizer, "moe"), []
     model.set_attn_implementation("sdpa")
-    monkeypatch.setattr(reader, "try_rows", lambda *a: seen.append(a[2]) or Support(True))
+    monkeypatch.setattr(
+        reader, "try_rows", lambda *a: seen.append(a[2]) or SharedPrefixSupport(True)
+    )
     tried_first = []
-    monkeypatch.setattr(trial, "try_rows", lambda *a: tried_first.append(a[2]) or Support(True))
+    monkeypatch.setattr(
+        trial, "try_rows", lambda *a: tried_first.append(a[2]) or SharedPrefixSupport(True)
+    )
     one = ResponseReader()
     inputs = batch_of(tokenizer)
     positions = torch.ones_like(inputs["input_ids"], dtype=torch.bool)

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, FalconConfig, Lfm2Config
 
 from bdpo_plugin.demo.tiny import build_model
 from bdpo_plugin.model.reader import ResponseReader
-from bdpo_plugin.model.shared_prefix import pack, plan_row, units_of
+from bdpo_plugin.model.shared_prefix import pack, plan_row, prefix_groups
 from bdpo_plugin.model.traits import RowRules, Traits, row_rules
-from bdpo_plugin.model.tree_attention import Unit
+from bdpo_plugin.model.tree_attention import PrefixGroup
 
 
 @pytest.fixture
@@ -141,8 +141,8 @@ def test_layers_that_look_at_the_place_in_the_row_are_not_packed(tokenizer, batc
 
 def test_no_row_is_wider_than_the_positions_that_were_learnt(tokenizer):
     few = {"max_position_embeddings": 64}
-    assert plan_of(small_model(tokenizer, "gpt2"), padded(60, 5)) == [Unit((0, 1), 5)]
-    assert plan_of(small_model(tokenizer, "gpt2", **few), padded(60, 5)) == [Unit((0, 1), 5)]
+    assert plan_of(small_model(tokenizer, "gpt2"), padded(60, 5)) == [PrefixGroup((0, 1), 5)]
+    assert plan_of(small_model(tokenizer, "gpt2", **few), padded(60, 5)) == [PrefixGroup((0, 1), 5)]
     longer = padded(60, 50)
     longer["input_ids"][1] += 1
     assert plan_of(small_model(tokenizer, "gpt2", **few), longer) is None
@@ -177,7 +177,7 @@ def test_a_row_only_where_it_saves_something(tokenizer):
     apart["input_ids"][1] += 1
     assert plan_of(model, apart) is None
     apart["input_ids"][1] -= 1
-    assert plan_of(model, apart) == [Unit((0, 1), 30)]
+    assert plan_of(model, apart) == [PrefixGroup((0, 1), 30)]
 
 
 def test_a_window_of_a_loss_that_counts_the_tokens_of_a_mask(tokenizer, batch):
@@ -192,15 +192,15 @@ def test_pack(batch):
     inputs, positions, labels = batch
     mask = inputs["attention_mask"].bool()
     rules = RowRules(widest=100, longest=100, each_once=False)
-    units = [Unit((0,)), Unit((1,)), Unit((2,))]
-    together, packed, order = pack(positions, inputs, mask, units, rules)
+    groups = [PrefixGroup((0,)), PrefixGroup((1,)), PrefixGroup((2,))]
+    together, packed, order = pack(positions, inputs, mask, groups, rules)
     assert packed["input_ids"].shape == packed["position_ids"].shape == together.shape == (1, 45)
     starts = (packed["position_ids"][0] == 0).nonzero().flatten().tolist()
     assert starts == [0, 30, 39]
     assert order.tolist() == list(range(len(labels)))
     after = packed["input_ids"].roll(-1, dims=1)[together]
     assert after.tolist() == labels.tolist()
-    together, packed, order = pack(positions, inputs, mask, [units[i] for i in (1, 2, 0)], rules)
+    together, packed, order = pack(positions, inputs, mask, [groups[i] for i in (1, 2, 0)], rules)
     after = packed["input_ids"].roll(-1, dims=1)[together]
     assert after.tolist() != labels.tolist()
     assert after[order].tolist() == labels.tolist()
@@ -266,11 +266,11 @@ def test_a_common_prompt_under_gradient_checkpointing(tokenizer, pairs):
 def test_who_shares(tokenizer, pairs):
     model = small_model(tokenizer)
     model.set_attn_implementation("sdpa")
-    assert sorted(plan_of(model, pairs[0])) == [Unit((0, 2), 20), Unit((1, 3), 9)]
+    assert sorted(plan_of(model, pairs[0])) == [PrefixGroup((0, 2), 20), PrefixGroup((1, 3), 9)]
     # a whole sequence may be the beginning of another
     ids = torch.tensor([[5, 6, 7, 8], [5, 6, 0, 0], [9, 9, 9, 9]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1]])
-    assert sorted(units_of(ids, mask.bool())) == [Unit((0, 1), 2), Unit((2,), 0)]
+    assert sorted(prefix_groups(ids, mask.bool())) == [PrefixGroup((0, 1), 2), PrefixGroup((2,), 0)]
 
 
 @settings(deadline=None)
@@ -278,9 +278,9 @@ def test_who_shares(tokenizer, pairs):
 def test_no_other_units_save_more(rows):
     mask = torch.tensor([[i < len(row) for i in range(6)] for row in rows])
     ids = torch.tensor([row + [0] * (6 - len(row)) for row in rows])
-    units = units_of(ids, mask)
-    assert sorted(i for unit in units for i in unit.members) == list(range(len(rows)))
-    for members, shared in units:
+    groups = prefix_groups(ids, mask)
+    assert sorted(i for group in groups for i in group.members) == list(range(len(rows)))
+    for members, shared in groups:
         assert len({tuple(rows[i][:shared]) for i in members}) == 1
         assert len(members) == 1 or all(len(rows[i]) >= shared for i in members)
 
@@ -289,17 +289,17 @@ def test_no_other_units_save_more(rows):
         if not left:
             return 0
         return max(
-            (len(unit) - 1) * alike([rows[i] for i in unit])
-            + most([i for i in left if i not in unit])
+            (len(group) - 1) * alike([rows[i] for i in group])
+            + most([i for i in left if i not in group])
             for size in range(len(left))
             for others in itertools.combinations(left[1:], size)
-            for unit in [(left[0], *others)]
+            for group in [(left[0], *others)]
         )
 
     def alike(some):
         return len(list(itertools.takewhile(lambda c: len(set(c)) == 1, zip(*some, strict=False))))
 
-    saved = sum((len(unit.members) - 1) * unit.shared for unit in units)
+    saved = sum((len(group.members) - 1) * group.shared for group in groups)
     assert saved == most(list(range(len(rows))))
 
 

@@ -9,9 +9,9 @@ from small_models import small_model
 from torch import nn
 
 from bdpo_plugin.model.reader import ResponseReader
-from bdpo_plugin.model.shared_prefix import pack, units_of
+from bdpo_plugin.model.shared_prefix import pack, prefix_groups
 from bdpo_plugin.model.traits import RowRules
-from bdpo_plugin.model.tree_attention import ARGUMENT, Tree, Unit, _varlen
+from bdpo_plugin.model.tree_attention import ARGUMENT, PrefixGroup, Tree, _varlen
 
 #: Configuration class -> its fields beside the usual ones. All windows are longer than a sequence.
 ATTENDING = {
@@ -179,7 +179,7 @@ def test_a_window_that_is_not_told_to_attention(batch, window, shared):
     mine, shape = read(reader, model, batch)
     torch.testing.assert_close(mine, plain(model, batch), rtol=1e-5, atol=1e-5)
     assert (shape == (1, int(batch[0]["attention_mask"].sum()) - 26)) == shared
-    assert not reader.abilities(model).rows.windows
+    assert not reader.capabilities(model).rows.windows
     longer = {name: value.repeat(1, 3) for name, value in batch[0].items()}
     positions = torch.zeros_like(longer["input_ids"], dtype=torch.bool)
     positions[:, :-1] = longer["attention_mask"][:, 1:].bool()
@@ -222,9 +222,9 @@ def test_no_tensor_grows_with_the_square_of_the_row(tokenizer):
 
 def test_the_segments_for_a_kernel_are_those_of_the_loop():
     """What a kernel would do with the lengths and keys that it is given, computed by hand."""
-    units = [Unit((0, 2, 3), 4), Unit((1,)), Unit((4, 5), 2)]
+    groups = [PrefixGroup((0, 2, 3), 4), PrefixGroup((1,)), PrefixGroup((4, 5), 2)]
     lengths = [7, 5, 4, 9, 3, 6]
-    tree = Tree.of(units, lengths, torch.device("cpu"))
+    tree = Tree.of(groups, lengths, torch.device("cpu"))
     assert tree.sizes == [7, 0, 5, 5, 3, 4]
     width = sum(tree.sizes)
     torch.manual_seed(0)
@@ -254,8 +254,8 @@ def test_positions_begin_again_after_the_prompt(batch):
     inputs, positions, labels = batch
     mask = inputs["attention_mask"].bool()
     rules = RowRules(widest=math.inf, longest=math.inf, each_once=False)
-    units = units_of(inputs["input_ids"], mask)
-    where, packed, order = pack(positions, inputs, mask, units, rules)
+    groups = prefix_groups(inputs["input_ids"], mask)
+    where, packed, order = pack(positions, inputs, mask, groups, rules)
     row, places = packed["input_ids"][0], packed["position_ids"][0]
     tree = packed[ARGUMENT]
     starts = torch.tensor([0, *tree.sizes]).cumsum(0)[:-1].tolist()

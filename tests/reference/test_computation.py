@@ -16,7 +16,7 @@ from transformers.models.qwen2 import modeling_qwen2
 from bdpo_plugin.demo.tiny import build_tokenizer
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.reference.fingerprint import AS_IT_IS, UnreadableReference, model_fingerprint
-from bdpo_plugin.reference.scoring import Job
+from bdpo_plugin.reference.scoring import ScoreRequest
 
 IDS = torch.tensor([[5, 9, 300, 7, 41, 600, 8, 12]])
 
@@ -293,8 +293,8 @@ def autocasting(model):
 def read(model):
     """Attention now takes the trees of packed rows."""
     jobs = [
-        Job(IDS[0, :3].numpy(), IDS[0, 3:].numpy()),
-        Job(IDS[0, :3].numpy(), IDS[0, 5:].numpy()),
+        ScoreRequest(IDS[0, :3].numpy(), IDS[0, 3:].numpy()),
+        ScoreRequest(IDS[0, :3].numpy(), IDS[0, 5:].numpy()),
     ]
     scores_of(model, jobs, reader=ResponseReader())
     return model

@@ -102,10 +102,10 @@ def test_scores_are_those_of_the_truth(tokenizer, architecture, estimator, norma
     for i, pair in enumerate(pairs):
         wanted = truth.score_pair(
             known,
-            pair.chosen.prompt.tolist(),
+            pair.chosen.prompt_ids.tolist(),
             list(NULL.ids),
-            pair.chosen.response.tolist(),
-            pair.rejected.response.tolist(),
+            pair.chosen.completion_ids.tolist(),
+            pair.rejected.completion_ids.tolist(),
             estimator=estimator,
             normalize=normalize,
         )
@@ -167,7 +167,7 @@ def test_duplicates_are_computed_once(score):
     assert same(scores, scores, [0, 1, 2, 0, 2])
     # one response to two prompts: its null term is one
     side = pairs[0].chosen
-    other = Side(side.prompt[::-1].copy(), side.response)
+    other = Side(side.prompt_ids[::-1].copy(), side.completion_ids)
     score([Pair(other, pairs[0].rejected)])
     assert score.rows == 1
 
@@ -407,7 +407,7 @@ POISON = 17
 
 
 def poison(pair, at):
-    side = pair[at]._replace(prompt=np.append(pair[at].prompt, POISON))
+    side = pair[at]._replace(prompt=np.append(pair[at].prompt_ids, POISON))
     return pair._replace(**{("chosen", "rejected")[at]: side})
 
 
@@ -471,12 +471,12 @@ def test_at_most_ten_rows_are_listed(poisoned):
 
 def test_a_missing_score_is_an_error(score, monkeypatch):
     pairs = random_pairs(4)
-    real = dataset.score_jobs
+    real = dataset.score_requests
 
     def all_but_the_last_batch(model, reader, jobs, batches, device, **options):
         yield from real(model, reader, jobs, batches[:-1], device, **options)
 
-    monkeypatch.setattr(dataset, "score_jobs", all_but_the_last_batch)
+    monkeypatch.setattr(dataset, "score_requests", all_but_the_last_batch)
     with pytest.raises(BDPOError, match=r"of 4 pairs.*no score.*First rows: \d"):
         score(pairs, store=None)
 

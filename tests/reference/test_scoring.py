@@ -31,7 +31,12 @@ from bdpo_plugin.model.head import sum_by_row
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.reference import scoring
 from bdpo_plugin.reference.frozen_model import Reference
-from bdpo_plugin.reference.scoring import Job, budgeted_batches, score_jobs, token_budget
+from bdpo_plugin.reference.scoring import (
+    ScoreRequest,
+    budgeted_batches,
+    score_requests,
+    token_budget,
+)
 from bdpo_plugin.settings import BDPOError
 
 NULL = np.array([7, 8, 9])
@@ -40,7 +45,7 @@ NULL = np.array([7, 8, 9])
 def random_jobs(n, *, gain=False, seed=0, **lengths):
     rng = np.random.default_rng(seed)
     sides = [random_side(rng, 1000, **lengths) for _ in range(n)]
-    return [Job(*side, NULL if gain else None) for side in sides]
+    return [ScoreRequest(*side, NULL if gain else None) for side in sides]
 
 
 def table(scores):
@@ -62,7 +67,7 @@ def test_scores_are_those_of_the_truth(tokenizer, architecture, gain):
     jobs = random_jobs(9, gain=gain)
     reader = ResponseReader(chunk_elements=5 * len(tokenizer))
     for job, score in zip(jobs, scores_of(model, jobs, budget=40, reader=reader), strict=True):
-        prompt, response = job.prompt.tolist(), job.response.tolist()
+        prompt, response = job.prompt_ids.tolist(), job.completion_ids.tolist()
         wanted = truth.response_logps(known, prompt, response)
         assert score.logps == pytest.approx(wanted, rel=1e-5, abs=1e-4)
         if gain:
@@ -90,9 +95,9 @@ def test_a_large_vocabulary_costs_no_digits(tokenizer, gain):
     model = recast(small_model(tokenizer, vocab_size=150_000, scale=18.0), PeakedLogits)
     known = truth_model(model)
     rng = np.random.default_rng(0)
-    job = Job(*(rng.integers(5, 150_000, n) for n in (4, 40)), NULL if gain else None)
+    job = ScoreRequest(*(rng.integers(5, 150_000, n) for n in (4, 40)), NULL if gain else None)
     (score,) = scores_of(model, [job], budget=100)
-    prompt, response = job.prompt.tolist(), job.response.tolist()
+    prompt, response = job.prompt_ids.tolist(), job.completion_ids.tolist()
     assert score.logps == pytest.approx(truth.response_logps(known, prompt, response), abs=1e-4)
     if gain:
         wanted = truth.expected_mi(known, prompt, NULL.tolist(), response, normalize=False)
@@ -106,7 +111,7 @@ def test_expected_gain_where_the_model_projects_itself(tokenizer):
     with pytest.warns(UserWarning, match="OddLogits"):
         scores = scores_of(model, jobs)
     for job, score in zip(jobs, scores, strict=True):
-        ids = job.prompt.tolist(), NULL.tolist(), job.response.tolist()
+        ids = job.prompt_ids.tolist(), NULL.tolist(), job.completion_ids.tolist()
         wanted = truth.expected_mi(known, *ids, normalize=False)
         assert score.gain == pytest.approx(wanted, rel=1e-5, abs=1e-4)
 
@@ -179,8 +184,10 @@ def test_mutual_information_known_in_closed_form(topic_model):
     for topic in range(4):
         for response in responses:
             prompt = np.array([40, topic, 41]) if topic else np.array([40, 42, 41])
-            joint = scores_of(topic_model, [Job(prompt, response, null)])[0]
-            cond, bare = scores_of(topic_model, [Job(prompt, response), Job(null, response)])
+            joint = scores_of(topic_model, [ScoreRequest(prompt, response, null)])[0]
+            cond, bare = scores_of(
+                topic_model, [ScoreRequest(prompt, response), ScoreRequest(null, response)]
+            )
             gained = distributions[topic][response] - distributions[0][response]
             divergence = distributions[topic].exp() * (distributions[topic] - distributions[0])
             assert cond.logps - bare.logps == pytest.approx(gained.sum().item(), abs=1e-4)
@@ -207,9 +214,9 @@ def test_a_response_that_does_not_depend_on_its_query(tokenizer):
     jobs = []
     for _ in range(10):
         query = rng.integers(5, 60, rng.integers(1, 9))
-        jobs.append(Job(np.array([3, *query, 30, 31]), rng.integers(5, 60, 6), null))
+        jobs.append(ScoreRequest(np.array([3, *query, 30, 31]), rng.integers(5, 60, 6), null))
     joint = scores_of(model, jobs)
-    bare = scores_of(model, [Job(null, job.response) for job in jobs])
+    bare = scores_of(model, [ScoreRequest(null, job.completion_ids) for job in jobs])
     for score, alone in zip(joint, bare, strict=True):
         assert score.logps == pytest.approx(alone.logps, abs=1e-5)
         assert score.gain == pytest.approx(0, abs=1e-6)
@@ -233,19 +240,22 @@ def tokens_of(jobs, batch, *, shared):
         return sum(jobs[i].rows for i in batch) * max(jobs[i].length for i in batch)
     of_prompt = {}
     for i in batch:
-        of_prompt.setdefault(jobs[i].prompt.tobytes(), []).append(jobs[i])
-    total = sum(jobs[i].rows * len(jobs[i].response) for i in batch)
+        of_prompt.setdefault(jobs[i].prompt_ids.tobytes(), []).append(jobs[i])
+    total = sum(jobs[i].rows * len(jobs[i].completion_ids) for i in batch)
     for alike in of_prompt.values():
         units = -(-len(alike) // 2)
-        null = 0 if alike[0].null is None else len(alike[0].null)
-        total += units * (len(alike[0].prompt) + null)
+        null = 0 if alike[0].null_prompt_ids is None else len(alike[0].null_prompt_ids)
+        total += units * (len(alike[0].prompt_ids) + null)
     return total
 
 
 @given(lengths=lengths, gain=st.booleans(), budget=st.integers(1, 400), shared=st.booleans())
 def test_batches(lengths, gain, budget, shared):
     null = np.ones(5, dtype=np.int64) if gain else None
-    jobs = [Job(np.ones(p, dtype=np.int64), np.ones(r, dtype=np.int64), null) for p, r in lengths]
+    jobs = [
+        ScoreRequest(np.ones(p, dtype=np.int64), np.ones(r, dtype=np.int64), null)
+        for p, r in lengths
+    ]
     batches = budgeted_batches(jobs, budget, shared=shared)
     assert sorted(i for batch in batches for i in batch) == list(range(len(jobs)))
     widths = [max(jobs[i].length for i in batch) for batch in batches]
@@ -264,7 +274,7 @@ def test_the_sides_of_a_pair_stay_together(shared):
     for _ in range(20):
         prompt = rng.integers(5, 99, 10)
         for tokens in rng.integers(5, 60, 2):
-            jobs += [Job(prompt, np.arange(tokens)), Job(NULL, np.arange(tokens))]
+            jobs += [ScoreRequest(prompt, np.arange(tokens)), ScoreRequest(NULL, np.arange(tokens))]
     for budget in (50, 300):  # none of them fits, or some
         batches = budgeted_batches(jobs, budget, shared=shared)
         assert sorted(i for batch in batches for i in batch) == list(range(len(jobs)))
@@ -278,9 +288,12 @@ def test_the_sides_of_a_pair_stay_together(shared):
 
 def test_length_and_rows_of_a_job():
     ids = np.arange
-    assert (Job(ids(3), ids(4)).length, Job(ids(3), ids(4)).rows) == (7, 1)
-    assert (Job(ids(3), ids(4), ids(9)).length, Job(ids(3), ids(4), ids(9)).rows) == (13, 2)
-    assert Job(ids(9), ids(4), ids(3)).length == 13
+    assert (ScoreRequest(ids(3), ids(4)).length, ScoreRequest(ids(3), ids(4)).rows) == (7, 1)
+    assert (
+        ScoreRequest(ids(3), ids(4), ids(9)).length,
+        ScoreRequest(ids(3), ids(4), ids(9)).rows,
+    ) == (13, 2)
+    assert ScoreRequest(ids(9), ids(4), ids(3)).length == 13
 
 
 def test_sum_by_row():
@@ -332,10 +345,10 @@ def test_a_batch_is_read_once_the_next_is_queued(tokenizer, behind):
     wanted = scores_of(model, jobs)
     reader = ResponseReader()
     with torch.no_grad(), counted_rows(model) as rows:
-        list(score_jobs(model, reader, jobs[:1], [[0]], CPU))  # its trials
+        list(score_requests(model, reader, jobs[:1], [[0]], CPU))  # its trials
         rows.clear()
         seen = []
-        for batch, scores in score_jobs(model, reader, jobs, batches, CPU):
+        for batch, scores in score_requests(model, reader, jobs, batches, CPU):
             seen.append((batch, len(rows)))
             assert_same(scores, [wanted[i] for i in batch])
     forwards = [1, 2, 3] if not behind else [2, 3, 3]
@@ -347,7 +360,7 @@ def test_ranks_in_step_read_at_once(tokenizer, behind):
     model, reader = small_model(tokenizer), ResponseReader()
     batches = [[0, 1], [2, 3]]
     with torch.no_grad(), counted_rows(model) as rows:
-        found = score_jobs(model, reader, random_jobs(4), batches, CPU, in_step=True)
+        found = score_requests(model, reader, random_jobs(4), batches, CPU, lockstep=True)
         next(found)
         once = len(rows)
         next(found)
@@ -369,7 +382,7 @@ def test_what_was_computed_before_an_error_is_not_lost(tokenizer, behind, error)
     done = []
 
     def run():
-        for batch, _ in score_jobs(model, reader, jobs, [[0, 1], [2, 3], [4]], CPU):
+        for batch, _ in score_requests(model, reader, jobs, [[0, 1], [2, 3], [4]], CPU):
             done.append(batch)
 
     with torch.no_grad(), pytest.raises(BDPOError if error is torch.OutOfMemoryError else error):
@@ -381,7 +394,7 @@ def test_a_score_that_is_not_finite_spoils_no_other(tokenizer, behind):
     """Its batch is run once more, padded, to be sure whose it is."""
     model = small_model(tokenizer, "untied")
     jobs = random_jobs(6)
-    bad = Job(jobs[2].prompt, np.append(jobs[2].response, 1000))
+    bad = ScoreRequest(jobs[2].prompt_ids, np.append(jobs[2].completion_ids, 1000))
     reader = ResponseReader()
     wanted = scores_of(model, jobs, reader=reader)
     with torch.no_grad():
@@ -446,7 +459,7 @@ def test_batches_done_before_are_not_done_again(tokenizer, behind):
     _, reader = limited(model, 3)
     batches = [[0, 1, 2], [3, 4, 5, 6, 7, 8], [9, 10, 11]]
     with torch.no_grad(), counted_rows(model):
-        done = [b for b, _ in score_jobs(model, reader, jobs, batches, CPU)]
+        done = [b for b, _ in score_requests(model, reader, jobs, batches, CPU)]
     assert done[0] == [0, 1, 2]
     assert sorted(i for batch in done for i in batch) == list(range(12))
 
@@ -502,7 +515,7 @@ def fixed_model(tokenizer, architecture):
 @pytest.mark.parametrize("architecture", GOLDEN[1])
 def test_other_scores_are_another_release(tokenizer, architecture):
     null = np.array([7, 8, 9])
-    jobs = [Job(np.arange(5, 9 + i), np.arange(40, 44 + 3 * i), null) for i in range(3)]
+    jobs = [ScoreRequest(np.arange(5, 9 + i), np.arange(40, 44 + 3 * i), null) for i in range(3)]
     found = [list(score) for score in scores_of(fixed_model(tokenizer, architecture), jobs)]
     assert scoring.VERSION in GOLDEN, "add its numbers here"
     wanted = GOLDEN[scoring.VERSION][architecture]
@@ -551,8 +564,8 @@ def test_everything_is_as_before(tokenizer, kind, error):
     next(m for n, m in model.named_modules() if n.endswith("layers.0")).eval()
     before, logits = state_of(model), logits_of(model)
     try:
-        with reference.in_force() as in_force:
-            assert in_force is model
+        with reference.activated() as activated:
+            assert activated is model
             assert not torch.is_grad_enabled()
             assert not any(m.training for m in model.modules())
             if error:
@@ -570,7 +583,7 @@ def test_adapters_are_off(tokenizer):
             parameter.data.mul_(2)
     base = logits_of(small_model(tokenizer))
     assert not torch.allclose(logits_of(model), base)
-    with Reference(model, "base", peft=model).in_force() as reference:
+    with Reference(model, "base", peft=model).activated() as reference:
         torch.testing.assert_close(logits_of(reference), base)
         jobs = random_jobs(4)
         assert_same(scores_of(reference, jobs), scores_of(small_model(tokenizer), jobs))
@@ -583,7 +596,7 @@ def test_the_adapter_of_the_reference_is_on(tokenizer):
     wanted = logits_of(model)
     model.set_adapter("default")
     assert not torch.allclose(trained, wanted)
-    with Reference(model, "ref", peft=model, adapter="ref").in_force() as reference:
+    with Reference(model, "ref", peft=model, adapter="ref").activated() as reference:
         torch.testing.assert_close(logits_of(reference), wanted)
     torch.testing.assert_close(logits_of(model), trained)
 
@@ -593,7 +606,7 @@ def test_an_adapter_that_is_not_there(tokenizer):
     before = state_of(model)
     with (
         pytest.raises(ValueError, match="ref"),
-        Reference(model, "ref", peft=model, adapter="ref").in_force(),
+        Reference(model, "ref", peft=model, adapter="ref").activated(),
     ):
         pass
     assert state_of(model) == before
@@ -606,7 +619,7 @@ def test_autocast_of_the_policy_is_used(tokenizer):
     def autocast():
         return torch.autocast("cpu", torch.bfloat16)
 
-    with Reference(model, "itself", autocast=autocast).in_force():
+    with Reference(model, "itself", autocast=autocast).activated():
         rounded = logits_of(model)
     assert not torch.equal(rounded, exact)
     torch.testing.assert_close(rounded.float(), exact, rtol=0.1, atol=0.2)
@@ -616,7 +629,7 @@ def test_autocast_of_the_policy_is_used(tokenizer):
 def test_dropout_is_off(tokenizer):
     model = small_model(tokenizer, attention_dropout=0.5).train()
     jobs = random_jobs(3)
-    with Reference(model, "itself").in_force() as reference:
+    with Reference(model, "itself").activated() as reference:
         assert_same(scores_of(reference, jobs), scores_of(reference, jobs))
 
 

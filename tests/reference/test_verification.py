@@ -18,7 +18,7 @@ from bdpo_plugin.reference.fingerprint import model_fingerprint
 from bdpo_plugin.reference.frozen_model import Reference
 from bdpo_plugin.reference.null_prompt import NullPrompt
 from bdpo_plugin.reference.score_pairs import score_pairs
-from bdpo_plugin.reference.scoring import Job
+from bdpo_plugin.reference.scoring import ScoreRequest
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.reference.verification import SCORES, rounding
 from bdpo_plugin.settings import BDPOSettings
@@ -194,7 +194,7 @@ def test_a_slow_device_computes_few_again(tokenizer, tmp_path, monkeypatch):
 
 def test_rounding_grows_with_the_response_and_with_the_dtype():
     def of(eps, tokens, logps=0.0):
-        job = Job(np.arange(3), np.arange(tokens))
+        job = ScoreRequest(np.arange(3), np.arange(tokens))
         return float(rounding(eps, [job], np.array([logps]))[0])
 
     exact, half = torch.finfo(torch.float32).eps, torch.finfo(torch.bfloat16).eps

@@ -10,7 +10,7 @@ from small_models import small_model
 
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.reference import scoring
-from bdpo_plugin.reference.scoring import Job
+from bdpo_plugin.reference.scoring import ScoreRequest
 from bdpo_plugin.training.batch import PreferenceBatch
 from bdpo_plugin.training.score_columns import SCORE_COLUMNS
 from bdpo_plugin.training.step import LossTerms, MetricSums, preference_step
@@ -20,8 +20,8 @@ from bdpo_plugin.training.step import LossTerms, MetricSums, preference_step
 def non_blocking(monkeypatch):
     """As on CUDA, where a copy to the device need not be waited for."""
     for name, module in [*sys.modules.items()]:
-        if name.startswith("bdpo_plugin.") and hasattr(module, "moved"):
-            monkeypatch.setattr(module, "moved", lambda t, to: t.to(to, non_blocking=True))
+        if name.startswith("bdpo_plugin.") and hasattr(module, "to_device"):
+            monkeypatch.setattr(module, "to_device", lambda t, to: t.to(to, non_blocking=True))
 
 
 def batch_of(pairs, vocabulary, prompt=6):
@@ -32,14 +32,16 @@ def batch_of(pairs, vocabulary, prompt=6):
     mask = torch.ones_like(ids)
     for row in range(2 * pairs):
         mask[row, prompt + 1 + row :] = 0
-    trained = mask.bool()
-    trained[:, :prompt] = False
-    return ids, mask, trained
+    completion_mask = mask.bool()
+    completion_mask[:, :prompt] = False
+    return ids, mask, completion_mask
 
 
 def step(model, reader, terms=("sigmoid", "sft")):
-    ids, mask, trained = map(OnDevice, batch_of(2, 60))
-    batch = PreferenceBatch.of({"input_ids": ids, "attention_mask": mask}, trained, without=())
+    ids, mask, completion_mask = map(OnDevice, batch_of(2, 60))
+    batch = PreferenceBatch.of(
+        {"input_ids": ids, "attention_mask": mask}, completion_mask, without=()
+    )
     scores = {name: OnDevice(torch.ones(2)) for name in SCORE_COLUMNS}
     loss, metrics, _ = preference_step(
         reader, model, batch, scores, LossTerms(terms, [1.0] * len(terms), 0.1)
@@ -71,7 +73,7 @@ def test_one_wait_a_step(tokenizer, non_blocking, attention):
 @pytest.mark.parametrize("null", [None, np.array([7, 8])], ids=["log-probabilities", "gain"])
 def test_a_batch_is_queued_for_scoring_without_a_wait(tokenizer, non_blocking, null):
     model = put(small_model(tokenizer, "untied", layers=2))
-    jobs = [Job(np.arange(5, 11), np.arange(20, 24 + n), null) for n in range(2)]
+    jobs = [ScoreRequest(np.arange(5, 11), np.arange(20, 24 + n), null) for n in range(2)]
     reader = ResponseReader()
     with device_in_use() as waits, torch.no_grad():
         for _ in range(2):

@@ -19,7 +19,7 @@ from axolotl.utils.dict import DictDefault
 from transformers import AutoTokenizer
 
 from bdpo_plugin.data.pairs import Pair, Side
-from bdpo_plugin.data.user_rows import Source, watched
+from bdpo_plugin.data.user_rows import Source, recording_sources
 from bdpo_plugin.hosts.axolotl.limits import check_trained
 from bdpo_plugin.hosts.axolotl.loaded import load_for_looking
 from bdpo_plugin.hosts.axolotl.rewrite_config import ENTRIES, MARK
@@ -45,7 +45,7 @@ def inspect(keys: Mapping[str, Any]) -> Inspected:
         BDPOError: what a run would raise before its model is loaded; and a tokenizer without the
             chat template that it needs.
     """
-    with TemporaryDirectory(prefix="bdpo-doctor-") as folder, watched() as seen:
+    with TemporaryDirectory(prefix="bdpo-doctor-") as folder, recording_sources() as seen:
         cfg = load_for_looking(keys, Path(folder))
         _check_whole(keys)
         if cfg.get(MARK):
@@ -55,12 +55,12 @@ def inspect(keys: Mapping[str, Any]) -> Inspected:
         tokenizer = load_tokenizer(cfg)
     sources = seen[: len(cfg.datasets)]  # those of the training data come first
     length = cfg.sequence_len
-    pairs, lengths, misplaced = [], [], []
+    pairs, lengths, prompt_boundary_mismatch = [], [], []
     for number, row in enumerate(data.train_dataset):
         pair, before, apart = _tokenised(row, tokenizer, length)
         pairs.append(pair)
         lengths.append(before)
-        misplaced += [number] if apart else []
+        prompt_boundary_mismatch += [number] if apart else []
 
     def texts(source: Source) -> Iterator[str]:
         for row in source.made:
@@ -76,11 +76,12 @@ def inspect(keys: Mapping[str, Any]) -> Inspected:
         template=None,
         pairs=pairs,
         lengths=lengths,
-        misplaced=misplaced,
+        prompt_boundary_mismatch=prompt_boundary_mismatch,
         sources=sources,
         rendered=texts,
         cut=sum(
-            len(side.prompt) + len(side.response) == length and len(side.response) < whole_length
+            len(side.prompt_ids) + len(side.completion_ids) == length
+            and len(side.completion_ids) < whole_length
             for pair, before in zip(pairs, lengths, strict=True)
             for side, whole_length in zip(pair, before, strict=True)
         ),

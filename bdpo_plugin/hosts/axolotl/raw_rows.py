@@ -25,7 +25,7 @@ from bdpo_plugin.data.raw_rows import (
     missing_columns,
     raise_problems,
 )
-from bdpo_plugin.data.user_rows import saw
+from bdpo_plugin.data.user_rows import record_source
 from bdpo_plugin.hosts.axolotl.loading import given
 from bdpo_plugin.hosts.axolotl.responses import Conversations, Responses
 from bdpo_plugin.hosts.axolotl.rewrite_config import LOG, MARK
@@ -104,7 +104,7 @@ def map_dataset(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dic
     elif not cfg.skip_prepare_dataset:  # the next step of Axolotl's needs texts
         made = mapped.select_columns([c for c in _MADE if c in mapped.column_names])
         check_rows(made, name, _made, numbers)
-    saw(rows, mapped)
+    record_source(rows, mapped)
     return mapped
 
 

@@ -14,7 +14,7 @@ from axolotl.integrations.base import PluginManager
 from axolotl.train import setup_model_and_trainer
 from axolotl.utils.data.rl import _truncate_long_sequences_rl
 
-from bdpo_plugin.data.user_rows import Source, watched
+from bdpo_plugin.data.user_rows import Source, recording_sources
 from bdpo_plugin.hosts.axolotl.loaded import load_for_looking
 from bdpo_plugin.hosts.axolotl.rewrite_config import PLUGIN
 from bdpo_plugin.hosts.axolotl.side_effects import SHARES
@@ -35,7 +35,7 @@ def score(config: Path, output_dir: Path) -> Scored:
     Raises:
         BDPOError: what a run would raise.
     """
-    with TemporaryDirectory(prefix="bdpo-mi-") as folder, watched() as seen:
+    with TemporaryDirectory(prefix="bdpo-mi-") as folder, recording_sources() as seen:
         keys = yaml.safe_load(config.read_text(encoding="utf-8"))
         named = [name for name in keys.get("plugins") or [] if name != PLUGIN]
         ours = {"rl": "bdpo", "bdpo_precompute": True, "plugins": [*named, PLUGIN]}

@@ -14,7 +14,7 @@ from llamafactory.hparams import DataArguments, get_train_args
 from llamafactory.model import load_tokenizer
 from omegaconf import OmegaConf
 
-from bdpo_plugin.data.user_rows import Source, watched
+from bdpo_plugin.data.user_rows import Source, recording_sources
 from bdpo_plugin.hosts.llamafactory.arguments import PREF_LOSS
 from bdpo_plugin.hosts.llamafactory.hooks import checking_rows
 from bdpo_plugin.hosts.llamafactory.side_effects import SHARES, for_looking, tokenised_data
@@ -37,7 +37,7 @@ def inspect(config: Path) -> Inspected:
         model_args, data_args, training_args, finetuning_args, _ = get_train_args(args)
         module = load_tokenizer(model_args)
         template = get_template_and_fix_tokenizer(module["tokenizer"], data_args)
-        with watched() as seen, checking_rows():
+        with recording_sources() as seen, checking_rows():
             data = get_dataset(
                 template, model_args, data_args, training_args, stage="rm", **module
             )["train_dataset"]
@@ -54,14 +54,14 @@ def inspect(config: Path) -> Inspected:
     settings = BDPOSettings.from_keys(vars(finetuning_args)) if ours else BDPOSettings()
     pairs = dataset_pairs(data, "train")
     length = data_args.cutoff_len
-    longest = [max(len(s.prompt) + len(s.response) for s in pair) for pair in pairs]
+    longest = [max(len(s.prompt_ids) + len(s.completion_ids) for s in pair) for pair in pairs]
     return Inspected(
         settings=settings,
         tokenizer=tokenizer,
         template=data_args.template,
         pairs=pairs,
         lengths=[BEFORE] * len(pairs),
-        misplaced=None,
+        prompt_boundary_mismatch=None,
         sources=seen[: len(data_args.dataset or ())],
         rendered=texts,
         cut=sum(tokens >= length for tokens in longest),

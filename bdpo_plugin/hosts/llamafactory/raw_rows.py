@@ -20,7 +20,7 @@ from bdpo_plugin.data.raw_rows import (
     missing_columns,
     raise_row,
 )
-from bdpo_plugin.data.user_rows import saw
+from bdpo_plugin.data.user_rows import record_source
 from bdpo_plugin.output.tables import print_problems
 from bdpo_plugin.settings import BDPOError
 
@@ -69,7 +69,7 @@ def align(align_dataset: Callable[..., Any], dataset: Any, attributes: Any, *res
     check_rows(dataset, name, problems)
     aligned = align_dataset(dataset, attributes, *rest)
     print_problems(_dropped(aligned, name))
-    saw(dataset, aligned)
+    record_source(dataset, aligned)
     return aligned
 
 

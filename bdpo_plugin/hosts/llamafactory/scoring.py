@@ -15,7 +15,7 @@ from llamafactory.train.tuner import run_exp
 from omegaconf import OmegaConf
 from transformers import TrainerCallback
 
-from bdpo_plugin.data.user_rows import Source, watched
+from bdpo_plugin.data.user_rows import Source, recording_sources
 from bdpo_plugin.hosts.llamafactory.arguments import PREF_LOSS
 from bdpo_plugin.hosts.llamafactory.side_effects import SHARES, for_looking
 from bdpo_plugin.hosts.llamafactory.tokenised import TOKENISED, dataset_pairs
@@ -54,7 +54,7 @@ def score(config: Path, output_dir: Path) -> Scored:
         args = {key: value for key, value in args.items() if key not in SHARES}
         args |= {"pref_loss": PREF_LOSS, "bdpo_precompute": True, "do_train": True}
         try:
-            with watched() as seen:
+            with recording_sources() as seen:
                 run_exp(args, callbacks=[_Stop()])
         except _Scored as stopped:
             dataset = stopped.dataset

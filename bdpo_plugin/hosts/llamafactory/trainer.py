@@ -91,7 +91,9 @@ class LlamaFactoryBDPOTrainer(RunMixin, CustomDPOTrainer):
 
     def _tokenised(self, dataset: Dataset, name: str) -> Tokenised:
         pairs = dataset_pairs(dataset, name)
-        return Tokenised(pairs, [BEFORE] * len(pairs), misplaced=(), rows=range(len(pairs)))
+        return Tokenised(
+            pairs, [BEFORE] * len(pairs), prompt_boundary_mismatch=(), rows=range(len(pairs))
+        )
 
     def _prepare_stream(self, stream: IterableDataset, name: str) -> IterableDataset:
         """The stream without the pairs that cannot teach, which are counted."""
@@ -103,7 +105,7 @@ class LlamaFactoryBDPOTrainer(RunMixin, CustomDPOTrainer):
             workers=self.args.dataloader_num_workers,
         )
         stream = stream.filter(rows.teaches)
-        self._settled(dataset_pairs(peek(stream, name, TOKENISED), name))
+        self._scorer_for(dataset_pairs(peek(stream, name, TOKENISED), name))
         rows.start_counting()
         self._streams.append(rows)
         return self._ready.add(stream)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dis
 import inspect
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import trl
@@ -42,23 +41,10 @@ _METHODS: dict[str, tuple[str, ...]] = {
     "compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),
     "log": ("logs", "start_time"),
 }
-#: Attributes that it sets, and BDPOTrainer reads.
-_ATTRIBUTES = (
-    "_metrics",
-    "_tokenizer",
-    "_total_train_tokens",
-    "aux_loss_enabled",
-    "beta",
-    "label_smoothing",
-    "loss_types",
-    "loss_weights",
-    "ref_model",
-    "router_aux_loss_coef",
-)
 
 
 def check_release(trainer: type, found: str) -> None:
-    """Refuse a release of TRL whose trainer lacks what BDPOTrainer overrides or reads of it.
+    """Refuse a release of TRL whose trainer lacks a method that BDPOTrainer overrides or calls.
 
     A release that has all of it and that the tests do not run beside is a warning.
 
@@ -74,8 +60,6 @@ def check_release(trainer: type, found: str) -> None:
         for name, arguments in _METHODS.items()
         if not _takes(getattr(trainer, name, None), arguments)
     ]
-    assigned = {name for cls in trainer.__mro__ for name in _assigned(cls)}
-    missing += [f"the attribute {name}" for name in _ATTRIBUTES if name not in assigned]
     if missing:
         raise BDPOError(
             f"B-DPO cannot run beside TRL {found}, whose DPOTrainer lacks {'; '.join(missing)}. "
@@ -99,14 +83,6 @@ def _takes(method: Any, arguments: tuple[str, ...]) -> bool:
     )
 
 
-def _assigned(cls: type) -> Iterator[str]:
-    """The names of attributes that the methods of a class assign to."""
-    for method in vars(cls).values():
-        if inspect.isfunction(method):
-            code = inspect.unwrap(method).__code__
-            yield from (i.argval for i in dis.get_instructions(code) if i.opname == "STORE_ATTR")
-
-
 def check_arguments(args: Any) -> BDPOSettings:
     """The method's settings of a run, or a refusal that names the argument.
 
@@ -128,8 +104,8 @@ def check_arguments(args: Any) -> BDPOSettings:
     )
     # enums in some releases of TRL
     values = {key: getattr(value, "value", value) for key, value in vars(args).items()}
-    # where TRL does not keep the key, Liger's kernels are in the layers alone
-    fused = "use_liger_kernel" in _assigned(DPOTrainer)
+    # in releases without a loss of Liger's, its kernels are in the layers alone
+    fused = hasattr(DPOTrainer, "_compute_loss_liger")
     check_limits(values, (*_LIMITS, *([_FUSED] if fused else [])), "B-DPO")
     settings.check_precompute(args.precompute_ref_log_probs or None)  # False is TRL's default
     return settings

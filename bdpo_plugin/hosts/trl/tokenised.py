@@ -63,8 +63,8 @@ def preference_batch(batch: Mapping[str, Any]) -> PreferenceBatch:
             "TRL's DataCollatorForPreference. Leave out the option that replaces the collator "
             "(in Axolotl, `pad_to_multiple_of`)."
         )
-    trained = batch["completion_mask"].bool()
-    return PreferenceBatch.of(batch, trained, without=("completion_mask", *TRL_COLUMNS))
+    completion_mask = batch["completion_mask"].bool()
+    return PreferenceBatch.of(batch, completion_mask, without=("completion_mask", *TRL_COLUMNS))
 
 
 def dataset_pairs(dataset: Dataset, collator: Any) -> list[Pair]:
@@ -78,8 +78,8 @@ def dataset_pairs(dataset: Dataset, collator: Any) -> list[Pair]:
         length = len(prompt) + len(response)
         if len(prompt) and length <= limit:
             return Side(prompt, response)
-        trained = np.arange(length) >= len(prompt)
-        return split_sequence(np.concatenate([prompt, response])[cut], trained[cut])
+        completion_mask = np.arange(length) >= len(prompt)
+        return split_sequence(np.concatenate([prompt, response])[cut], completion_mask[cut])
 
     return [
         Pair(side(prompt, chosen), side(prompt, rejected))
@@ -98,7 +98,7 @@ def _collated(
     return pairs
 
 
-def misplaced_rows(
+def prompt_boundary_mismatches(
     dataset: Dataset, tokenizer: Any, name: str, processes: int | None = None
 ) -> list[int]:
     """Rows whose prompt's tokens change when a response follows; the same in every rank.
@@ -122,14 +122,14 @@ def misplaced_rows(
     if start < end:
         with _bars(shown=state.is_main_process):
             looked = dataset.select(range(start, end)).map(
-                _misplaced,
+                _has_boundary_mismatch,
                 batched=True,
                 fn_kwargs={"tokenizer": tokenizer},
                 remove_columns=dataset.column_names,
                 num_proc=workers if workers > 1 else None,
                 desc=f"Checking the prompts of the {visible(name)} data",
             )
-        found = [start + row for row, is_misplaced in enumerate(looked["found"]) if is_misplaced]
+        found = [start + row for row, mismatch in enumerate(looked["found"]) if mismatch]
     return sorted(gather_object(found))
 
 
@@ -146,8 +146,10 @@ def _bars(*, shown: bool) -> Iterator[None]:
             enable_progress_bars()
 
 
-def _misplaced(columns: Mapping[str, list[Any]], tokenizer: Any) -> dict[str, list[bool]]:
-    """Of each row, as a column, whether it is misplaced."""
+def _has_boundary_mismatch(
+    columns: Mapping[str, list[Any]], tokenizer: Any
+) -> dict[str, list[bool]]:
+    """Of each row, as a column, whether its prompt ends elsewhere than the response begins."""
     there = [name for name in READ if name in columns]
     rows = [
         dict(zip(there, row, strict=True))
@@ -158,10 +160,10 @@ def _misplaced(columns: Mapping[str, list[Any]], tokenizer: Any) -> dict[str, li
     found = np.zeros(len(rows), dtype=bool)
     for part, of_part in zip(_TELLING, texts, strict=True):
         tokens = tokenizer(list(of_part), add_special_tokens=special)["input_ids"]
-        trained = columns["prompt_ids"]
+        completion_mask = columns["prompt_ids"]
         if part != "prompt":
-            trained = list(map(add, trained, columns[f"{part}_ids"]))
-        found |= [ours != theirs for ours, theirs in zip(tokens, trained, strict=True)]
+            completion_mask = list(map(add, completion_mask, columns[f"{part}_ids"]))
+        found |= [ours != theirs for ours, theirs in zip(tokens, completion_mask, strict=True)]
     return {"found": found.tolist()}
 
 

@@ -33,8 +33,8 @@ from bdpo_plugin.hosts.trl.raw_rows import (
 from bdpo_plugin.hosts.trl.tokenised import (
     TOKENISED,
     dataset_pairs,
-    misplaced_rows,
     preference_batch,
+    prompt_boundary_mismatches,
 )
 from bdpo_plugin.output.model_card import NAME, PAPER, TAGS
 from bdpo_plugin.output.run_record import add_peak_memory
@@ -196,7 +196,9 @@ class BDPOTrainer(RunMixin, DPOTrainer):
         return Tokenised(
             pairs=dataset_pairs(dataset, collator),
             lengths=[(len(chosen), len(rejected)) for chosen, rejected in responses],
-            misplaced=misplaced_rows(dataset, self._tokenizer, name, processes),
+            prompt_boundary_mismatch=prompt_boundary_mismatches(
+                dataset, self._tokenizer, name, processes
+            ),
             rows=list(dataset[ROW]),
             names=list(dataset[FILE_ROW]) if FILE_ROW in dataset.column_names else None,
         )
@@ -205,7 +207,7 @@ class BDPOTrainer(RunMixin, DPOTrainer):
         """Without a pass: check the data that can be checked, and settle the null prompt."""
         if isinstance(self.train_dataset, IterableDataset):
             first = peek(self.train_dataset, "train", TOKENISED)
-            self._settled(dataset_pairs(first, self.data_collator))
+            self._scorer_for(dataset_pairs(first, self.data_collator))
             for stream in self._streams:
                 stream.start_counting()
         self._prepare_datasets()

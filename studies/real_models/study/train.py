@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from bdpo_plugin import BalanceWeights, BDPOConfig, BDPOTrainer
-from bdpo_plugin.data.user_rows import watched
+from bdpo_plugin.data.user_rows import recording_sources
 from bdpo_plugin.sources.forms import Pair
 from studies.real_models.study.design import Job, Preset
 from studies.real_models.study.evaluate import Evaluation
@@ -151,7 +151,7 @@ class Bench:
         rank = training.rank
         safe = settings["margin"] > 0
         # watched, so that the mutual information is measured in arms that weigh nothing too
-        with contextlib.redirect_stdout(io.StringIO()), watched():
+        with contextlib.redirect_stdout(io.StringIO()), recording_sources():
             return (SafeDPOTrainer if safe else BDPOTrainer)(
                 self.model(),
                 args=args,

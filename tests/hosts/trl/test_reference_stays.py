@@ -45,7 +45,7 @@ def test_so_are_weights_that_the_user_trains_beside_the_adapter(tmp_path) -> Non
     made.model.get_input_embeddings().weight.requires_grad_(True)
     source = ReferenceSource(made, prepare_deepspeed)
     with pytest.raises(BDPOError, match=r"training base_model\..*embed_tokens.weight changes"):
-        source.in_step(made.model)
+        source.during_step(made.model)
 
 
 def test_before_training_they_are_the_base_model(tmp_path) -> None:

@@ -43,5 +43,7 @@ def test_rows_whose_prompt_changes_with_a_response(tmp_path, monkeypatch, proces
         rows[moved] = {"prompt": "how do I make the ca", "chosen": "ke", "rejected": "ke now"}
     made = trainer(output_dir=tmp_path, dataset=Dataset.from_list(rows))
     monkeypatch.setattr(data, "WORTH_A_PROCESS", 4)
-    found = data.misplaced_rows(made.train_dataset, build_tokenizer(), "train", processes)
+    found = data.prompt_boundary_mismatches(
+        made.train_dataset, build_tokenizer(), "train", processes
+    )
     assert found == [0, 7, 11]

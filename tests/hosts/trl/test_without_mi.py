@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from running import history, trainer
 
 from bdpo_plugin.cli import main
-from bdpo_plugin.data.user_rows import watched
+from bdpo_plugin.data.user_rows import recording_sources
 from bdpo_plugin.reference import scoring
 
 
@@ -18,7 +18,7 @@ def prompts(monkeypatch):
 
     def noted(jobs, *args, **kwargs):
         for job in jobs:
-            seen.extend(tuple(p) for p in (job.prompt, job.null) if p is not None)
+            seen.extend(tuple(p) for p in (job.prompt_ids, job.null_prompt_ids) if p is not None)
         return queue(jobs, *args, **kwargs)
 
     monkeypatch.setattr(scoring, "_queue", noted)
@@ -58,7 +58,7 @@ def test_it_is_where_something_reads_it(tmp_path, prompts, asked):
     if asked.pop("weigh", False):
         asked = {"weigh": lambda *mi: (*mi, mi[0] * 0 + 1), "bdpo_alpha": 0}
     if asked.pop("watched", False):  # as `bdpo mi` does
-        with watched():
+        with recording_sources():
             made = trainer(output_dir=tmp_path, bdpo_alpha=0)
     else:
         made = trainer(output_dir=tmp_path, **asked)

@@ -9,16 +9,16 @@ import numpy as np
 
 from bdpo_plugin.data.pairs import Pair
 from bdpo_plugin.reference.null_prompt import NullPrompt
-from bdpo_plugin.reference.scoring import Job
+from bdpo_plugin.reference.scoring import ScoreRequest
 from bdpo_plugin.reference.store import KEY, framed, score_key
 
 
-class Wanted(NamedTuple):
+class RequiredScores(NamedTuple):
     """The n distinct scores that B pairs need, in the order of their keys.
 
     Attributes:
         keys: (n,), sorted.
-        jobs: what to compute for each.
+        requests: what to compute for each.
         first: (n,) where it is first needed.
         of_pair: (B, 2 or 4) indices of a pair's scores: the chosen side's, then the rejected's; of
             each that after the prompt, then, where both are scores of their own, that after the
@@ -27,15 +27,15 @@ class Wanted(NamedTuple):
     """
 
     keys: np.ndarray
-    jobs: list[Job]
+    requests: list[ScoreRequest]
     first: np.ndarray
     of_pair: np.ndarray
     columns: int
 
 
-def wanted_scores(
+def required_scores(
     pairs: Sequence[Pair], null_prompt: NullPrompt | None, *, with_gain: bool
-) -> Wanted:
+) -> RequiredScores:
     """The scores that pairs need.
 
     Args:
@@ -45,25 +45,25 @@ def wanted_scores(
     null = None if null_prompt is None else np.asarray(null_prompt.ids, dtype=np.int64)
     with_gain = with_gain and null is not None
     none, null_frame = framed(None), framed(null)
-    jobs: list[Job] = []
+    requests: list[ScoreRequest] = []
     keys: list[bytes] = []
     for pair in pairs:
         for prompt, response in pair:
             prompt_frame, response_frame = framed(prompt), framed(response)
             if with_gain:
-                jobs.append(Job(prompt, response, null))
+                requests.append(ScoreRequest(prompt, response, null))
                 keys.append(score_key(prompt_frame, null_frame, response_frame))
             else:
-                jobs.append(Job(prompt, response))
+                requests.append(ScoreRequest(prompt, response))
                 keys.append(score_key(prompt_frame, none, response_frame))
                 if null is not None:
-                    jobs.append(Job(null, response))
+                    requests.append(ScoreRequest(null, response))
                     keys.append(score_key(null_frame, none, response_frame))
     distinct, first, places = np.unique(
         np.frombuffer(b"".join(keys), KEY), return_index=True, return_inverse=True
     )
     of_pair = places.reshape(len(pairs), 2 if with_gain or null is None else 4)
-    return Wanted(distinct, [jobs[i] for i in first], first, of_pair, 1 + with_gain)
+    return RequiredScores(distinct, [requests[i] for i in first], first, of_pair, 1 + with_gain)
 
 
 def difference(ranks: list[tuple[np.ndarray, list[int]]], name: str) -> str:
