@@ -87,6 +87,7 @@ class RunMixin(_Trainer):
         self._weigh = weigh
         self._ready = ReadyDatasets()
         self._streams: list[StreamFilter] = []
+        self._training_pairs: dict[str, str] = {}  # their digests, once they are prepared
         self._usable: dict[tuple[str, str], Usable] = {}  # by name and fingerprint
         if args.length_column_name == "length":  # the host's default, which data may have too
             args.length_column_name = LENGTH
@@ -164,7 +165,7 @@ class RunMixin(_Trainer):
         usable = self._usable.pop(key, None) or self._look_at(dataset, name)
         scorer = self._scorer_for(usable.pairs)
         if train:
-            scorer.facts |= description_of(usable.pairs, self._tokenizer, self._dates)
+            self._training_pairs = description_of(usable.pairs, self._tokenizer, self._dates)
         reference = self._source.before_training if self.settings.precompute else None
         return self._ready.add(with_scores(usable, scorer, reference, train=train, later=later))
 
@@ -307,4 +308,5 @@ class RunMixin(_Trainer):
     def _description(self) -> dict[str, Any]:
         """What the run's losses depend on beside the host's own settings."""
         own = None if self.pair_loss is bdpo_loss else CallableRecord.of(self.pair_loss).to_dict()
-        return {**self.scorer.description(), "pair_loss": own, "loss": asdict(self._terms)}
+        scored = self.scorer.description(self._training_pairs)
+        return {**scored, "pair_loss": own, "loss": asdict(self._terms)}

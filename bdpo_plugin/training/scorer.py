@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -51,6 +51,18 @@ from bdpo_plugin.training.score_columns import longest, score_columns
 Weigh = Callable[[Tensor, Tensor], BalanceWeights]
 
 
+class Identity(NamedTuple):
+    """What the scores of a reference are found by again, as hex digests, the same in every rank.
+
+    Attributes:
+        weights: of the weights that each rank holds, and of the tokenizer.
+        computation: of what computes with them.
+    """
+
+    weights: list[str]
+    computation: list[str]
+
+
 class Scorer:
     """Scores and weighs the pairs of one run, and tells the user about it.
 
@@ -66,8 +78,7 @@ class Scorer:
     Attributes:
         weighing: what `weigh` is, in words; None where settings decide.
         reader: which reads the policy in the steps as well.
-        facts: what this run was scored with, as far as it is known: ``null prompt``,
-            ``reference`` and ``training pairs``, for its checkpoints.
+        identity: of the reference that scored the last dataset; None where nothing can tell.
         reuse: of each dataset that was scored before training, how many pairs were scored now and
             how many reused.
     """
@@ -92,7 +103,7 @@ class Scorer:
         # before it is called, as that may change it
         self.weighing = None if weigh is None else CallableRecord.of(weigh)
         self.reader = ResponseReader()
-        self.facts: dict[str, Any] = {NULL_PROMPT: list(null_prompt.ids)}
+        self.identity: Identity | None = None
         by_main(
             accelerator.is_main_process,
             lambda: setattr(self, "_lock", OutputLock.take(output_dir)),
@@ -148,15 +159,25 @@ class Scorer:
         with reference.activated() as model:
             return self.reader.probe(model, inputs, self.accelerator.device)
 
-    def description(self) -> dict[str, Any]:
-        """What decides the scores and weights of this run's training pairs, for its checkpoints."""
+    def description(self, training_pairs: Mapping[str, str]) -> dict[str, Any]:
+        """What decides the scores and weights of this run's training pairs, for its checkpoints.
+
+        Args:
+            training_pairs: as :func:`~bdpo_plugin.training.datasets.description_of` has them.
+        """
         unimportant = ("bdpo_precompute", "bdpo_score_tokens", "bdpo_null_prompt")
         settings = active_settings(self.settings, weigh=self.weigh is not None)
         return {
             "settings": {k: v for k, v in settings.items() if k not in unimportant},
             "weigh": self.weighing and self.weighing.to_dict(),
-            **self.facts,
+            NULL_PROMPT: list(self.null_prompt.ids),
+            **training_pairs,
+            **(self._identity_record() if self.settings.precompute else {}),
         }
+
+    def _identity_record(self) -> dict[str, list[str] | None]:
+        weights, computation = self.identity or (None, None)
+        return {REFERENCE: weights, COMPUTATION: computation}
 
     def score_dataset(
         self,
@@ -177,9 +198,8 @@ class Scorer:
             groups: of each pair, for a control that shuffles within groups.
         """
         self.check_room(pairs, rows, reference)  # which takes less time than to read the weights
-        identity = self._identify(reference)
-        self.facts[REFERENCE], self.facts[COMPUTATION] = identity or (None, None)
-        store = self._store(identity)
+        self.identity = self._identify(reference)
+        store = self._store(self.identity)
         scores = self._scores(pairs, reference, rows=rows, name=name, store=store)
         weights = self._weights(scores, groups)
         now = int(scores.computed.sum())
@@ -196,10 +216,9 @@ class Scorer:
         )
         return score_columns(scores, weights)
 
-    def _identify(self, reference: Reference) -> tuple[list[str], list[str]] | None:
-        """What the scores of this run are found by again, the same in every rank: the digests of
-        weights and tokenizer, and those of what computes with them; None, and said once, where
-        something of the reference cannot be read."""
+    def _identify(self, reference: Reference) -> Identity | None:
+        """What the scores of a reference are found by again, the same in every rank; None, and
+        said once, where something of the reference cannot be read."""
         fingerprint, why = None, ""
         try:
             with reference.activated():  # under the autocast of the pass
@@ -216,7 +235,7 @@ class Scorer:
         reasons = [why for fingerprint, why in parts if fingerprint is None]
         if not reasons:
             weights, computed = (sorted(set(of)) for of in zip(*(f for f, _ in parts), strict=True))
-            return [*weights, tokenizer_fingerprint(self.tokenizer)], computed
+            return Identity([*weights, tokenizer_fingerprint(self.tokenizer)], computed)
         if self.accelerator.is_main_process and not self._told_unreadable:
             print_warning(
                 f"{reasons[0]}. So no later run can tell that its reference is this one: the "
@@ -225,9 +244,9 @@ class Scorer:
         self._told_unreadable = True
         return None
 
-    def _store(self, identity: tuple[list[str], list[str]] | None) -> ScoreStore:
+    def _store(self, identity: Identity | None) -> ScoreStore:
         """For all datasets of a reference, so that a problem is told once."""
-        digests = None if identity is None else (*identity[0], *identity[1])
+        digests = None if identity is None else (*identity.weights, *identity.computation)
         store = ScoreStore(self.settings.cache_dir, digests, print_store_problems)
         return self._stores.setdefault(digests or (), store)
 
@@ -239,7 +258,7 @@ class Scorer:
         verified = [store.verified for store in self._stores.values()]
         greatest = max((one.difference for one in verified), default=0.0)
         return {
-            "identity": {name: self.facts.get(name) for name in (REFERENCE, COMPUTATION)},
+            "identity": self._identity_record(),
             "pairs": self.reuse,
             "verified": {
                 "scores": sum(one.scores for one in verified),
