@@ -38,6 +38,8 @@ BESIDE_TRL := tests/sources tests/demo tests/output/test_weighing_record.py test
 	$(addprefix tests/hosts/trl/test_,fuzz.py two_processes.py) \
 	$(addprefix tests/reference/test_,chat_template.py eviction.py null_prompt.py score_pairs.py \
 	score_ranks.py scoring.py store.py)
+# Of many like cases, the first ones; `make test-all` runs the others too.
+CASES ?= -m 'not exhaustive'
 # Which lines of the package ran, in all the processes of the tests, and the least share in percent.
 LINES   := $(CURDIR)/.lines
 MINIMUM := 92
@@ -69,7 +71,7 @@ SPACE := $(EMPTY) $(EMPTY)
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-real test test-fast test-axolotl test-trl test-llamafactory lint coverage evidence \
+.PHONY: help demo demo-real test test-all test-fast test-axolotl test-trl test-llamafactory lint coverage evidence \
 	evidence-quick mutants clean
 .DEFAULT_GOAL := help
 
@@ -103,6 +105,10 @@ test: ## Everything: linters, the tests beside each host, the evidence at reduce
 	@$(MAKE) --no-print-directory -j2 lint test-axolotl test-trl test-llamafactory evidence-quick
 	@$(MAKE) --no-print-directory coverage
 
+# Nightly, and before a release.
+test-all: ## The same, with every case of those that are alike: two hours
+	@$(MAKE) --no-print-directory test CASES=
+
 # In the first environment that is there. The mark says what stays out; so does the synthetic world.
 test-fast: export PATH := $(CURDIR)/$(HERE)/bin:$(PATH)
 test-fast: $(HERE)/.installed-test ## The inner loop, under three minutes: what is not marked as slow
@@ -114,17 +120,18 @@ coverage: ## The lines of the package that the last tests ran; fails if too few
 
 test-axolotl: .venv/.installed-test ## The tests beside Axolotl
 	@echo "==> Tests beside $(AXOLOTL)"
-	@python -m pytest $(addprefix --ignore=,$(BESIDE_TRL)) $(MARKED)
+	@python -m pytest $(CASES) $(addprefix --ignore=,$(BESIDE_TRL)) $(MARKED)
 
 test-trl: .venv-trl/.installed-test ## The tests beside the newest TRL, less those of hosts
 	@echo "==> Tests beside $(TRL)"
-	@python -m pytest $(addprefix --ignore=,$(BESIDE_AXOLOTL)) $(MARKED)
+	@python -m pytest $(CASES) $(addprefix --ignore=,$(BESIDE_AXOLOTL)) $(MARKED)
 
 # TRL 0.24 cannot be imported by itself beside this transformers, so that its tests stay out.
 test-llamafactory: .venv-llamafactory/.installed-test ## The tests beside LLaMA-Factory
 	@echo "==> Tests beside $(LLAMAFACTORY)"
-	@python -m pytest tests/hosts/llamafactory tests/benchmarks/test_benchmarks.py \
-		tests/soak/test_soak_hosts.py tests/model tests/data/test_pairs.py tests/data/test_raw_rows.py \
+	@python -m pytest $(CASES) tests/hosts/llamafactory tests/benchmarks/test_benchmarks.py \
+		tests/soak/test_soak_hosts.py tests/data/test_pairs.py tests/data/test_raw_rows.py \
+		$(addprefix tests/model/test_,kernels.py padding.py probe.py tree_attention.py) \
 		$(addprefix tests/reference/test_,computation.py fingerprint.py scoring.py verification.py) \
 		tests/training/test_position_limit.py tests/demo/tiny tests/test_autoload.py $(MARKED)
 

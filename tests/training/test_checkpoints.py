@@ -45,9 +45,14 @@ ADAPTERS = {
 
 
 def kinds(*names):
-    """Of the kinds of adapters, the most common are enough for the inner loop."""
-    common = ("full", "lora")
-    return [n if n in common else pytest.param(n, marks=pytest.mark.slow) for n in names]
+    """Of the kinds of adapters, the most common are enough for the inner loop, and three more for
+    `make test`."""
+    common, less = ("full", "lora"), ("new tokens", "ia3", "prompt")
+    marks = [pytest.mark.slow, pytest.mark.exhaustive]
+    return [
+        name if name in common else pytest.param(name, marks=marks[: 1 if name in less else 2])
+        for name in names
+    ]
 
 
 def resumed(tmp_path, make):

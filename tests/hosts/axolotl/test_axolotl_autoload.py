@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
+import cases
 import pytest
 import yaml
 
@@ -69,7 +70,7 @@ def validate(folder: Path, first: str, *configs: dict, **env: str) -> list:
     return [json.loads(line.removeprefix("RESULT")) for line in lines if line.startswith("RESULT")]
 
 
-@pytest.mark.parametrize("first", FIRST)
+@pytest.mark.parametrize("first", cases.first(1, FIRST))
 def test_key_alone(first, config, tmp_path) -> None:
     alone, listed, plain, stray = (
         config(**keys).to_dict()
@@ -103,7 +104,12 @@ def test_switched_off(config, tmp_path) -> None:
     [
         # arrives, or its value could not be refused
         (["--bdpo-alpha=-1"], {}, "`bdpo_alpha: -1` cannot be used"),
-        (["--bdpo-alhpa", "1", "--launcher", "python"], {}, "Did you mean `bdpo_alpha`?"),
+        pytest.param(
+            ["--bdpo-alhpa", "1", "--launcher", "python"],
+            {},
+            "Did you mean `bdpo_alpha`?",
+            marks=pytest.mark.exhaustive,
+        ),
         (
             ["--bdpo-alpha", "1", "--launcher", "python"],
             {"BDPO_AUTOLOAD": "0"},

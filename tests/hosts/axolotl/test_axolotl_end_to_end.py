@@ -10,6 +10,7 @@ pytest.importorskip("axolotl")
 
 import yaml
 from axolotl_runs import MODELS, axolotl, script, write_config
+from cases import first
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from real_runs import make_tiny, mean_log_probability, weights
@@ -39,7 +40,7 @@ def curve(entries, name):
 
 @pytest.mark.parametrize(
     ("run", "setup"),
-    [(axolotl, {"adapter": None, "learning_rate": 1e-4}), (script, {})],
+    first(1, [(axolotl, {"adapter": None, "learning_rate": 1e-4}), (script, {})]),
     ids=["full, command line", "lora, script"],
 )
 def test_alpha_0_is_dpo_over_20_steps(tiny, tmp_path, run, setup):
@@ -63,6 +64,7 @@ def test_alpha_0_is_dpo_over_20_steps(tiny, tmp_path, run, setup):
         torch.testing.assert_close(tensor, trained[name], rtol=0, atol=1e-5)
 
 
+@pytest.mark.exhaustive  # four ablations in one process: tests/hosts/trl/test_equivalence.py
 def test_a_sweep_over_the_ablations_costs_one_pass_and_gives_four_curves(tiny, tmp_path):
     sweep = tmp_path / "sweep.yml"
     sweep.write_text(yaml.safe_dump({"bdpo_balance": [True, False], "bdpo_scaling": [True, False]}))
@@ -81,17 +83,20 @@ def test_a_sweep_over_the_ablations_costs_one_pass_and_gives_four_curves(tiny, t
 
 @pytest.mark.parametrize(
     "setup",
-    [
-        {"adapter": "lora", "attn_implementation": "eager", "gradient_checkpointing": True},
-        {
-            "adapter": "qlora",
-            "load_in_4bit": True,
-            "attn_implementation": "sdpa",
-            "gradient_checkpointing": True,
-        },
-        {"adapter": None, "attn_implementation": "sdpa", "gradient_checkpointing": False},
-    ],
-    ids=["lora-eager-gc", "qlora-sdpa-gc", "full-sdpa"],
+    first(
+        1,
+        [
+            {
+                "adapter": "qlora",
+                "load_in_4bit": True,
+                "attn_implementation": "sdpa",
+                "gradient_checkpointing": True,
+            },
+            {"adapter": "lora", "attn_implementation": "eager", "gradient_checkpointing": True},
+            {"adapter": None, "attn_implementation": "sdpa", "gradient_checkpointing": False},
+        ],
+    ),
+    ids=["qlora-sdpa-gc", "lora-eager-gc", "full-sdpa"],
 )
 def test_trains_evaluates_saves_and_resumes(tiny, tmp_path, setup):
     data = {"ds_type": "json", "type": "chat_template.default", "split": "train"}

@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("llamafactory")
 
+from cases import first
 from commandline import bdpo
 from llamafactory_runs import scores, train
 
@@ -45,7 +46,7 @@ def test_check_finds_nothing_wrong(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", first(3, FILES))
 def test_runs(name, tiny, tmp_path):
     from llamafactory.train.tuner import run_exp
 
