@@ -15,7 +15,14 @@ from unittest.mock import patch
 
 import psutil
 import torch
-from transformers import TrainerCallback, TrainerState
+from torch.profiler import ProfilerActivity, profile
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+#: Steps in which kernels are chosen and compiled, and memory is taken for the first time.
+FIRST_STEPS = 3
+#: What the profiler calls the beginning of a kernel, begins so; and what waits for the device.
+_LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel")
+_WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 
 
 class Clock(TrainerCallback):
@@ -26,7 +33,7 @@ class Clock(TrainerCallback):
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.in_pass = self.initialised = self.began = self.ended = 0.0
+        self.in_pass = self.initialised = self.began = self.warmed = self.ended = 0.0
         self.cpu_started = self.cpu_ended = 0.0
         self.steps = 0
 
@@ -46,9 +53,62 @@ class Clock(TrainerCallback):
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.began = self.now()
 
+    def on_step_end(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
+        if state.global_step == FIRST_STEPS:
+            self.warmed = self.now()
+
     def on_train_end(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
         self.ended, self.cpu_ended = self.now(), time.process_time()
         self.steps = state.global_step
+
+    def warm_step(self) -> float | None:
+        """Of the steps after the first few, if there are any."""
+        steps = self.steps - FIRST_STEPS
+        return (self.ended - self.warmed) / steps if steps > 0 else None
+
+
+class _Profiled(TrainerCallback):
+    """Profiles some steps of a training after its first one, and ends it."""
+
+    def __init__(self, steps: int, profiler: Any) -> None:
+        self._last, self._profiler = 1 + steps, profiler
+        self.steps = 0
+
+    def on_step_begin(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
+        if state.global_step == 1:
+            self._profiler.start()
+
+    def on_step_end(
+        self, _: Any, state: TrainerState, control: TrainerControl, **__: Any
+    ) -> TrainerControl:
+        if state.global_step == min(self._last, state.max_steps):
+            self._profiler.stop()
+            self.steps = state.global_step - 1
+            control.should_training_stop = True
+        return control
+
+
+def calls_per_step(trainer: Any, steps: int) -> dict[str, float]:
+    """Trains once more for some steps under PyTorch's profiler.
+
+    Returns:
+        what a step has, on average: ``launches`` of kernels; ``waits`` for the device, of which
+        one in all may be the profiler's own; ``reads`` of a tensor's value by Python, on the CPU
+        too; and each kind of them by its name.
+    """
+    on_gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+    profiler = profile(activities=[ProfilerActivity.CPU, *on_gpu])
+    seen = _Profiled(steps, profiler)
+    trainer.add_callback(seen)
+    trainer.train()
+    counts = {entry.key: entry.count / seen.steps for entry in profiler.key_averages()}
+    of = {
+        "launches": {key: n for key, n in counts.items() if key.startswith(_LAUNCHES)},
+        "waits": {key: n for key, n in counts.items() if key in _WAITS},
+        "reads": {key: n for key, n in counts.items() if key == "aten::_local_scalar_dense"},
+    }
+    kinds = {key: n for found in of.values() for key, n in found.items()}
+    return {name: sum(found.values()) for name, found in of.items()} | kinds
 
 
 class Memory:

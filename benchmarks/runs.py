@@ -40,48 +40,79 @@ _QUIET = {
 
 
 class Runs:
-    """The runs of one setting: what they share is made once, in a folder of its own."""
+    """The runs of one setting: what they share is made once, in a folder of its own.
 
-    def __init__(self, setting: Setting, folder: Path) -> None:
+    Args:
+        machine: what :func:`benchmarks.worker.prepare` returned, where it was called already;
+            else a new process does it.
+    """
+
+    def __init__(
+        self, setting: Setting, folder: Path, machine: dict[str, Any] | None = None
+    ) -> None:
         self.setting = setting
         self.folder = folder
-        self.machine = self._call({})
+        self.machine = machine or self._call({})
 
     def run(
-        self, method: str, *, train: bool = True, cache: str | None = None, **options: Any
+        self,
+        method: str,
+        *,
+        train: bool = True,
+        cache: str | None = None,
+        profiled: int = 0,
+        seconds: float | None = None,
+        **options: Any,
     ) -> dict[str, Any]:
         """One run in a new process; see :func:`benchmarks.worker.run`.
 
         Args:
             method: ``dpo``, ``bdpo`` or ``bdpo-collecting``.
             cache: the folder of B-DPO's scores; default a new one.
+            profiled: steps that are run once more, under the profiler.
+            seconds: after which it is stopped.
             options: further training arguments.
         """
         if method != "dpo":
             options["bdpo_cache_dir"] = cache or tempfile.mkdtemp(dir=self.folder)
-        return self._call({"method": method, "train": train, "options": options})
+        job = {"method": method, "train": train, "options": options, "profiled": profiled}
+        return self._call(job, seconds)
 
     def parts(self, *, until_forward: bool, **options: Any) -> dict[str, list[float]]:
         """What the parts of a run of ours took; see :func:`benchmarks.worker.run_parts`."""
         options["bdpo_cache_dir"] = tempfile.mkdtemp(dir=self.folder)
         return self._call({"options": options, "until_forward": until_forward})
 
-    def _call(self, job: dict[str, Any]) -> dict[str, Any]:
+    def _call(self, job: dict[str, Any], seconds: float | None = None) -> dict[str, Any]:
         job |= {"setting": asdict(self.setting), "folder": str(self.folder)}
         output = self.folder / "result.json"
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.worker", json.dumps(job), str(output)],
-            cwd=ROOT,
-            # what it writes goes with the folder
-            env=os.environ | _QUIET | {"TMPDIR": str(self.folder)},
-            capture_output=True,
-            text=True,
-        )
+        done = run_module(self.folder, seconds, "benchmarks.worker", json.dumps(job), str(output))
         if done.returncode:
             raise click.ClickException(
                 f"The run {json.dumps(job)} failed:\n{done.stdout[-1000:]}{done.stderr[-3000:]}"
             )
         return json.loads(output.read_text())
+
+
+def run_module(
+    folder: Path, seconds: float | None, *command: str
+) -> subprocess.CompletedProcess[str]:
+    """``python -m`` in a new process, whose temporary files go into `folder`.
+
+    Raises:
+        click.ClickException: it was stopped after so many seconds.
+    """
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=ROOT,
+            env=os.environ | _QUIET | {"TMPDIR": str(folder)},
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired:
+        raise click.ClickException(f"stopped after {seconds:.0f} s, when the time was up") from None
 
 
 @contextmanager
@@ -168,9 +199,11 @@ def console() -> Console:
 
 
 def save(path: Path | None, **content: Any) -> None:
-    """Write `content` as JSON, if a path is given."""
+    """Write `content` as JSON, if a path is given; whole at every moment."""
     if path:
-        path.write_text(json.dumps(content, indent=2) + "\n")
+        part = path.with_name(f"{path.name}.part")
+        part.write_text(json.dumps(content, indent=2) + "\n")
+        part.replace(path)
 
 
 def json_option(command: Any) -> Any:

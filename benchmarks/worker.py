@@ -21,9 +21,10 @@ import psutil
 import torch
 from peft import LoraConfig
 
+import bdpo_plugin
 from benchmarks import llamafactory
 from benchmarks.material import build_tokenizer, count_tokens, load_model, load_pairs, write
-from benchmarks.meters import Clock, Memory, Parts
+from benchmarks.meters import Clock, Memory, Parts, calls_per_step
 from benchmarks.setting import FORWARDS, HOST_PART, HOSTS, Setting
 
 PACKAGES = ("bdpo-plugin", "torch", "transformers", "trl", "peft", "bitsandbytes", *HOSTS)
@@ -42,7 +43,8 @@ def prepare(setting: Setting, folder: Path) -> dict[str, Any]:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
-            continue
+            if package == "bdpo-plugin":
+                found[package] = f"{bdpo_plugin.__version__} (its source, not installed)"
     cpu = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
@@ -64,6 +66,7 @@ def run(
     method: str,
     options: dict[str, Any],
     train: bool,
+    profiled: int = 0,
 ) -> dict[str, Any]:
     """Training, one epoch if `options` do not say more, or the precomputation alone.
 
@@ -71,19 +74,23 @@ def run(
         method: of the host's trainer, ``dpo``, or of ours: ``bdpo``, or ``bdpo-collecting``, with
             the garbage collection of Axolotl's trainer after each step.
         options: further training arguments.
+        profiled: steps that are run once more after all else, under the profiler; of TRL's
+            trainers alone.
 
     Returns:
         times in seconds and memory in MiB: ``wall_s`` from the making of the trainer to the end
-        of training, in it ``pass_s`` and ``step_s``; ``peak_mib``, and ``peak_over_load_mib``
-        beyond what model and data take.
+        of training, in it ``pass_s`` and ``step_s``, and ``warm_step_s`` without the first steps;
+        ``peak_mib``, and ``peak_over_load_mib`` beyond what model and data take; ``calls``, see
+        :func:`~benchmarks.meters.calls_per_step`.
     """
     clock, load = Clock(setting.device), os.getloadavg()[0]
     if setting.device == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)  # leaves flash, and what takes a mask
+    trainer = None
     if setting.host == "llamafactory":
         start, memory = llamafactory.run(setting, folder, method, options, clock)
     else:
-        start, memory = _run_trl(setting, folder, method, options, train, clock)
+        start, memory, trainer = _run_trl(setting, folder, method, options, train, clock)
     result = {"load": load, "pass_s": clock.in_pass}
     if train:
         wall = clock.ended - start
@@ -93,12 +100,19 @@ def run(
             "cpu_s": clock.cpu_ended - clock.cpu_started,
             "train_s": clock.ended - clock.began,
             "step_s": (clock.ended - clock.began) / clock.steps,
+            "warm_step_s": clock.warm_step(),
             "steps": clock.steps,
             "tokens": tokens,
             "tokens_per_s": tokens / wall,
         }
     peak = memory.peak()
-    return result | {"peak_mib": peak, "peak_over_load_mib": peak - memory.loaded}
+    result |= {"peak_mib": peak, "peak_over_load_mib": peak - memory.loaded}
+    if profiled and trainer:
+        try:
+            result["calls"] = calls_per_step(trainer, profiled)
+        except Exception as error:  # what was measured is not lost for it
+            result["calls_error"] = f"{type(error).__name__}: {error}"[:300]
+    return result
 
 
 def run_parts(
@@ -162,8 +176,8 @@ def _run_trl(
     options: dict[str, Any],
     train: bool,
     clock: Clock,
-) -> tuple[float, Memory]:
-    """The time at which the model had been loaded, and the memory from then on."""
+) -> tuple[float, Memory, Any]:
+    """The time at which the model had been loaded, the memory from then on, and the trainer."""
     trainer_class, config_class = _classes(setting.host, method)
     data = load_pairs(folder)
     tokenizer = build_tokenizer(setting.vocabulary)
@@ -186,7 +200,7 @@ def _run_trl(
     trainer.add_callback(clock)
     if train:
         trainer.train()
-    return start, memory
+    return start, memory, trainer
 
 
 def _classes(host: str, method: str) -> tuple[type, type]:

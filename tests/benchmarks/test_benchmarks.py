@@ -131,22 +131,63 @@ def test_an_option_without_sense_is_refused():
 @pytest.mark.slow
 @beside_trl_alone
 def test_gpu_on_the_cpu(tmp_path, monkeypatch) -> None:
-    """Its rows on a tiny shape; what is missing, and what fails, is told below the table."""
+    """Both tables, on tiny shapes; what is missing, and what has no time, is told below them."""
     from click.testing import CliRunner
 
     from benchmarks import gpu
 
-    small = {"hidden": 16, "intermediate": 16, "layers": 1, "heads": 2, "kv_heads": 2}
-    small |= {"vocabulary": 64, "batch": 2, "prompt": 12, "response": 6, "shortest": 4}
-    small |= {"longest": 12, "pairs": 4, "host": "trl", "dtype": "float32"}
-    monkeypatch.setattr(gpu, "SIZES", {"7B": small})
-    monkeypatch.setattr(gpu, "METHODS", {name: gpu.METHODS[name] for name in ("DPO", "B-DPO")})
-    monkeypatch.setattr(gpu, "ROWS", (("7B", "lora", "sdpa"), ("7B", "lora", "flash_attention_2")))
-    given = ["--device", "cpu", "--json", str(tmp_path / "found.json")]
+    branches = (*gpu.BRANCHES, "--model", "Qwen2", "--precision", "float32")
+    monkeypatch.setattr(gpu, "BRANCHES", branches)
+    monkeypatch.setattr(gpu, "METHODS", {"B-DPO": gpu.METHODS["B-DPO"]})
+    file = tmp_path / "found.json"
+    given = ["--device", "cpu", "--tiny", "--only", "7B", "--json", str(file)]
     result = CliRunner().invoke(gpu.main, given)
     assert result.exit_code == 0, result.output
-    saved = json.loads((tmp_path / "found.json").read_text())
-    assert saved["results"]["7B, lora, sdpa"]["of"]["B-DPO"]["steps"] == 2
-    assert "| 7B, lora, sdpa | " in result.output
-    assert "Left out: 7B, lora, flash_attention_2: no flash_attn" in result.output
-    assert "no time left" in CliRunner().invoke(gpu.main, [*given, "--minutes", "-1"]).output
+    saved = json.loads(file.read_text())
+    assert [row["verdict"] for row in saved["branches"]["rows"]] == ["right"] * 4
+    assert "| Qwen2 | sdpa | float32 | lora | on | segments 4 | " in result.output
+    run = saved["results"]["7B, LoRA, sdpa"]["of"]["B-DPO"]
+    assert run["steps"] == 6
+    assert run["calls"]["reads"] > 0
+    assert run["wall_s"] > run["pass_s"] > run["warm_step_s"] > 0
+    shown = f" | {run['calls']['reads']:.4g} | – | – | – |"
+    assert shown in result.output
+    saved["results"]["7B, LoRA, sdpa"]["of"]["DPO"] = run | {"wall_s": 2 * run["wall_s"]}
+    assert shown.replace("– | – | –", "0.50 | 1.00 | 1.00") in "\n".join(gpu.report(saved))
+    assert "Left out: flash_attention_2: transformers finds no package" in result.output
+    late = CliRunner().invoke(gpu.main, [*given, "--minutes", "-1"])
+    assert "Left out: 7B, LoRA, sdpa, B-DPO: no time left" in late.output
+    assert json.loads(file.read_text())["branches"]["rows"] == []
+
+
+@beside_trl_alone
+def test_a_branch_that_is_wrong_is_told(monkeypatch) -> None:
+    from bdpo_plugin.model import reader, tree_attention
+    from benchmarks import branches
+
+    case = branches.Case("Mistral", "sdpa", "float32", "lora", checkpointing=True)
+    found = branches.compare(case, "cpu")
+    assert (found["verdict"], found["kernels"]) == ("right", {"segments": 4})
+    assert found["off"]["row"]["gradients"] < 1e-5
+
+    off = {"loss": (0.0, 1.0), "logps": (2e-2, 1.0), "gradient of a": (1e-2, 1.0)}
+    row = {"loss": (5e-3, 1.0), "logps": (5e-2, 1.0), "gradient of a": (2.9e-2, 1.0)}
+    assert branches._wrong({"padded": off, "row": row}) == []
+    row |= {"logps": (math.nan, 1.0), "gradient of a": (4e-2, 1.0)}
+    assert branches._wrong({"padded": off, "row": row}) == ["logps", "gradient of a"]
+
+    in_order, joined = reader.in_order, tree_attention._joined
+
+    def turned(states, order):
+        return in_order(states, order if order is None else order.flip(0))
+
+    def without_beginning(first, segment, begin, end):
+        return joined(segment, segment, begin, end)
+
+    with monkeypatch.context() as patched:  # behind the attention, where no probe looks
+        patched.setattr(reader, "in_order", turned)
+        assert branches.compare(case, "cpu")["verdict"].startswith("WRONG: loss, logps, ")
+    monkeypatch.setattr(tree_attention, "_joined", without_beginning)
+    assert branches.compare(case, "cpu")["verdict"].startswith("NOT TAKEN: ")
+    monkeypatch.setattr(branches, "_batch", lambda device: None)
+    assert branches.compare(case, "cpu")["verdict"].startswith("FAILED: AttributeError")
