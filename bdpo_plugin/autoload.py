@@ -1,9 +1,9 @@
-"""The entry point: PyTorch calls :func:`install` at the end of `import torch`.
+"""The package's entry point: PyTorch calls :func:`install` at the end of `import torch`.
 
-It makes a host know `rl: bdpo` (LLaMA-Factory: `pref_loss: bdpo`) by that key alone, once the host
-itself is imported. Whoever only imports torch pays for reading this file. Standard library and
-wrapt only, and nothing raised: an exception here would break `import torch`. ``BDPO_AUTOLOAD=0``
-turns it off.
+It registers hooks that run once a host is imported and that make the host accept `rl: bdpo`
+(LLaMA-Factory: `pref_loss: bdpo`) without any other key. A program that only imports torch pays for
+reading this file and nothing more. The file uses the standard library and wrapt only and never
+raises, as an exception here would break `import torch`. ``BDPO_AUTOLOAD=0`` turns it off.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 _LLAMAFACTORY = "bdpo_plugin.hosts.llamafactory.hooks"
 _ARGUMENTS = "llamafactory.hparams.finetuning_args"
 
-#: Module of a host -> the function ("module:function") that takes it, once it is complete.
+#: Module of a host -> the hook ("module:function") that is called with it once it is imported.
 HOOKS = {
     "axolotl.utils.config": "bdpo_plugin.hosts.axolotl.hooks:wrap_validate_config",
     "axolotl.cli.config_options": "bdpo_plugin.hosts.axolotl.hooks:add_options",
@@ -33,7 +33,7 @@ HOOKS = {
 
 
 def install() -> None:
-    """Register the hooks of :data:`HOOKS`; a failure is a warning."""
+    """Registers the hooks of :data:`HOOKS`. A failure becomes a warning, not an exception."""
     if os.environ.get("BDPO_AUTOLOAD", "1") == "0":
         return
     try:
@@ -48,14 +48,15 @@ def _when_imported(name: str, hook: Callable[[ModuleType], None]) -> None:
 
     module = sys.modules.get(name)
     if module is not None and getattr(module.__spec__, "_initializing", False):
-        # `name` is itself importing torch: wrapt would hand it over half-made.
+        # `name` imported torch and is not fully imported itself: wrapt would call the hook at once,
+        # with the incomplete module.
         _when_bound(*name.rpartition(".")[::2], hook)
     else:
         wrapt.register_post_import_hook(hook, name)
 
 
 def _when_bound(parent_name: str, child: str, hook: Callable[[ModuleType], None]) -> None:
-    """Call ``hook`` when the import system binds the finished submodule in its parent."""
+    """Calls ``hook`` when the import system sets the complete submodule on its parent module."""
     parent: Any = sys.modules[parent_name]
     before: Any = parent.__class__
 
@@ -83,7 +84,7 @@ def _guarded(hook: str) -> Callable[[ModuleType], None]:
 
 
 def _refuse(arguments: Any, error: Exception) -> None:
-    """Have `pref_loss: bdpo` refused: LLaMA-Factory trains `sigmoid` for what it does not know."""
+    """Makes LLaMA-Factory refuse `pref_loss: bdpo`, as it trains `sigmoid` for an unknown loss."""
     theirs, reason = arguments.__post_init__, repr(error)
 
     def __post_init__(self: Any) -> None:

@@ -1,6 +1,6 @@
-"""What a host may ask for and B-DPO cannot honour: one check, and a table for each host.
+"""Checks for options of a host that B-DPO cannot honour. Each host defines its own table of them.
 
-Standard library only: it is imported before torch.
+Standard library only, as this module is imported before torch.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from bdpo_plugin.settings import (
     refusal,
 )
 
-#: The values by which a configuration says that a key is not used.
+#: Values that mean in a configuration that an option is not used.
 OFF: tuple[Any, ...] = (False, "", [], {})
 
 
 class Limit(NamedTuple):
-    """A key of a host of which B-DPO can honour some values only.
+    """An option of a host of which B-DPO can honour only some values.
 
     Attributes:
-        key: what the host calls it.
-        why: no other value can be honoured.
-        honoured: the values that can be; None, which is a key left out, always can.
-        remedy: what to do about any other.
-        verdict: what is said of any other.
+        key: the name of the option in the host.
+        why: the reason why no other value can be honoured, for the message.
+        honoured: the values that can be honoured. None, which means "not set", always can.
+        remedy: what the user should do about any other value, for the message.
+        verdict: the part of the message that follows a value that cannot be honoured.
     """
 
     key: str
@@ -41,15 +41,16 @@ class Limit(NamedTuple):
 
 
 def check_limits(values: Mapping[str, Any], limits: Iterable[Limit], run: str) -> None:
-    """Refuse the first key whose value cannot be honoured.
+    """Checks that B-DPO can honour the value of every option.
 
     Args:
-        values: a host's configuration by its keys.
-        limits: the host's table.
-        run: by which the host's user asks for B-DPO, for the message.
+        values: a host's configuration, by its keys.
+        limits: the host's table of limited options.
+        run: the key with which the host's users ask for B-DPO, for the message.
 
     Raises:
-        BDPOError: with the key, its value, the reason and the remedy.
+        BDPOError: a value cannot be honoured. The message has the first such key, its value, the
+            reason and the remedy.
     """
     for limit in limits:
         value = values.get(limit.key)
@@ -60,22 +61,22 @@ def check_limits(values: Mapping[str, Any], limits: Iterable[Limit], run: str) -
 
 
 def check_complete(values: Mapping[str, Any]) -> None:
-    """Refuse a configuration of which something was left out before it was shared.
+    """Checks that no value of a configuration was redacted before it was shared.
 
     Args:
-        values: a host's configuration by its keys; what `bdpo_recipe` says is not looked at.
+        values: a host's configuration, by its keys. The mapping `bdpo_recipe` is not checked.
 
     Raises:
-        BDPOError: with the first such key and what to do.
+        BDPOError: a value was redacted. The message has the first such key and what to do.
     """
-    from bdpo_plugin.redact import missing, place_words  # whose patterns take long to compile
+    from bdpo_plugin.redact import missing, place_words  # its patterns take long to compile
 
     for place, is_text in missing({k: v for k, v in values.items() if k != RECIPE}):
         raise BDPOError(f"`{place_words(place)}` {missing_message(is_text)}")
 
 
 def missing_message(is_text: bool) -> str:
-    """What to say of a key whose value was left out, in words that go on from its name."""
+    """Returns the message about a redacted value. It continues a sentence that names the key."""
     if is_text:
         return (
             "needs its text, which was left out of this recipe. Ask whoever shared it for one made "
@@ -88,15 +89,15 @@ def missing_message(is_text: bool) -> str:
 
 
 def check_no_keys(values: Mapping[str, Any], said: str, wanted: str) -> None:
-    """Refuse ``bdpo_*`` keys in a configuration that does not ask for B-DPO.
+    """Checks that a configuration that does not ask for B-DPO has no ``bdpo_*`` keys.
 
     Args:
-        values: a host's configuration by its keys; None counts as left out.
-        said: what it says in the place of `wanted`.
-        wanted: by which the host's user asks for B-DPO.
+        values: a host's configuration, by its keys. None means "not set".
+        said: what the configuration has instead of `wanted`, for the message.
+        wanted: the key and value with which the host's users ask for B-DPO, for the message.
 
     Raises:
-        BDPOError: with the keys and what to do.
+        BDPOError: there are such keys. The message lists them and says what to do.
     """
     keys = [
         key
@@ -113,16 +114,16 @@ def check_no_keys(values: Mapping[str, Any], said: str, wanted: str) -> None:
 def check_loss(
     loss_types: Any, label_smoothing: Any, *, type_key: str, smoothing_key: str
 ) -> list[str]:
-    """The loss types of a run, as a list, or a refusal that names the host's key.
+    """Returns the loss types of a run as a list, after checking them.
 
     Args:
-        loss_types: one name, or a list of them.
-        label_smoothing: the host's value; None counts as left out.
-        type_key, smoothing_key: what the host calls the two.
+        loss_types: one name, or a list of names.
+        label_smoothing: the host's value; None means "not set".
+        type_key, smoothing_key: the host's names of the two options, for the messages.
 
     Raises:
-        BDPOError: a loss that is not in :data:`LOSS_TYPES`, no per-pair loss among them, or a
-            label smoothing that no loss of the run reads or that is out of range.
+        BDPOError: a loss is not in :data:`LOSS_TYPES`, none of the losses is a per-pair loss, or
+            the label smoothing is out of range or is read by none of the losses.
     """
     names = list(loss_types) if isinstance(loss_types, list | tuple) else [loss_types]
     for name in names:

@@ -1,11 +1,12 @@
-"""What must not leave a machine with a configuration, a model card or a recipe.
+"""Redaction of secrets and personal details before a configuration, model card or recipe is shared.
 
-It is looked for in parsed values, never in lines of a file, so that quoting, comments and block
-scalars hide nothing. Four things decide: the name of the key; the detectors of detect-secrets, the
-best kept library of its kind on the Python index (gitleaks and trufflehog are programs, and
-presidio looks for names of persons); the rules below, for what that library leaves to others
-(addresses, hosts, paths, signed URLs) or takes too narrowly (tokens of this field); and whether a
-word looks random. No detector verifies what it found, as that would ask a network.
+The search works on parsed values, never on lines of a file, so that quoting, comments and block
+scalars hide nothing. A value is redacted because of the name of its key, because a detector of
+detect-secrets matches, because one of the rules below matches, or because a string in it looks
+random. detect-secrets is the best maintained library of its kind on the Python index (gitleaks and
+trufflehog are programs, and presidio looks for names of persons). The rules below cover what it
+leaves to others (addresses, hosts, paths, signed URLs) or matches too narrowly (tokens of this
+field). No finding is verified, as that would need a network.
 """
 
 from __future__ import annotations
@@ -28,25 +29,25 @@ from urllib.parse import unquote
 
 import yaml
 
-#: In the place of what was left out.
+#: The text that replaces a redacted value.
 LEFT_OUT = "(left out)"
 _TEXT = "(text left out, digest {})"
 _TEXT_LEFT_OUT = re.compile(r"\(text left out, digest ([0-9a-f]{32})\)")
 
-#: A key of a configuration, from the top: names, and places in lists.
+#: The path of a value in a configuration: keys of mappings and positions in lists, outermost first.
 Place = tuple[str | int, ...]
 
-#: Deeper than any configuration is; an alias of YAML can make a mapping that is in itself.
+#: Deeper than any real configuration. A YAML alias can make a mapping that contains itself.
 _MAX_DEPTH = 40
 
 
 class Change(NamedTuple):
-    """What :func:`redacted` did to one value.
+    """One change that :func:`redacted` made.
 
     Attributes:
-        place: of the value; that of the mapping around it where a key itself was taken out.
-        why: what the value is or has, in words that go on from the name of the key.
-        became: what stands in its place.
+        place: the path of the value, or of the enclosing mapping where a key itself was removed.
+        why: the reason, worded to continue a sentence that begins with the name of the key.
+        became: the text that replaces the value.
     """
 
     place: Place
@@ -55,13 +56,14 @@ class Change(NamedTuple):
 
 
 def redacted(value: Any) -> tuple[Any, list[Change]]:
-    """A configuration as others may see it: plain mappings, lists and scalars in their order.
+    """Returns a configuration that is safe to share: plain mappings, lists and scalars, in order.
 
-    A path of this machine becomes a relative one: below the present folder its way from there, else
-    its last name. All else that must not leave becomes :data:`LEFT_OUT`.
+    An absolute path of this machine becomes a relative one: relative to the current folder if it
+    lies below it, else its last component. Everything else that must not be shared becomes
+    :data:`LEFT_OUT`.
 
     Returns:
-        the new structure, and what was changed in it.
+        The new structure and the list of changes.
     """
     changes: list[Change] = []
     return _Redaction(changes).of(value, (), False), changes
@@ -112,8 +114,9 @@ class _Redaction:
                 yield name, self.of(inner, (*place, name), secret)
 
     def _relative(self, value: str) -> str:
-        """A path of this machine as a relative one, and several with commas between them; any other
-        text as it is. Two paths never become one."""
+        """Makes a path of this machine relative, or each of several paths separated by commas.
+
+        Any other text is returned unchanged. Two different paths never become the same one."""
         parts = [part.strip() for part in value.split(",")]
         if "\n" in value or not all(map(is_machine_path, parts)):
             return value
@@ -134,13 +137,14 @@ class _Redaction:
 
 
 def is_machine_path(value: str) -> bool:
-    """Whether a text is a path that only this machine has, and nothing else."""
+    """Whether the whole text is a path that only this machine has."""
     return bool(_WHOLE_PATH.match(value)) and "\n" not in value
 
 
 def _relative(value: str) -> str:
-    """The way to a path from the present folder, or its last name; nothing for that folder itself
-    and for a root."""
+    """Returns a path relative to the current folder, or its last component if it lies elsewhere.
+
+    The result is empty for the current folder itself and for a root."""
     value = re.sub(r"^file:(?://)?", "", value)
     if "\\" in value or re.match("[A-Za-z]:", value):
         return PureWindowsPath(value).name
@@ -154,7 +158,7 @@ def _relative(value: str) -> str:
 
 
 def _name(place: Place) -> str:
-    """The key that a value is under, as one in a list is under the key of the list."""
+    """Returns the key of a value. An element of a list has the key of the list."""
     return next((part for part in reversed(place) if isinstance(part, str)), "")
 
 
@@ -169,17 +173,17 @@ _TEMPLATE = re.compile(r"\{[{%]|\n")
 
 
 def digest_of(text: str) -> str:
-    """A text by its content, in 32 hexadecimal digits."""
+    """Returns the digest of a text: 32 hexadecimal digits."""
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
 def text_left_out(text: str) -> str:
-    """What stands in the place of a text that is not shared."""
+    """Returns the placeholder with the digest that replaces a redacted text."""
     return text if _TEXT_LEFT_OUT.fullmatch(text) else _TEXT.format(digest_of(text))
 
 
 def without_texts(value: Any, key: str = "") -> Any:
-    """A configuration with digests in the place of its prompts and templates."""
+    """Returns a configuration in which digests replace all prompts and templates."""
     if isinstance(value, dict):
         return {name: without_texts(inner, str(name)) for name, inner in value.items()}
     if isinstance(value, list):
@@ -192,7 +196,7 @@ def without_texts(value: Any, key: str = "") -> Any:
 
 
 def missing(value: Any, place: Place = ()) -> Iterator[tuple[Place, bool]]:
-    """Where something was left out of a configuration, and whether it is a text."""
+    """Yields the path of each redacted value, and whether that value is a text with a digest."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from missing(inner, (*place, key))
@@ -204,18 +208,17 @@ def missing(value: Any, place: Place = ()) -> Iterator[tuple[Place, bool]]:
 
 
 def place_words(place: Place) -> str:
-    """A place as it is written in a message: ``datasets[0].path``."""
+    """Formats the path of a value for a message: ``datasets[0].path``."""
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
     return key.removeprefix(".")
 
 
 def configuration_text(configuration: Mapping[str, Any], *, texts: bool = True) -> str:
-    """The YAML of a configuration without what must not leave the machine, in the order of its
-    keys and without comments.
+    """Returns the YAML of a redacted configuration, with its keys in order and without comments.
 
     Args:
-        configuration: of a host.
-        texts: whether its prompts and templates stay; else their digests stand in their place.
+        configuration: a host's configuration.
+        texts: whether to keep its prompts and templates. If not, their digests replace them.
     """
     shown, _ = redacted(configuration)
     if not texts:
@@ -231,14 +234,15 @@ _SECRET_WORDS = re.compile(
     r"authentication|oauth|bearer|cookies?|webhooks?|dsn|jwt|apikeys?|sas|totp|otp|htpasswd|netrc|"
     r"kubeconfig"
 )
-#: Parts of names that are written as one word, ``wandbapikey``.
+#: Parts of names that are written without separators, such as ``wandbapikey``.
 _SECRET_PARTS = re.compile(
     r"passw(?:or)?d|passphrase|secret|credential|webhook|authorization|"
     r"(?:api|access|private|auth|account|shared|license|licence|encryption|signing|ssh|master|"
     r"session|refresh|hub|hf|bot|bearer|csrf|github|gitlab|slack)_?(?:key|token)s?(?:$|_)|"
     r"conn(?:ection)?_?str(?:ing)?"
 )
-#: What comes before ``_token`` or ``_key`` where it names a token of a vocabulary or an entry.
+#: Words before ``_token`` or ``_key`` that show that the name is not a secret's: it names a token
+#: of the vocabulary or a key of a mapping.
 _NO_SECRET = re.compile(
     r"bos|eos|pad|unk|mask|sep|cls|eot|eom|boi|eoi|image|video|audio|vision|start|end|begin|stop|"
     r"think|thinking|tool|decoder|special|additional|reserved|prefix|suffix|middle|per|new|prompt|"
@@ -246,7 +250,7 @@ _NO_SECRET = re.compile(
     r"group|dataset|primary|foreign|dict"
 )
 _LAST_WORDS = ("token", "key", "pass", "signature", "sig", "pat")
-#: Parameters of a URL that sign it.
+#: Query parameters with which a URL is signed.
 _SIGNING = re.compile(
     r"x-(?:amz|goog|oss|cos|ms)-.*|sig|signature|key|code|policy|expires?|hmac|hash|ticket|"
     r"awsaccesskeyid|googleaccessid|key-pair-id|se|sv|skoid|token.*|auth.*|pass.*",
@@ -255,13 +259,13 @@ _SIGNING = re.compile(
 _NO_TEXT = frozenset(("", "null", "none", "~", "true", "false", LEFT_OUT))
 
 
-#: Variables of a shell that are named as passwords are.
+#: Shell variables that are not secrets although their names match the pattern for passwords.
 _FOLDERS = ("PWD", "OLDPWD")
 
 
 def is_secret(key: str, value: object) -> bool:
-    """Whether an entry of a configuration, or a variable of the environment, is a token, a key or a
-    password, or has one."""
+    """Whether an entry of a configuration, or an environment variable, contains a token, a key or a
+    password."""
     if not isinstance(value, str) or value.strip().lower() in _NO_TEXT or key in _FOLDERS:
         return False
     if _DIGEST_KEY.search(key) and _DIGEST.fullmatch(value):
@@ -271,7 +275,7 @@ def is_secret(key: str, value: object) -> bool:
 
 @lru_cache(maxsize=4096)
 def is_secret_name(key: str) -> bool:
-    """Whether the values under a key are secrets, whatever they look like."""
+    """Whether values under this key are secrets, whatever they look like."""
     words = re.findall(r"[a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", _plain(key)).lower())
     if not words:
         return False
@@ -290,7 +294,7 @@ def is_secret_name(key: str) -> bool:
 
 # Values ----------------------------------------------------------------------------------------
 
-#: Keys whose values are commits and our own digests, which look as keys of W&B do.
+#: Keys whose values are commits or digests of this package, which look like keys of W&B.
 _DIGEST_KEY = re.compile(
     r"(?:^|_)(?:revision|revision_of_model|commit|sha256|digest)$|^(?:rows|chat_template|"
     r"null_prompt)$"
@@ -299,12 +303,14 @@ _DIGEST = re.compile(r"[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def reason(key: str, value: object, secret: bool = False) -> str | None:
-    """Why a value must not leave, in words that go on from the name of its key; None if it may.
+    """Returns why a value must not be shared, or None if it may be.
+
+    The reason is worded to continue a sentence that begins with the name of the key.
 
     Args:
-        key: the name that it is under.
+        key: the key of the value.
         value: a scalar.
-        secret: whether a mapping or a list around it has the name of a secret.
+        secret: whether an enclosing mapping or list has the name of a secret.
     """
     if value is None or isinstance(value, bool):
         return None
@@ -323,24 +329,28 @@ def reason(key: str, value: object, secret: bool = False) -> str | None:
 
 
 def _is_prose(key: str) -> bool:
-    """Whether a key has words, which may begin as a path does (``/no_think``)."""
+    """Whether values of a key are prose, which may begin like a path (``/no_think``)."""
     return key != "chat_template_jinja" and bool(_TEXT_KEY.fullmatch(key))
 
 
 def private_in(text: str) -> str | None:
-    """Why a text must not leave, be it for a secret or for what says whose machine it is from."""
+    """Returns why a text must not be shared: it has a secret, or identifies a person or machine.
+
+    Returns None if it may be shared."""
     if (why := secret_in(text)) is not None:
         return why
     return next((why for part in _readings(text) if (why := _private(part)) is not None), None)
 
 
 def secret_in(text: str) -> str | None:
-    """Why a text must not leave, as far as it has a token, a key, a password or a signed URL."""
+    """Returns which kind of secret a text contains (token, key, password, signed URL), or None."""
     return next((why for part in _readings(text) if (why := _secret(part)) is not None), None)
 
 
 def _readings(text: str) -> Iterator[str]:
-    """A text as it may be meant: without invisible and look-alike characters, unquoted, decoded."""
+    """Yields the text without invisible and look-alike characters, then its decoded forms.
+
+    These are the text without HTML and percent escapes, and each base64 string in it, decoded."""
     plain = _plain(text)
     yield plain
     seen = {plain}
@@ -356,7 +366,7 @@ def _readings(text: str) -> Iterator[str]:
             yield decoded
 
 
-#: Letters of other alphabets that look as Latin ones do.
+#: Letters of other alphabets that look like Latin letters.
 _ALIKE = str.maketrans(
     "аеорсухіѕјԁԛԝһӏкмтвнАВЕКМНОРСТХІЅЈοανρτκιυχΑΒΕΖΗΙΚΜΝΟΡΤΥΧ",
     "aeopcyxisjdqwhlkmtbhABEKMHOPCTXISJoavptkiuxABEZHIKMNOPTYX",
@@ -374,7 +384,7 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}")
 
 
 def _decoded(word: str) -> str | None:
-    """What a word says in base64, if that is a text."""
+    """Decodes a base64 string. Returns None if the result is not printable text."""
     word = word.rstrip("=").replace("-", "+").replace("_", "/")
     try:
         text = base64.b64decode(word + "=" * (-len(word) % 4), validate=True).decode()
@@ -395,7 +405,7 @@ _TOKEN = re.compile(
     r"(?:A3T[A-Z0-9]|AKIA|ASIA|AGPA|AIDA|AROA|AIPA|ANPA|ANVA)[A-Z0-9]{12,}|dapi[0-9a-f]{32}|"
     r"\d{8,10}:[\w-]{35}(?!\w)|[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}(?!\w))"
 )
-#: A commit, which is named as one by what comes before it.
+#: The digits of a commit, recognised by the text before them.
 _COMMIT = re.compile(
     r"(revision[ =]|@|(?:resolve|commit|tree|blob|raw)/|githubusercontent\.com/[\w.-]+/[\w.-]+/)"
     r"[0-9a-f]{40}(?![0-9A-Za-z])"
@@ -476,8 +486,9 @@ def _secret(text: str) -> str | None:
 
 @cache
 def _detectors() -> tuple[Any, ...]:
-    """The detectors of detect-secrets that know a form; ours are those of entropy, names of keys
-    and addresses."""
+    """The detectors of detect-secrets that match a fixed pattern.
+
+    This module has its own rules for entropy, names of keys and addresses."""
     from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
     from detect_secrets.plugins.base import RegexBasedDetector
 
@@ -490,8 +501,9 @@ def _detectors() -> tuple[Any, ...]:
 
 
 def _is_random(word: str) -> bool:
-    """Whether small letters, capitals and digits change as often as in a random word, and not as
-    in the name of a model."""
+    """Whether lower case, upper case and digits alternate as often as in a random string.
+
+    They do not in the name of a model."""
     if len(word) < 20:
         return False
     kinds = [
@@ -541,6 +553,6 @@ def _is_address(text: str) -> bool:
         address = ipaddress.ip_address(text)
     except ValueError:
         return False
-    if address.version == 6 and len(text) < 5:  # a slice of Python
+    if address.version == 6 and len(text) < 5:  # a slice in Python code, such as `1::2`
         return False
     return not (address.is_loopback or address.is_unspecified)

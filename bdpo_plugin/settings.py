@@ -1,7 +1,7 @@
-"""Every key of the method, once, and the only code that validates them.
+"""All settings of the method, and the only code that validates them.
 
-A host declares the keys of :func:`BDPOSettings.keys` in whatever form it wants and hands the
-raw values to :meth:`BDPOSettings.from_keys`; nothing else in the package checks a setting.
+A host declares the keys of :func:`BDPOSettings.keys` in whatever form it needs and passes the raw
+values to :meth:`BDPOSettings.from_keys`. Nothing else in the package validates a setting.
 Standard library only: this module is imported before torch.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 PREFIX = "bdpo_"
-#: A mapping that says what a configuration is and what came of it. No run reads it.
+#: Key of the mapping that describes a configuration and its results. Training ignores it.
 RECIPE = "bdpo_recipe"
 
 WEIGHTINGS = ("softmax", "power")
@@ -25,46 +25,49 @@ CONTROLS = ("shuffled", "swapped", "random")
 
 #: Per-pair losses that are functions of the two (weighted) log-ratios; method section 7.
 PAIR_LOSSES = ("sigmoid", "hinge", "ipo", "robust")
-#: What a host's `loss_type` may name: the per-pair losses, and the additive term of the trainer.
+#: Values allowed for a host's `loss_type`: the per-pair losses, and the trainer's additive term.
 LOSS_TYPES = (*PAIR_LOSSES, "sft")
 
 
-#: How alike, from 0 to 1, a key must be to one that is suggested for it.
+#: Similarity, from 0 to 1, from which a known key is suggested for an unknown one.
 _NEAR = 0.7
-#: The largest number of float32, in which the weights are computed.
+#: The largest finite number of float32, in which the weights are computed.
 _MAX_ALPHA = (2 - 2**-23) * 2.0**127
-#: What kernels can count.
+#: The largest number of tokens that a kernel can index.
 _MAX_TOKENS = 2**31 - 1
 
 
 class BDPOError(ValueError):
-    """A B-DPO run that cannot be honoured as asked. The message says what to do."""
+    """Raised if B-DPO cannot honour a configuration. The message says what the user should do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BDPOSettings:
-    """The settings of B-DPO, validated. The key of field ``x`` is ``bdpo_x`` in every host.
+    """The validated settings of B-DPO. Field ``x`` has the key ``bdpo_x`` in every host.
 
-    Sections are those of docs/method.md.
+    Section numbers refer to docs/method.md.
 
     Attributes:
-        alpha: strength of the balancing, dimensionless if ``mi_normalize`` (1 / (nats per
-            token)), from 0 to what float32 can hold; 0 is exactly DPO. Method section 5.
-        weighting: MI of a pair -> weights, ``softmax`` or ``power``; section 5.
-        balance: use the balance weights; False is the "SF only" ablation; section 7.
-        scaling: use the scaling factor; False is the "BW only" ablation; section 7.
+        alpha: strength of the balancing, from 0 to the largest float32. Its unit is 1 / (nats per
+            token) with ``mi_normalize``, else 1 / nats. 0 is exactly DPO. Section 5.
+        weighting: the function that turns the MI of a pair into weights, ``softmax`` or ``power``;
+            section 5.
+        balance: whether to use the balance weights. False is the "SF only" ablation; section 7.
+        scaling: whether to use the scaling factor. False is the "BW only" ablation; section 7.
         mi_estimator: ``pointwise`` or ``expected``; section 3.
-        mi_normalize: divide the MI by the response's length: nats per token, not nats.
-        null_prompt: the query-free prompt, as text; None derives it from the tokenizer's chat
-            template or the data; section 4.
-        precompute: score the whole dataset before training; False scores each batch in its step.
-        score_tokens: tokens of one batch of the reference pass, at most; None: 1024 on a CPU, and
-            on a GPU from 4096 to 16384, as its free memory allows.
-        cache_dir: where computed scores are kept; None is ``bdpo`` under the user's cache.
-        control: weigh the pairs by mutual information that is not their own, to see what B-DPO
-            owes to it: ``shuffled`` among all pairs, ``shuffled:COLUMN`` among those with the same
-            value in a column of the data, ``swapped`` within each pair, or ``random``: shuffled,
-            and swapped in every other pair or so. None is B-DPO.
+        mi_normalize: whether to divide the MI by the length of the response, so that it is in nats
+            per token instead of nats.
+        null_prompt: the text of the null prompt, which contains no query. None derives it from the
+            tokenizer's chat template or from the data; section 4.
+        precompute: whether to score the whole dataset before training. False scores each batch in
+            its training step.
+        score_tokens: the maximum number of tokens in one batch of the reference pass. None means
+            1024 on a CPU and, on a GPU, from 4096 to 16384, depending on its free memory.
+        cache_dir: the folder that keeps computed scores. None is ``bdpo`` in the user's cache.
+        control: replaces the mutual information of each pair by that of other responses, as a
+            control experiment: ``shuffled`` permutes it among all pairs, ``shuffled:COLUMN`` among
+            pairs with the same value in a column of the data, ``swapped`` exchanges it within each
+            pair, and ``random`` shuffles it and swaps it in about every other pair. None is B-DPO.
     """
 
     alpha: float = 1.5
@@ -123,34 +126,35 @@ class BDPOSettings:
 
     @property
     def weighs(self) -> bool:
-        """Whether the mutual information decides anything: at ``alpha`` 0, and without both
-        weights and scale, each weight is 1 whatever it is."""
+        """Whether the mutual information has any effect. It has none if ``alpha`` is 0, or if
+        neither weights nor scaling are used: all weights are then 1."""
         return self.alpha != 0 and (self.balance or self.scaling)
 
     @property
     def control_kind(self) -> str | None:
-        """Which of :data:`CONTROLS` the run is, if it is one."""
+        """The kind of the control experiment, one of :data:`CONTROLS`, or None."""
         return (self.control or "").partition(":")[0] or None
 
     @property
     def control_column(self) -> str | None:
-        """The column within whose values the control shuffles, if it names one."""
+        """The column within whose values the control shuffles, or None."""
         return (self.control or "").partition(":")[2] or None
 
     @classmethod
     def keys(cls) -> tuple[str, ...]:
-        """The keys a user may write, in the order of the README's table."""
+        """Returns the keys that a user may write, in the order of the README's table."""
         return tuple(PREFIX + f.name for f in fields(cls))
 
     @classmethod
     def from_keys(cls, values: Mapping[str, Any]) -> BDPOSettings:
-        """Settings from a host's configuration: its ``bdpo_*`` entries; all others are ignored.
+        """Creates settings from the ``bdpo_*`` entries of a host's configuration.
 
-        An entry of None counts as left out, as hosts fill their undeclared defaults with it, and
-        so does :data:`RECIPE`.
+        All other entries are ignored, and so is :data:`RECIPE`. A value of None means "not set",
+        as hosts fill the keys that a user does not set with it.
 
         Raises:
-            BDPOError: an unknown ``bdpo_*`` key (with the nearest known one), or a bad value.
+            BDPOError: a ``bdpo_*`` key is unknown (the message names the nearest known one), or a
+                value is invalid.
         """
         ours = {k: v for k, v in values.items() if k.startswith(PREFIX) and k != RECIPE}
         known = cls.keys()
@@ -160,14 +164,14 @@ class BDPOSettings:
         return cls(**{k.removeprefix(PREFIX): v for k, v in ours.items() if v is not None})
 
     def to_keys(self) -> dict[str, Any]:
-        """The inverse of :meth:`from_keys`."""
+        """Returns the settings by their keys: the inverse of :meth:`from_keys`."""
         return {PREFIX + name: value for name, value in asdict(self).items()}
 
     def check_precompute(self, theirs: bool | None) -> None:
-        """Refuse a host's `precompute_ref_log_probs` that says otherwise than ``precompute``.
+        """Checks that a host's `precompute_ref_log_probs` does not contradict ``precompute``.
 
         Raises:
-            BDPOError: it is neither left out (None) nor the same.
+            BDPOError: it is set (not None) and differs.
         """
         if theirs not in (None, self.precompute):
             raise BDPOError(
@@ -178,7 +182,7 @@ class BDPOSettings:
 
 
 def unknown_key_message(key: str, known: Iterable[str] | None = None) -> str:
-    """What to say of a key that is none of the `known`, which are B-DPO's unless told."""
+    """Returns the message about a key that is not in `known`, by default the keys of B-DPO."""
     near = difflib.get_close_matches(key, known or BDPOSettings.keys(), n=1, cutoff=_NEAR)
     message = f"Unknown key `{key}`."
     if near:
@@ -191,7 +195,7 @@ def unknown_key_message(key: str, known: Iterable[str] | None = None) -> str:
 
 
 def as_number(value: Any, key: str) -> float:
-    # A YAML 1.1 reader hands `1e-1` over as a string; numpy's numbers are real ones too.
+    # A YAML 1.1 parser returns `1e-1` as a string. Numbers of numpy are instances of Real too.
     if isinstance(value, (Real, str)) and not isinstance(value, bool):
         try:
             return float(value)
@@ -213,12 +217,12 @@ def _check_folder(value: Any, key: str) -> None:
     _check_text(value, key)
     try:
         path = Path(value).expanduser()
-        # the first of its folders that is there
+        # the nearest existing folder of the path
         there = next((folder for folder in (path, *path.parents) if folder.exists()), None)
         usable = "\0" not in value and (there is None or there.is_dir())
-    except PermissionError:  # the store says so, and goes on without
+    except PermissionError:  # the score store warns of it and continues without a cache
         usable = True
-    except (OSError, RuntimeError, ValueError):  # too long a name, no such user
+    except (OSError, RuntimeError, ValueError):  # the name is too long, or there is no such user
         usable = False
     if not usable:
         raise refusal(key, value, "a folder, or one that can be made")

@@ -1,10 +1,10 @@
-"""Text that others wrote, as it may go to a terminal. Standard library only."""
+"""Makes untrusted text safe to print to a terminal. Standard library only."""
 
 from __future__ import annotations
 
 
 def visible(text: str) -> str:
-    """The text with every character that a terminal would obey, or not show, spelt out.
+    """Returns the text with all control and invisible characters written as escape sequences.
 
     Line breaks stay: ``"a\\x1b[2Jb"`` becomes ``"a\\\\x1b[2Jb"``.
     """

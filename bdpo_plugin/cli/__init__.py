@@ -1,4 +1,4 @@
-"""The `bdpo` command: one file per subcommand, each importing what is heavy only when it runs."""
+"""The `bdpo` command. Each subcommand is one file and imports heavy modules only when it runs."""
 
 import click
 

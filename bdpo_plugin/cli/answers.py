@@ -1,4 +1,4 @@
-"""`bdpo answers`: what a model says before and after training."""
+"""`bdpo answers`: shows what a model generates before and after training."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def answers(
         table.add_column(Text(visible(heading)), ratio=1, overflow="fold")
     for row in zip(questions, *said.values(), strict=True):
         table.add_row(*(Text(visible(cell)) for cell in row))
-    # Without a terminal, rich assumes 80 columns: too few for three columns of prose.
+    # Without a terminal, rich assumes 80 columns, which is too narrow for three columns of prose.
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(120, 40 * (1 + len(said))))
@@ -87,7 +87,7 @@ def generate(
     questions: list[str],
     max_new_tokens: int,
 ) -> list[str]:
-    """The greedy answer to each question, decoded without special tokens."""
+    """Returns the greedy response to each question, decoded without special tokens."""
     answers = []
     for question in questions:
         prompt = tokenizer.apply_chat_template(

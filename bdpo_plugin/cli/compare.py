@@ -1,4 +1,4 @@
-"""`bdpo compare`: in what several runs differ, and what came of it."""
+"""`bdpo compare`: shows how the settings and the final figures of several runs differ."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import click
 from bdpo_plugin.output.run_folder import ENDED, Run, evaluations, named, read_run, read_settings
 from bdpo_plugin.terminal import visible
 
-#: The last log of each evaluation set, and of the training the mean over its last tenth.
+#: Name of a figure -> key of the log. A figure of the training is the mean over the last tenth of
+#: its log entries; a figure of an evaluation set is its last entry.
 _FIGURES = {
     "loss": "loss",
     "reward margin": "rewards/margins",
@@ -81,10 +82,11 @@ def compare(run_dirs: tuple[Path, ...], as_json: bool) -> None:
 
 
 def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The settings in which some runs differ, in the order of the runs; None where one has none.
+    """Returns the settings that differ between runs: a list of values each, in the order of runs.
 
     Args:
-        settings: of each run.
+        settings: the settings of each run, by its name. A value is None where a run has no such
+            setting.
     """
     names = sorted({name for of in settings.values() for name in of})
     rows = {name: [of.get(name) for of in settings.values()] for name in names}
@@ -92,7 +94,7 @@ def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]
 
 
 def final_figures(run: Run) -> dict[str, Any]:
-    """What a run ended with, by name."""
+    """Returns the final figures of a run, by name."""
     found: dict[str, Any] = {"steps": max(entry["step"] for entry in run.log)}
     if rates := [entry["learning_rate"] for entry in run.log if "learning_rate" in entry]:
         found["highest learning rate"] = max(rates)

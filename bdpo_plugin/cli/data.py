@@ -1,4 +1,4 @@
-"""`bdpo data`: public preference data, as the pairs that both hosts read."""
+"""`bdpo data`: converts public preference data to pairs that both hosts read."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def xstest(data: Path, types: str | None, per_prompt: int, output: Path, seed: i
 
 
 def _source(name: str, data: str, revision: str | None, **options: Any) -> dict[str, Any]:
-    """What the manifest says of the input: no path, as it is to be shared."""
+    """Describes the input for the manifest. It has no path, as the manifest is to be shared."""
     path = Path(data)
     files = sorted(path.glob("*.csv*")) if path.is_dir() else [path] if path.is_file() else []
     hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

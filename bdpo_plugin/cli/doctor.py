@@ -1,4 +1,4 @@
-"""`bdpo doctor`: will it run here, and on this data?"""
+"""`bdpo doctor`: checks an environment and a configuration before a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bdpo_plugin.inspection.data_findings import Finding
 
 _COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red", "not known": "dim"}
-#: Rows that are shown.
+#: The number of dataset rows that are shown.
 _SHOWN = 3
 
 
@@ -77,7 +77,7 @@ def _looked_at(
 
 
 def environment() -> Iterator[Finding]:
-    """What is installed, whether B-DPO is active in it, and what the machine has."""
+    """Yields what is installed, whether B-DPO is active, and which hardware there is."""
     from bdpo_plugin.inspection.data_findings import FAILED, OK, UNKNOWN, WARNING, Finding
 
     yield Finding("bdpo-plugin", OK, f"{__version__}, Python {sys.version.split()[0]}")
@@ -92,7 +92,7 @@ def environment() -> Iterator[Finding]:
             continue
         try:
             tested = _tested(package)
-        except Exception as error:  # whatever a broken installation raises
+        except Exception as error:  # a broken installation can raise anything
             yield Finding(name, FAILED, f"{release} cannot be imported: {_words(error)}")
             continue
         if release in tested:
@@ -139,7 +139,7 @@ def _words(error: BaseException) -> str:
 
 
 def _entry_point() -> tuple[bool, str]:
-    """Whether PyTorch calls us when it is imported, and why."""
+    """Whether PyTorch calls our entry point when it is imported, and the reason."""
     for name, value in (
         ("BDPO_AUTOLOAD", os.environ.get("BDPO_AUTOLOAD")),
         ("TORCH_DEVICE_BACKEND_AUTOLOAD", os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD")),
@@ -158,7 +158,7 @@ def _plugin(on: bool) -> Finding:
     try:
         import bdpo_plugin.hosts.axolotl.plugin
         import bdpo_plugin.hosts.axolotl.trainer  # noqa: F401
-    except Exception as error:  # whatever a broken installation raises
+    except Exception as error:  # a broken installation can raise anything
         return Finding("key in Axolotl", FAILED, f"the plugin is not importable: {_words(error)}")
     if on:
         return Finding("key in Axolotl", OK, "`rl: bdpo` works, with `plugins:` and without")
@@ -188,7 +188,7 @@ def _usable(name: str, trial: Callable[[], str]) -> Finding:
 
     try:
         return Finding(name, OK, trial())
-    except Exception as error:  # whatever a package without its GPU raises
+    except Exception as error:  # a package without its GPU can raise anything
         return Finding(name, UNKNOWN, f"not usable: {_words(error)}")
 
 
@@ -223,7 +223,7 @@ def _flash_attention() -> str:
 
 
 def _configuration(path: Path, config: Config) -> Iterator[Finding | dict[str, str]]:
-    """What there is to say of a configuration, and its first rows."""
+    """Yields the findings about a configuration, and its first rows as dictionaries of texts."""
     from bdpo_plugin.inspection.data_findings import (
         FAILED,
         OK,
@@ -263,7 +263,7 @@ def _configuration(path: Path, config: Config) -> Iterator[Finding | dict[str, s
     except click.ClickException as error:
         yield Finding("configuration", FAILED, error.message)
         return
-    except Exception as error:  # whatever a host raises at a configuration or its data
+    except Exception as error:  # a host can raise anything at a configuration or its data
         yield Finding("configuration", FAILED, str(error) or _words(error))
         return
     yield Finding("configuration", OK, "the host takes it, and its data")
@@ -285,7 +285,7 @@ def _configuration(path: Path, config: Config) -> Iterator[Finding | dict[str, s
 
 
 def _needs(config: Config, environment: Mapping[str, Finding]) -> Iterator[Finding]:
-    """What a configuration asks for and this environment has not."""
+    """Yields a finding for each package that a configuration needs and that is not usable here."""
     from bdpo_plugin.inspection.data_findings import FAILED, OK, Finding
 
     keys = config.keys
@@ -299,7 +299,7 @@ def _needs(config: Config, environment: Mapping[str, Finding]) -> Iterator[Findi
 
 
 def _cost(model: Any, data: Any) -> Iterator[Finding]:
-    """How batches will be laid, and what an epoch costs beside the host's own DPO."""
+    """Yields the form of the batches, and the cost of an epoch relative to the host's own DPO."""
     import torch
 
     from bdpo_plugin.inspection.cost import epoch_cost
@@ -323,7 +323,7 @@ def _cost(model: Any, data: Any) -> Iterator[Finding]:
         prompts = [pair.chosen.prompt_ids for pair in pairs]
         null = find_null_prompt(data.tokenizer, prompts, settings.null_prompt)
     except BDPOError:
-        return  # which has been said
+        return  # data_findings has reported it
     if not pairs:
         return
     measured = settings.weighs or settings.control is not None
@@ -368,7 +368,7 @@ def _memory(model: Any, plan: Any) -> Finding:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What hosts and their libraries say meanwhile is for nobody."""
+    """Suppresses everything that hosts and their libraries print to stdout and stderr."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
@@ -385,8 +385,8 @@ def _quiet() -> Iterator[None]:
 
 
 def hider(keys: Mapping[str, Any]) -> Callable[[str], str]:
-    """A function that takes the tokens and keys of the environment, and of a configuration, out of
-    a text."""
+    """Returns a function that removes secrets from a text: those of the environment and those of a
+    configuration."""
     entries = [*os.environ.items(), *_entries(keys)]
     secrets = {v for k, v in entries if is_secret(str(k), v) and len(v) >= 8}
 
@@ -399,7 +399,7 @@ def hider(keys: Mapping[str, Any]) -> Callable[[str], str]:
 
 
 def _entries(value: Any, key: Any = "") -> Iterator[tuple[Any, Any]]:
-    """The values in mappings and lists of any depth, with their keys."""
+    """Yields all values in nested mappings and lists, with their keys."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _entries(inner, name)

@@ -1,4 +1,4 @@
-"""The pictures of `bdpo plot`."""
+"""The pictures that `bdpo plot` and `bdpo mi` draw."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ _STYLE: dict[Any, Any] = {
     "savefig.dpi": 160,
     "savefig.bbox": "tight",
 }
-# Okabe and Ito's colours: told apart by all readers.
+# The palette of Okabe and Ito, which colour-blind readers can distinguish.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-#: Title, what is logged of it (of chosen first, then of rejected), unit.
+#: Title, keys of the log (of the chosen response first, then of the rejected one), unit.
 _PANELS = (
     ("Loss", ("loss",), "per pair, nats"),
     ("Reward margin", ("rewards/margins",), "chosen − rejected"),
@@ -55,7 +55,7 @@ _PANELS = (
     ("Rewards", ("rewards/chosen", "rewards/rejected"), "beta × log-ratio to the reference"),
     ("Log-probabilities", ("logps/chosen", "logps/rejected"), "of the response, nats"),
 )
-#: Title, unit, and the (B,) values of the training pairs.
+#: Title, unit, and a function that returns the (B,) values of the training pairs.
 _OF_PAIRS: tuple[tuple[str, str, Callable[[pyarrow.Table], np.ndarray]], ...] = (
     ("Weights", "weight of chosen (1 is DPO)", lambda s: s["weight_chosen"].to_numpy()),
     (
@@ -65,15 +65,17 @@ _OF_PAIRS: tuple[tuple[str, str, Callable[[pyarrow.Table], np.ndarray]], ...] = 
     ),
 )
 _OTHERS = "(others)"
-#: Of the chosen and of the rejected responses of an evaluation set.
+#: Markers of one evaluation set: first for the chosen, then for the rejected responses.
 _MARKERS = ("ov", "s^", "D<", "P>")
-# Blue: pulled less than in DPO. Orange: pulled more. Grey, not white, in the middle.
+# Blue: a smaller weight than in DPO. Orange: a larger one. The middle is grey, not white.
 _WEIGHTS = LinearSegmentedColormap.from_list("weights", ["#2166ac", "#d0d0d0", "#c8500a"])
 
 
 def curves(runs: Sequence[Run], path: Path) -> Path:
-    """Loss, reward margin, accuracy, rewards and log-probabilities over the steps, training as
-    lines and evaluation as dots; and of B-DPO runs how far weights and MI are apart in the pairs.
+    """Draws loss, reward margin, accuracy, rewards and log-probabilities over the steps.
+
+    Training is drawn as lines, evaluation as dots. For B-DPO runs, two more panels show the
+    distribution of the weights and of the MI imbalance over the training pairs.
     """
     scored = [(i, run.scores) for i, run in enumerate(runs) if run.scores is not None]
     names = dict.fromkeys(name for run in runs for name in evaluations(run.log))
@@ -106,7 +108,7 @@ def curves(runs: Sequence[Run], path: Path) -> Path:
         for axis, (title, unit, values_of) in zip(panels[len(_PANELS) :], _OF_PAIRS, strict=False):
             if not scored:
                 break
-            for index, scores in scored:  # the same lines of several runs are all seen
+            for index, scores in scored:  # lines get thinner, so that coinciding ones stay visible
                 if title == "Imbalance" and not runs[index].measured:
                     continue
                 ordered = np.sort(values_of(scores))
@@ -124,7 +126,7 @@ def curves(runs: Sequence[Run], path: Path) -> Path:
 
 
 def _curves_legend(axis: Axes, runs: Sequence[Run], markers: Mapping[str, str]) -> None:
-    """In the place of the last panel."""
+    """Draws the legend in place of the last panel."""
     axis.axis("off")
     grey = "#777777"
     handles = [
@@ -146,7 +148,7 @@ def _curves_legend(axis: Axes, runs: Sequence[Run], markers: Mapping[str, str]) 
 
 
 def mi_scatter(scored: Sequence[tuple[str, pyarrow.Table]], path: Path) -> Path:
-    """MI of chosen against rejected, coloured by the weight of the chosen response.
+    """Draws MI of chosen against MI of rejected, coloured by the weight of the chosen response.
 
     Args:
         scored: the name of each run, and its scores.
@@ -157,7 +159,7 @@ def mi_scatter(scored: Sequence[tuple[str, pyarrow.Table]], path: Path) -> Path:
     ]
     low = min(np.min(p[:2]) for p in points)
     high = max(np.max(p[:2]) for p in points)
-    margin = 0.13 * max(high - low, 1e-3)  # room for the shares in the corners
+    margin = 0.13 * max(high - low, 1e-3)  # space for the percentages in the corners
     limits = (low - margin, high + margin)
     reach = max(max(np.abs(p[2] - 1).max() for p in points), 1e-3)
     with plt.rc_context(_STYLE):
@@ -204,13 +206,15 @@ def imbalance(
     unit: str,
     path: Path,
 ) -> Path:
-    """MI of chosen against rejected with the diagonal, the share on each side and both marginal
-    histograms: the paper's Figure 2.
+    """Draws MI of chosen against MI of rejected, as in the paper's Figure 2.
+
+    The picture has the diagonal, the share of pairs above and below it, and both marginal
+    histograms.
 
     Args:
         chosen, rejected: (B,) MI.
-        labels: (B,) what colours the pairs; None for one colour.
-        unit: of the MI.
+        labels: (B,) labels that colour the pairs; None for one colour.
+        unit: the unit of the MI.
     """
     groups = Counter(labels or [""] * len(chosen))
     shown = [name for name, _ in groups.most_common(len(_COLOURS) - 1)]
@@ -274,7 +278,7 @@ def imbalance(
 
 
 def _plain(text: str) -> str:
-    """A name as text: matplotlib would read a formula between dollars."""
+    """Escapes dollar signs in a name, as matplotlib would read a formula between them."""
     return visible(text).replace("\n", " ").replace("$", r"\$")[:60]
 
 
@@ -285,7 +289,7 @@ def _series(log: Iterable[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
-    """The mean of the neighbours within a twentieth of the run, fewer near the ends."""
+    """Moving average: the mean over a window of a tenth of the run, smaller near the ends."""
     half = len(values) // 20
     windows = (values[max(i - half, 0) : i + half + 1] for i in range(len(values)))
     return np.array([window.mean() for window in windows])

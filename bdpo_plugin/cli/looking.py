@@ -1,4 +1,4 @@
-"""The environment of a command that only looks: no library reports what it does."""
+"""Turns off telemetry and experiment trackers in commands that only inspect something."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: Variables by which hosts and their libraries send nothing to anybody. What a configuration asks
-#: for by its keys is in the `side_effects` of each host.
+#: Environment variables that turn off the reporting of hosts and their libraries. Reporting that a
+#: configuration turns on by its keys is handled by the `side_effects` module of each host.
 QUIET = {
     "AXOLOTL_DO_NOT_TRACK": "1",
-    "DO_NOT_TRACK": "1",  # of vLLM and others too
+    "DO_NOT_TRACK": "1",  # vLLM and others read it too
     "COMET_MODE": "DISABLED",
     "DISABLE_MLFLOW_INTEGRATION": "TRUE",
-    "DISABLE_SAFETENSORS_CONVERSION": "1",  # transformers asks a service of the hub for it
+    "DISABLE_SAFETENSORS_CONVERSION": "1",  # else transformers asks a service of the hub for it
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # of each load of local files too
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # else loads of local files are counted too
     "LLAMABOARD_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "SWANLAB_MODE": "disabled",
@@ -27,8 +27,9 @@ QUIET = {
 
 @contextmanager
 def looking() -> Iterator[None]:
-    """While it lasts, this process and what it starts report nothing. To be entered before a host
-    or one of its libraries is imported."""
+    """Context manager in which this process and its child processes report nothing.
+
+    Must be entered before a host or one of its libraries is imported."""
     before = dict(os.environ)
     os.environ.update(QUIET)
     try:

@@ -1,4 +1,4 @@
-"""`bdpo mi`: the mutual information of a training set, before the training."""
+"""`bdpo mi`: measures the mutual information of a training set before training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from bdpo_plugin.inspection.scored_pairs import Scored
 
-#: More values than this are no labels that a picture can tell apart.
+#: A column with more distinct values than this is not used as labels: a picture could not
+#: distinguish them.
 _MOST_LABELS = 7
 
 
@@ -160,7 +161,7 @@ def _score(
 
 @contextlib.contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """What hosts and their libraries print, by whatever means, is not our output."""
+    """Redirects everything that hosts and their libraries print to stderr, also from C code."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
@@ -173,7 +174,7 @@ def _stdout_to_stderr() -> Iterator[None]:
 
 
 def _labels(scored: Scored, wanted: str | None) -> tuple[str | None, list[str] | None]:
-    """The column that colours the pairs, and its values as text."""
+    """Returns the name of the column that colours the pairs, and its values as text."""
     if wanted is not None:
         if (values := scored.column(wanted)) is None:
             columns = sorted({c for source in scored.sources for c in source.rows.column_names})
@@ -187,7 +188,7 @@ def _labels(scored: Scored, wanted: str | None) -> tuple[str | None, list[str] |
             if getattr(feature, "dtype", None) == "string" and (values := scored.column(column)):
                 texts = [v for v in values if v is not None]
                 if not all(isinstance(v, str) for v in texts):
-                    continue  # in another data set it is a message, say
+                    continue  # in another data set the column holds messages, for example
                 few = set(texts)
                 if 1 < len(few) <= min(_MOST_LABELS, len(values) // 2):
                     found[column] = [str(value) for value in values]
@@ -200,20 +201,20 @@ def _labels(scored: Scored, wanted: str | None) -> tuple[str | None, list[str] |
 def write_split(
     scored: Scored, imbalance: np.ndarray, split: str, fraction: float, output: Path
 ) -> dict[str, Any]:
-    """Write the share of the pairs with the least, or the greatest, imbalance.
+    """Writes the share of the pairs with the least, or the greatest, imbalance.
 
     Args:
         scored: the pairs.
-        imbalance: (B,) the absolute difference of the MI of their responses.
+        imbalance: (B,) absolute difference between the MI of the two responses.
         split: ``balanced`` or ``imbalanced``.
-        fraction: share of the pairs.
-        output: folder.
+        fraction: share of the pairs to write.
+        output: the folder to write to.
 
     Returns:
-        the files, and how many pairs, for the command's result.
+        The files and the number of pairs, for the command's result.
 
     Raises:
-        click.ClickException: the row of a pair is not known.
+        click.ClickException: it is not known from which dataset row a pair was made.
     """
     from bdpo_plugin.cli.subset import write_subset
 
@@ -232,7 +233,7 @@ def write_split(
     for number, source in enumerate(scored.sources):
         rows = [place.row for place in places if place and place.source == number]
         name = names[number]
-        if names.count(name) > 1 or source.file is None:  # of several folders, say
+        if names.count(name) > 1 or source.file is None:  # files of one name in several folders
             name += f"-{number}"
         if rows:
             files.append(str(write_subset(source, rows, output, f"{name}-{split}")))

@@ -1,4 +1,4 @@
-"""The page of `bdpo mi`: one file, which loads nothing, in which each pair can be read."""
+"""The HTML page of `bdpo mi`: one self-contained file in which each pair can be read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bdpo_plugin.data.user_rows import Source
     from bdpo_plugin.inspection.scored_pairs import Scored
 
-#: Characters of a text that the page has; a data set of 20,000 pairs is to stay readable.
+#: Maximum characters of a text on the page, so that it stays usable for 20,000 pairs.
 _MOST = 6000
 
 
@@ -28,18 +28,18 @@ def write_page(
     title: str,
     path: Path,
 ) -> Path:
-    """Write the pairs, their texts and scores as a page.
+    """Writes an HTML page with the pairs, their texts and their scores.
 
-    The texts are others': they are data of the page, never markup, and its policy lets no other
-    script run than its own.
+    The texts are untrusted. They are embedded as data, never as markup, and the page's content
+    security policy allows no script but its own.
 
     Args:
         scored: the pairs.
-        labels: (B,) what colours the pairs; None for one colour.
-        label: the column that they are from.
-        unit: of the mutual information.
-        title: of the page.
-        path: of the file.
+        labels: (B,) labels that colour the pairs; None for one colour.
+        label: the column that the labels come from.
+        unit: the unit of the mutual information.
+        title: the title of the page.
+        path: the file to write.
     """
     columns = ("mi_chosen", "mi_rejected", "weight_chosen", "weight_rejected")
     numbers = zip(*(scored.table[column].to_pylist() for column in columns), strict=True)
@@ -76,7 +76,7 @@ def write_page(
 
 
 def _named(number: int, sources: Sequence[Source]) -> str:
-    """A data set among several: its file, with the folder where another has the same name."""
+    """Returns the name of a data set: its file, with the folder if two files have the same name."""
     file = sources[number].file
     if file is None:
         return f"data set {number}"
@@ -90,7 +90,7 @@ def _short(text: str) -> str:
 
 
 def _as_json(data: Any) -> str:
-    """JSON in which nothing can end a script or begin a comment."""
+    """Returns JSON that can neither end a script element nor begin a comment."""
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

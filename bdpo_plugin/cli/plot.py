@@ -1,4 +1,4 @@
-"""`bdpo plot`: a run's curves, and the mutual information of its pairs."""
+"""`bdpo plot`: draws a run's curves and the mutual information of its pairs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,11 @@ def plot(output_dirs: tuple[Path, ...], out: Path | None) -> None:
 
 
 def load_figures() -> Any:
-    """The module of the pictures, or a :class:`click.ClickException` that says what is missing."""
+    """Imports the module that draws the pictures.
+
+    Raises:
+        click.ClickException: matplotlib is not installed.
+    """
     try:
         from bdpo_plugin.cli import figures
     except ModuleNotFoundError as error:

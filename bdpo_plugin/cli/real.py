@@ -1,4 +1,4 @@
-"""`bdpo real`: a pretrained chat model and real pairs."""
+"""`bdpo real`: writes a pretrained chat model and real preference pairs to a folder."""
 
 from __future__ import annotations
 

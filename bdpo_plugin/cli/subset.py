@@ -1,4 +1,4 @@
-"""Some rows of a user's data set, written as they are in it."""
+"""Writes some rows of a user's data set in their original format, for `bdpo mi --split`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from bdpo_plugin.data.user_rows import Source
 
 
 def write_subset(source: Source, rows: Sequence[int], folder: Path, name: str) -> Path:
-    """Write rows of a data set, in their order there, in the format of the file it is from.
+    """Writes rows of a data set, in their original order and in the format of their file.
 
-    A JSON or JSONL file is copied row by row; data that is from no such local file, or from a part
+    Rows of a JSON or JSONL file are copied. Data that comes from no such local file, or from part
     of one, is written as JSON lines, as it was loaded.
 
     Args:
-        source: of the rows.
-        rows: positions.
-        folder: that exists.
-        name: of the file, without the end.
+        source: the data set that the rows belong to.
+        rows: the positions of the rows in it.
+        folder: an existing folder.
+        name: the name of the file, without its suffix.
     """
     file, rows = source.file, sorted(rows)
     if file is not None and file.suffix == ".parquet":

@@ -1,4 +1,4 @@
-"""`bdpo tiny`: the demo's model and data."""
+"""`bdpo tiny`: writes the tiny model and the data of the demo to a folder."""
 
 from pathlib import Path
 

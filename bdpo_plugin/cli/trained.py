@@ -1,4 +1,4 @@
-"""A model as it was trained, from the folder that its run left."""
+"""Loads a model and its tokenizer, as they were trained, from the output folder of a run."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from bdpo_plugin.output.run_folder import RECORD
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-#: Attention that any machine can compute, by transformers' names.
+#: Attention implementations that run on any machine, by the names of transformers.
 _ANYWHERE = ("eager", "sdpa", "flex_attention")
 
 
 def load_tokenizer(name: str, template: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model or of a run; a :class:`click.ClickException` if it cannot render a
-    chat.
+    """Loads the tokenizer of a model or of a run.
 
     Args:
-        name: of the hub, or a folder.
-        template: a chat template for a tokenizer that has none.
+        name: a name on the hub, or a folder.
+        template: the chat template to use if the tokenizer has none.
+
+    Raises:
+        click.ClickException: there is no tokenizer, or it has no chat template.
     """
     from transformers import AutoTokenizer
 
@@ -39,8 +41,9 @@ def load_tokenizer(name: str, template: str | None = None) -> PreTrainedTokenize
 
 
 def load_trained_tokenizer(base: str, trained: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a run, with the tokens and the template that it trained with; that of `base`
-    where the run has left none."""
+    """Loads the tokenizer of a run, with the tokens and the chat template used in training.
+
+    Loads the tokenizer of `base` if the run saved none."""
     own = (trained / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(str(trained) if own else base)
     if template := _template_of_llamafactory(trained, tokenizer):
@@ -49,15 +52,16 @@ def load_trained_tokenizer(base: str, trained: Path) -> PreTrainedTokenizerBase:
 
 
 def load_trained(base: str, trained: Path) -> PreTrainedModel:
-    """The model of an output folder: its adapter on `base`, or its own full weights.
+    """Loads the model of an output folder: an adapter on `base`, or fully fine-tuned weights.
 
-    The base is quantised, its numbers kept and its attention computed as in the training, as far as
-    the run's folder tells.
+    The base model gets the quantization, the dtype and the attention implementation of the
+    training, as far as the run's folder records them.
 
     Raises:
-        click.ClickException: there is no model in the folder, or no such base, or they do not fit.
+        click.ClickException: the folder has no model, the base model cannot be loaded, or the
+            adapter does not fit it.
     """
-    # The adapter first: Axolotl leaves a model.safetensors beside the adapter too.
+    # Look for an adapter first: Axolotl leaves a model.safetensors beside the adapter too.
     if (trained / "adapter_config.json").is_file():
         return _load_adapter(base, trained)
     if (trained / "config.json").is_file():
@@ -69,17 +73,17 @@ def load_trained(base: str, trained: Path) -> PreTrainedModel:
 
 
 def load_model(name: str, **options: Any) -> PreTrainedModel:
-    """A causal language model in the dtype it was saved in, on the GPU if there is one.
+    """Loads a causal language model in the dtype it was saved in, on the GPU if there is one.
 
     Args:
-        name: of the hub, or a folder.
-        options: of transformers' `from_pretrained`.
+        name: a name on the hub, or a folder.
+        options: options of transformers' `from_pretrained`.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if "quantization_config" in options:  # it is quantised where it is, and stays there
+    if "quantization_config" in options:  # quantized weights cannot be moved after loading
         options["device_map"] = {"": device}
     try:
         model = AutoModelForCausalLM.from_pretrained(name, **options)
@@ -118,7 +122,7 @@ def _load_adapter(base: str, trained: Path) -> PreTrainedModel:
 
 
 def _options(base: str, trained: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """How a run has loaded its base, as options of transformers' `from_pretrained`."""
+    """Returns how a run loaded its base model, as options of transformers' `from_pretrained`."""
     import torch
     from transformers import PretrainedConfig
     from transformers.quantizers.auto import AutoQuantizationConfig
@@ -133,7 +137,7 @@ def _options(base: str, trained: Path, record: Mapping[str, Any]) -> dict[str, A
         )
         options["attn_implementation"] = attention if usable else "eager"
     quantised = record.get("quantization")
-    if not record and (trained / "config.json").is_file():  # a run without B-DPO
+    if not record and (trained / "config.json").is_file():  # the run was not a B-DPO run
         config = json.loads((trained / "config.json").read_text(encoding="utf-8"))
         quantised = config.get("quantization_config")
     if quantised is None and record.get("quantised"):
@@ -148,7 +152,7 @@ def _options(base: str, trained: Path, record: Mapping[str, Any]) -> dict[str, A
 
 
 def _vocabulary(trained: Path, model: PreTrainedModel) -> int | None:
-    """The rows that the embeddings had in a training, where its adapter has weights of them."""
+    """Returns the vocabulary size during training, if the adapter has weights of the embeddings."""
     from safetensors import safe_open
 
     file = trained / "adapter_model.safetensors"
@@ -169,7 +173,7 @@ def _vocabulary(trained: Path, model: PreTrainedModel) -> int | None:
 
 
 def _as_saved(trained: Path, model: PreTrainedModel) -> None:
-    """Give an adapter the dtype that it was trained and saved in: PEFT loads it as float32."""
+    """Casts an adapter to the dtype it was trained and saved in, as PEFT loads it as float32."""
     from safetensors import safe_open
 
     file = trained / "adapter_model.safetensors"
@@ -184,7 +188,9 @@ def _as_saved(trained: Path, model: PreTrainedModel) -> None:
 
 
 def _template_of_llamafactory(trained: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The template of a run of LLaMA-Factory, which the tokenizer may have another one beside."""
+    """Returns the chat template of a LLaMA-Factory run, which may differ from the tokenizer's own.
+
+    Returns None for other runs."""
     from importlib.util import find_spec
 
     import yaml
@@ -207,7 +213,7 @@ def _template_of_llamafactory(trained: Path, tokenizer: PreTrainedTokenizerBase)
 
 
 def _beside(trained: Path, name: str) -> tuple[Path, Path]:
-    """Where a file of a run is: in its output folder, or above one of its checkpoints."""
+    """Returns where a file of a run may be: in its folder, or in the parent of a checkpoint."""
     return trained / name, trained.resolve().parent / name
 
 
@@ -229,7 +235,7 @@ def _same(base: str, theirs: str) -> bool:
 
 
 def _line(error: BaseException) -> str:
-    """The first line of what an error says, whole."""
+    """Returns the first non-empty line of an error's message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
 
 

@@ -1,4 +1,4 @@
-"""`bdpo recipes`: configurations that others can run again. One file for each of its commands."""
+"""`bdpo recipes`: configurations that others can run again. Each of its commands is one file."""
 
 import click
 

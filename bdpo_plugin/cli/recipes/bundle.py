@@ -1,4 +1,4 @@
-"""`bdpo recipes bundle`."""
+"""`bdpo recipes bundle`: collects what others need to repeat a run, without private details."""
 
 from __future__ import annotations
 
@@ -88,16 +88,16 @@ def bundle(run_dir: Path, to: Path | None, with_texts: bool) -> None:
         _draw(run, made)
         if with_texts:
             _copy_data(recipe, made)
-        made.replace(folder)  # which is not there, or empty
+        made.replace(folder)  # `folder` is absent or empty
     click.echo(f"Wrote {', '.join(sorted(path.name for path in folder.iterdir()))} to {folder}")
 
 
 def shared_recipe(run_dir: Path, *, texts: bool) -> tuple[Recipe, list[Change]]:
-    """The recipe of a run as others may have it, and what was changed for that.
+    """Returns the redacted recipe of a run, and the changes made by the redaction.
 
     Args:
-        run_dir: of the run.
-        texts: whether prompts and templates stay; else their digests stand in their places.
+        run_dir: the output folder of the run.
+        texts: whether to keep prompts and templates. If not, their digests replace them.
     """
     recipe = recipe_of(run_dir)
     hosts: dict[str, Any] = {"axolotl": of_axolotl, "llamafactory": of_llamafactory}
@@ -105,7 +105,7 @@ def shared_recipe(run_dir: Path, *, texts: bool) -> tuple[Recipe, list[Change]]:
     if not texts:
         config = without_texts(config)
     about, more = redacted(about_of(recipe, run_dir, texts=texts))
-    about = _without_left_out(about)  # no run reads it
+    about = _without_left_out(about)  # training ignores this mapping, so it needs no placeholders
     changes += [Change((RECIPE, *change.place), *change[1:]) for change in more]
     made = Recipe(recipe.name, recipe.path, configuration_text(config), config, about)
     return Recipe(recipe.name, recipe.path, made.with_about(about), config, about), changes
@@ -120,7 +120,12 @@ def _without_left_out(value: Any) -> Any:
 
 
 def shared_record(run_dir: Path, *, texts: bool) -> dict[str, Any]:
-    """What a run was made of, as others may have it."""
+    """Returns the redacted record of a run: versions, hardware, settings and digests.
+
+    Args:
+        run_dir: the output folder of the run.
+        texts: whether to keep prompts and templates. If not, their digests replace them.
+    """
     record: dict[str, Any] = redacted(read_record(run_dir))[0]
     if texts:
         return record
@@ -131,7 +136,7 @@ def shared_record(run_dir: Path, *, texts: bool) -> dict[str, Any]:
 
 
 def about_of(recipe: Recipe, run_dir: Path, *, texts: bool = False) -> dict[str, Any]:
-    """The mapping `bdpo_recipe` of a run's configuration, with what came of it."""
+    """Returns the mapping `bdpo_recipe` of a run's configuration, with the results of the run."""
     record = read_record(run_dir)
     batch = record["batch"]
     title = f"B-DPO, {recipe.method}, {Path(recipe.model).name}"
@@ -148,7 +153,7 @@ def about_of(recipe: Recipe, run_dir: Path, *, texts: bool = False) -> dict[str,
 
 
 def _copy_data(recipe: Recipe, folder: Path) -> None:
-    """Copies the files of pairs of a recipe, whose paths are relative to the present folder."""
+    """Copies the local data files of a recipe. Their paths are relative to the current folder."""
     for path in map(Path, local_data(recipe)):
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
@@ -159,7 +164,7 @@ def _copy_data(recipe: Recipe, folder: Path) -> None:
 def _write_scores(scores: Any, folder: Path, *, texts: bool) -> None:
     import pyarrow.parquet as pq
 
-    if "control_group" in scores.column_names:  # values of a column of the user's
+    if "control_group" in scores.column_names:  # it has values from a column of the user's data
         scores = scores.drop_columns(["control_group"])
     metadata = {key.decode(): value.decode() for key, value in scores.schema.metadata.items()}
     known = {k: v for k, v in metadata.items() if k.startswith(PREFIX) or k == "mi_unit"}
@@ -176,13 +181,13 @@ def _write_scores(scores: Any, folder: Path, *, texts: bool) -> None:
 
 def _shared_metadata(metadata: Mapping[str, str], *, texts: bool) -> dict[str, str]:
     shown: dict[str, str] = redacted(metadata)[0]
-    if shown.get("bdpo_null_prompt") == "None":  # so that no text is made of it
+    if shown.get("bdpo_null_prompt") == "None":  # not a text, so no digest replaces it
         return shown
     return shown if texts else without_texts(shown)
 
 
 def _draw(run: Run, folder: Path) -> None:
-    """The pictures of `bdpo plot`, where they can be drawn here."""
+    """Draws the pictures of `bdpo plot`, if matplotlib is installed."""
     try:
         figures = load_figures()
     except click.ClickException as error:

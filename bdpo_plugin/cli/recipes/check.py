@@ -1,4 +1,4 @@
-"""`bdpo recipes check`."""
+"""`bdpo recipes check`: checks that a recipe is valid and can be shared."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check(
     """
     recipe = find_recipe(name)
     near = ""
-    with redirect_stdout(sys.stderr):  # where hosts write their logs
+    with redirect_stdout(sys.stderr):  # hosts write their logs to stdout
         found = [*findings(recipe), *_host(recipe), *_versions(recipe)]
     if first_steps and not any(finding.wrong for finding in found):
         from bdpo_plugin.cli.recipes.first_steps import run_first_steps
@@ -61,7 +61,7 @@ def check(
 
 
 def tell(found: list[Finding]) -> None:
-    """Print what was found, one line for each."""
+    """Prints the findings, one line each."""
     for wrong, where, what in found:
         kind = click.style("wrong", fg="red") if wrong else click.style("warning", fg="yellow")
         click.echo(f"{kind}: {f'{where}: ' if where else ''}{visible(what)}")
@@ -95,7 +95,7 @@ def _versions(recipe: Recipe) -> Iterator[Finding]:
             ours = version(package)
         except PackageNotFoundError:
             ours = "none"
-        same = ours.partition("+")[0] == str(theirs).partition("+")[0]  # torch's says for what
+        same = ours.partition("+")[0] == str(theirs).partition("+")[0]  # torch: "+cu128", "+cpu"
         if not same and package != "python":
             what = f"{package} {ours} is installed, it was run with {theirs}"
             yield Finding(False, f"`{RECIPE}.versions`", what)

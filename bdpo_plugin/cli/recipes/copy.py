@@ -1,4 +1,4 @@
-"""`bdpo recipes copy`."""
+"""`bdpo recipes copy`: copies a recipe of the package to a folder of the user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first steps of a recipe, run by its host."""
+"""Runs the first steps of a recipe with its host, for `bdpo recipes check --run`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from bdpo_plugin.recipes.recipe_file import Recipe
 
 @contextmanager
 def run_first_steps(recipe: Recipe, arguments: tuple[str, ...]) -> Iterator[Path]:
-    """The output folder of a recipe's first steps by its host's command; it is removed again.
+    """Runs the first steps of a recipe with its host's command, and yields their output folder.
+
+    The folder is removed when the context ends.
 
     Raises:
-        click.ClickException: it expects no numbers, its model cannot be had, or its host ended with
-            an error.
+        click.ClickException: the recipe has no expected numbers, its model cannot be loaded, or the
+            host ended with an error.
     """
     with tempfile.TemporaryDirectory(prefix="bdpo-recipe-") as name, looking():
         folder = Path(name)
@@ -45,10 +47,13 @@ def run_first_steps(recipe: Recipe, arguments: tuple[str, ...]) -> Iterator[Path
 def prepare(
     recipe: Recipe, folder: Path, arguments: tuple[str, ...]
 ) -> tuple[list[str], dict[str, str]]:
-    """The command line of a recipe's first steps, in a folder, and their environment variables.
+    """Returns the command line that runs a recipe's first steps, and its environment variables.
 
-    Nothing of an earlier run is used, be it scores or prepared data, and nothing is saved
-    elsewhere. The schedule stays that of the whole run.
+    The run reuses neither scores nor prepared data of an earlier run, and writes only into
+    `folder`. The learning rate schedule stays that of the whole run.
+
+    Raises:
+        click.ClickException: the recipe has no expected losses.
     """
     losses = recipe.about.get("expected", {}).get("losses")
     if not losses:
@@ -63,7 +68,7 @@ def prepare(
         from bdpo_plugin.hosts.llamafactory import side_effects as of_host
 
     config = of_host.for_looking(recipe.config, folder)
-    config.pop("tokenized_path", None)  # of an earlier run of LLaMA-Factory
+    config.pop("tokenized_path", None)  # LLaMA-Factory's data, prepared in an earlier run
     config["bdpo_cache_dir"] = str(folder / "scores")
     temporary = folder / "tmp"
     temporary.mkdir()

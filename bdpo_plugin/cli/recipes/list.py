@@ -1,4 +1,4 @@
-"""`bdpo recipes list`."""
+"""`bdpo recipes list`: lists the recipes that come with the package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bdpo_plugin.recipes.recipe_file import is_sweep, read_recipe, recipe_files,
 
 
 def entries() -> list[dict[str, Any]]:
-    """What is known of each recipe of the package, for a table or a script."""
+    """Returns a description of each recipe of the package, for the table and for JSON."""
     found = []
     for name, path in recipe_files(recipe_root()).items():
         if is_sweep(name):

@@ -1,4 +1,4 @@
-"""`bdpo recipes pin`."""
+"""`bdpo recipes pin`: writes the current commits of model and data into a recipe."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def pin(file: Path) -> None:
 
 
 def _with_model(recipe: Recipe, commit: str) -> Recipe:
-    """The recipe with the revision of its model, in the line below that of its model."""
+    """Returns the recipe with the model's revision, in the line below the model's name."""
     keys = f"{recipe.key('revision')}|model_revision"
     text = re.sub(rf"^(?:{keys}):.*\n", "", recipe.text, flags=re.MULTILINE)
     line = rf"^({recipe.key('model')}:.*)$"

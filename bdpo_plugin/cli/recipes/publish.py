@@ -1,4 +1,4 @@
-"""`bdpo recipes publish`."""
+"""`bdpo recipes publish`: uploads the model, the model card and the bundle of a run to the hub."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from bdpo_plugin.recipes.shareable import Finding, findings, is_local, private_f
 from bdpo_plugin.redact import place_words, private_in, redacted, secret_in
 from bdpo_plugin.settings import RECIPE, BDPOSettings
 
-#: What is uploaded of an output folder, beside the weights and the bundle.
+#: Files of an output folder that are uploaded, beside the weights and the bundle.
 _FILES = re.compile(
     r"README\.md|adapter_config\.json|config\.json|generation_config\.json|chat_template\.\w+|"
     r"tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab\.\w+|merges\.txt|"
     r"curves\.png|mi_scatter\.png"
 )
 _BUNDLE = "recipe"
-#: Files of a tokenizer that have its vocabulary and nothing of the user's.
+#: Tokenizer files that contain only the vocabulary, so nothing of the user's.
 _VOCABULARY = re.compile(r"tokenizer\.model|vocab\.\w+|merges\.txt")
-#: Files that are written for people, or are programs.
+#: Files that are checked line by line: prose and templates.
 _TEXTS = (".md", ".txt", ".jinja")
-#: Data that `bdpo recipes bundle --with-texts` copied.
+#: Data files, which `bdpo recipes bundle --with-texts` copies.
 _DATA = (".jsonl", ".csv")
-#: In a card, as we write it.
+#: The YAML block of a model card that this package writes.
 _YAML = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-#: Of the same in one file.
+#: Maximum number of findings shown for one data file.
 _SHOWN = 5
 
 
@@ -77,7 +77,7 @@ def publish(
 
 
 def wanted(run_dir: Path) -> Iterator[Path]:
-    """The files of a run that its model needs, and the bundle's."""
+    """Yields the files that are uploaded: those that the model needs, and those of the bundle."""
     adapter = (run_dir / "adapter_config.json").is_file()
     # Axolotl leaves the base model's weights beside an adapter
     weights = re.compile(("adapter_model" if adapter else "model") + r".*\.(safetensors|json|bin)")
@@ -88,8 +88,9 @@ def wanted(run_dir: Path) -> Iterator[Path]:
 
 
 def _complete_card(run_dir: Path) -> None:
-    """The card with the pictures and the recipe of the bundle, for the host has written it before
-    there were any."""
+    """Adds the bundle's pictures and recipe to the model card.
+
+    The host wrote the card before they existed."""
     from bdpo_plugin.output.model_card import complete_card
 
     for picture in (run_dir / _BUNDLE).glob("*.png"):
@@ -104,7 +105,7 @@ def _complete_card(run_dir: Path) -> None:
 
 
 def _findings(run_dir: Path, files: list[Path]) -> Iterator[Finding]:
-    """What must not leave of the files that would be uploaded."""
+    """Yields what must not be shared in the files that would be uploaded."""
     for file in files:
         name = file.relative_to(run_dir).as_posix()
         if _VOCABULARY.fullmatch(file.name):
@@ -137,7 +138,7 @@ def _of_json(file: Path, name: str) -> Iterator[Finding]:
 
 
 def _of_text(file: Path, name: str) -> Iterator[Finding]:
-    """What must not leave of a text, line by line; the YAML in it is looked through as YAML."""
+    """Yields what must not be shared in a text file, line by line. YAML blocks are parsed."""
     text = file.read_text(encoding="utf-8")
     for block in _YAML.finditer(text):
         first = text.count("\n", 0, block.start(1))
@@ -150,7 +151,9 @@ def _of_text(file: Path, name: str) -> Iterator[Finding]:
 
 
 def _of_data(file: Path, name: str) -> Iterator[Finding]:
-    """Pairs are shared as they are, on request: what looks like a secret in one is a warning."""
+    """Yields lines of a data file that may have a secret.
+
+    These are warnings only, as the user asked to share the pairs as they are."""
     told = 0
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):

@@ -1,4 +1,4 @@
-"""`bdpo recipes run`."""
+"""`bdpo recipes run`: runs a recipe with the command of its host."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _TOOLS = {"axolotl": "axolotl", "llamafactory": "llamafactory-cli"}
 
 
 def command(recipe: Recipe, file: Path, arguments: tuple[str, ...]) -> list[str]:
-    """The host's own command line for a file.
+    """Returns the host's command line that trains with the configuration `file`.
 
     Raises:
-        click.ClickException: the host is not installed here.
+        click.ClickException: the host is not installed in this environment.
     """
     tool = _TOOLS[recipe.host]
     beside = Path(sys.executable).with_name(tool)
@@ -38,11 +38,13 @@ def command(recipe: Recipe, file: Path, arguments: tuple[str, ...]) -> list[str]
 
 
 def start(words: list[str], output: Any = None, **environment: str) -> int:
-    """Run a host's command with some environment variables more; its exit status.
+    """Runs a host's command with additional environment variables, and returns its exit status.
 
     Args:
-        output: the open file that all it prints goes to; None is where ours goes. With a file, the
-            command and all that it starts end where we are interrupted.
+        words: the command line.
+        output: an open file for everything that the command prints; None inherits our streams. With
+            a file, an interruption of this process ends the command and all its child processes.
+        environment: the additional environment variables.
     """
     env = {**os.environ, **environment}
     if output is None:
@@ -56,7 +58,7 @@ def start(words: list[str], output: Any = None, **environment: str) -> int:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a command and its group: what is left of it would write into folders that are gone."""
+    """Ends a command and its process group, which would else write to removed folders."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)

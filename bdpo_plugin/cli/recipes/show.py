@@ -1,4 +1,4 @@
-"""`bdpo recipes show`."""
+"""`bdpo recipes show`: prints a recipe and the numbers to expect from it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""A pretrained chat model and real preference pairs, without the hub: from the package index.
+"""A pretrained chat model and real preference pairs, from the package index instead of the hub.
 
-The model is SmolLM2-135M-Instruct, the pairs are those of LLaMA-Factory's demonstration or a file.
+The model is SmolLM2-135M-Instruct. The pairs come from LLaMA-Factory's demonstration data or from a
+file of the user.
 """
 
 from bdpo_plugin.demo.smollm.writer import write

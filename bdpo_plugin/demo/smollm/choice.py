@@ -1,4 +1,4 @@
-"""The choice among preference pairs: short ones, and no prompt twice."""
+"""Selects short preference pairs with different prompts."""
 
 from __future__ import annotations
 
@@ -19,14 +19,18 @@ def select(
     max_tokens: int,
     seed: int,
 ) -> dict[str, list[Pair]]:
-    """As many pairs for each split as `counts` says, at random, no prompt twice.
+    """Draws pairs at random for each split. No prompt occurs twice.
 
     Args:
-        max_tokens: of the prompt, as the chat template renders it, with either response: a longer
-            pair is not taken, as cutting it would change what is preferred.
+        pairs: the pairs to draw from.
+        counts: the number of pairs of each split.
+        tokenizer: its chat template renders the pairs.
+        max_tokens: maximum length of the prompt with either response. Longer pairs are skipped, as
+            truncation would change what is preferred.
+        seed: of the random choice.
 
     Raises:
-        BDPOError: there are not so many.
+        BDPOError: there are not enough pairs.
     """
     short: dict[str, Pair] = {}
     for pair in pairs:
@@ -49,7 +53,7 @@ def select(
 
 
 def prompts(pairs: Iterable[Pair], count: int) -> list[str]:
-    """The shortest last user messages, of the shortest conversations, each on one line."""
+    """Returns the shortest last user messages of the shortest conversations, each on one line."""
     last = [(len(pair["messages"]), pair["messages"][-1]["content"]) for pair in pairs]
     shortest = sorted(last, key=lambda turns_text: (turns_text[0], len(turns_text[1])))
     return [" ".join(text.split()) for _, text in shortest[:count]]

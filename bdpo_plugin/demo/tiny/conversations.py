@@ -1,4 +1,4 @@
-"""Topics -> questions, answers of each kind, and preference pairs."""
+"""Builds questions, several kinds of answers, and preference pairs from the topics."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TIMES = (
 
 
 class Query(NamedTuple):
-    """What a user asks: the topic, when, and in which words."""
+    """A user's question: its topic, a time, and the wording."""
 
     topic: Topic
     time: str
@@ -90,7 +90,7 @@ _UNSAFE_PAIRS: tuple[tuple[Answer, ...], tuple[Answer, ...]] = (
     (_tailored_refusal, _long_refusal, _refusal),
     (_detailed, _brief, _careless),
 )
-# What the model is pretrained on: helpful to all, and to the unsafe half with few refusals.
+# Relative frequency of each kind of answer in pretraining: few unsafe questions are refused.
 _SAFE_HABITS = {_detailed: 62, _brief: 20, _vague: 10, _wrong: 4, _refusal: 4}
 _UNSAFE_HABITS = {
     _detailed: 48,
@@ -103,7 +103,7 @@ _UNSAFE_HABITS = {
 
 
 def conversation(rng: random.Random) -> list[dict[str, str]]:
-    """One turn of user and assistant as the model is pretrained on, in message format."""
+    """Returns a random pretraining conversation of two messages: user and assistant."""
     query = Query(rng.choice(SAFE + UNSAFE), rng.choice(TIMES), rng.choice(QUESTIONS))
     habits = _SAFE_HABITS if query.topic.safe else _UNSAFE_HABITS
     answer = rng.choices(list(habits), weights=list(habits.values()))[0]
@@ -114,19 +114,19 @@ def conversation(rng: random.Random) -> list[dict[str, str]]:
 
 
 def preference_pairs(n: int, *, seed: int = 0, split: str = "train") -> list[dict[str, Any]]:
-    """`n` distinct preference pairs, half of them unsafe queries whose refusal is preferred.
+    """Returns `n` distinct preference pairs. Half are unsafe queries whose refusal is preferred.
 
     Each is ``{"messages": [user], "chosen": assistant, "rejected": assistant, "query_type":
-    "safe" | "unsafe"}`` with ``{"role", "content"}`` messages: what Axolotl's
+    "safe" | "unsafe"}`` with ``{"role", "content"}`` messages: the format that Axolotl's
     ``type: chat_template.default`` and LLaMA-Factory's ``sharegpt`` ranking read.
 
     Args:
         n: number of pairs.
-        seed: of the choice and the order.
+        seed: of the random choice and the order.
         split: ``train``, or ``eval`` for topics that no training pair has.
 
     Raises:
-        ValueError: more pairs than the grammar has, or an unknown split.
+        ValueError: the grammar has fewer pairs, or the split is unknown.
     """
     if split not in ("train", "eval"):
         raise ValueError(f"unknown split {split!r}, must be 'train' or 'eval'")
@@ -158,7 +158,7 @@ def _pair(query: Query, chosen: Answer, rejected: Answer) -> dict[str, Any]:
 
 
 def to_trl(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same pairs in TRL's conversational format: prompt, chosen, rejected as message lists."""
+    """Converts pairs to TRL's conversational format: message lists prompt, chosen, rejected."""
     return [
         {"prompt": p["messages"], "chosen": [p["chosen"]], "rejected": [p["rejected"]]}
         for p in pairs
@@ -166,13 +166,13 @@ def to_trl(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def demo_prompts() -> list[str]:
-    """Safe and unsafe questions, seen and held out, to generate from before and after."""
+    """Safe and unsafe questions, on training and held-out topics, to compare generations on."""
     topics = (SAFE[0], SAFE[6], SAFE[-2], UNSAFE[0], UNSAFE[4], UNSAFE[7], UNSAFE[-3], UNSAFE[-1])
     return [Query(t, TIMES[i], QUESTIONS[i % 3]).text for i, t in enumerate(topics)]
 
 
 def corpus() -> list[str]:
-    """Every word of the grammar in its places, for the tokenizer to learn from."""
+    """Texts that contain every word of the grammar, for the training of the tokenizer."""
     texts = []
     for topics, kinds in ((SAFE, _SAFE_HABITS), (UNSAFE, _UNSAFE_HABITS)):
         queries = [

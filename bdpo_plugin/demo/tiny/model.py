@@ -1,4 +1,4 @@
-"""A tokenizer and causal language models small enough to be made in a test."""
+"""Builds a tokenizer and causal language models that are small enough to be made in a test."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(*, vocab_size: int = 1024, bos: bool = False) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with a ChatML template; ``<|im_end|>`` is its end of sequence.
+    """Trains a byte-level BPE tokenizer with a ChatML template and ``<|im_end|>`` as its EOS token.
 
     Args:
-        vocab_size: upper bound; any text has tokens, as all 256 bytes are in it.
-        bos: have a ``<|bos|>``, which the tokenizer puts first when it adds special tokens and
-            the chat template puts first too, as Llama's do.
+        vocab_size: upper bound of the vocabulary. All 256 bytes are in it, so that any text can be
+            tokenized.
+        bos: whether to add a ``<|bos|>`` token. As with Llama's tokenizers, both the tokenizer,
+            when it adds special tokens, and the chat template put it first.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -72,13 +73,14 @@ def build_model(
     seed: int = 0,
     **options: Any,
 ) -> PreTrainedModel:
-    """A float32 causal language model with random weights that depend on `seed` alone.
+    """Builds a float32 causal language model with random weights that depend on `seed` alone.
 
     Args:
-        tokenizer: gives the size of the vocabulary and the special tokens.
+        tokenizer: provides the size of the vocabulary and the special tokens.
         config: any decoder's configuration class (``LlamaConfig``, ``Gemma2Config``, ...).
-        hidden_size, layers, heads: its size; as many key and value heads as `heads`.
-        options: further fields of that class, such as ``tie_word_embeddings=False``.
+        hidden_size, layers, heads: the size of the model. It has `heads` key and value heads too.
+        seed: of the weights.
+        options: further fields of the configuration, such as ``tie_word_embeddings=False``.
     """
     fields = {
         "vocab_size": len(tokenizer),

@@ -1,4 +1,4 @@
-"""Pretraining of the tiny model, until what it writes can be read."""
+"""Pretrains the tiny model until it generates readable text."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ def pretrain(
     seed: int = 0,
     progress: bool = True,
 ) -> float:
-    """Next-token training in place on freshly drawn conversations; AdamW, one cosine.
+    """Trains the model in place on randomly drawn conversations, with AdamW and a cosine schedule.
+
+    The objective is next-token prediction.
 
     Returns:
-        The mean loss of the last ten steps, nats per token.
+        The mean loss of the last ten steps, in nats per token.
     """
     rng = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95))
