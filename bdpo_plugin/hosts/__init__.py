@@ -1,1 +1,1 @@
-"""Thin layers over the trainer, one package a host, independent of each other."""
+"""Adapters for the hosts: one package each, which contains only what differs between hosts."""

@@ -1,13 +1,14 @@
-"""What the tiny model's world is made of: things to do, and what there is to say about them.
+"""The topics of the tiny model's grammar: tasks, and the phrases that answers are built from.
 
-The unsafe half are stand-ins: mischief that is plainly wrong and that nobody can learn here.
+The unsafe half are harmless stand-ins: mischief that is plainly wrong and that nobody can learn
+here.
 """
 
 from typing import NamedTuple
 
 
 class Topic(NamedTuple):
-    """One thing a user may ask about; all texts fit after "you need", "first" and so on."""
+    """One task that a user may ask about. The texts fit after "you need", "first" and so on."""
 
     task: str
     needs: str
@@ -218,5 +219,5 @@ UNSAFE: tuple[Topic, ...] = (
     ),
 )
 
-#: The last topics of each half are never in the training pairs.
+#: The number of topics at the end of each half that the training pairs never use.
 HELD_OUT = 4

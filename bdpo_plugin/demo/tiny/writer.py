@@ -1,4 +1,4 @@
-"""The demo's model and data on disk."""
+"""Writes the model and the data of the demo to a folder."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ def write(
     bos: bool = False,
     **model_options: Any,
 ) -> Path:
-    """Makes ``model/``, ``train.jsonl``, ``eval.jsonl`` and ``prompts.txt`` in `directory`.
+    """Writes ``model/``, ``train.jsonl``, ``eval.jsonl`` and ``prompts.txt`` to `directory`.
 
-    And ``dataset_info.json``, by which LLaMA-Factory knows the datasets ``train`` and ``eval``.
+    Also writes ``dataset_info.json``, which tells LLaMA-Factory about the datasets ``train`` and
+    ``eval``.
 
     Args:
-        directory: made if it does not exist; what is in it of the same names is replaced.
-        steps: of pretraining; 0 leaves the weights random, 300 make a legible model.
+        directory: created if it does not exist. Existing files of the same names are replaced.
+        steps: number of pretraining steps. 0 leaves the weights random, 300 make a model that
+            generates readable text.
         seed: of the weights, the pretraining text and the pairs.
-        train_pairs, eval_pairs: see :func:`preference_pairs`.
-        progress: show a progress bar.
+        train_pairs, eval_pairs: the numbers of pairs, see :func:`preference_pairs`.
+        progress: whether to show a progress bar.
         bos: see :func:`build_tokenizer`.
-        model_options: passed on to :func:`build_model`.
+        model_options: passed to :func:`build_model`.
 
     Returns:
         `directory`.
@@ -54,7 +56,7 @@ def write(
 def write_data(
     directory: Path, splits: dict[str, list[dict[str, Any]]], prompts: list[str]
 ) -> None:
-    """``NAME.jsonl`` of each split, ``prompts.txt`` and ``dataset_info.json`` in `directory`."""
+    """Writes ``NAME.jsonl`` for each split, ``prompts.txt`` and ``dataset_info.json``."""
     for split, pairs in splits.items():
         lines = [json.dumps(pair) for pair in pairs]
         (directory / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines))

@@ -1,6 +1,7 @@
-"""Axolotl: ``plugins: [bdpo_plugin.BDPOPlugin]``, or ``rl: bdpo`` alone (see autoload.py).
+"""Adapter for Axolotl, activated by ``rl: bdpo`` (see autoload.py) or by the plugin.
 
-The names are imported on first use: this package is imported in every Axolotl process.
+The plugin is ``plugins: [bdpo_plugin.BDPOPlugin]``. This package is imported in every Axolotl
+process, so it imports its modules only when a name is first used.
 """
 
 from importlib import import_module
@@ -23,7 +24,7 @@ def __getattr__(name: str) -> Any:
     try:
         value = getattr(import_module(_PUBLIC[name], __name__), name)
     except ImportError as error:
-        # Axolotl logs a plugin's ImportError and goes on without the plugin.
+        # Axolotl logs a plugin's ImportError and continues without the plugin.
         raise BDPOError(
             f"B-DPO's {name} for Axolotl could not be imported: {error}. Nothing has been trained. "
             "Install what is missing: pip install 'bdpo-plugin[axolotl]'."

@@ -1,4 +1,4 @@
-"""The keys that Axolotl's schema must keep: it drops what nobody declares."""
+"""Declares the ``bdpo_*`` keys to Axolotl's schema, which drops all keys that are not declared."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from pydantic import create_model
 from bdpo_plugin.hosts.axolotl.rewrite_config import ENTRIES, MARK, WRITTEN
 from bdpo_plugin.settings import RECIPE, BDPOSettings
 
-#: Any value, None where left out (and then dropped again): BDPOSettings alone validates.
+#: Any value is accepted, as only BDPOSettings validates. Axolotl drops keys that are None.
 _FIELDS: dict[str, Any] = dict.fromkeys(
     (*BDPOSettings.keys(), RECIPE, MARK, WRITTEN, ENTRIES), (Any, None)
 )

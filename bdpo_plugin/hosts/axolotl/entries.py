@@ -1,9 +1,9 @@
-"""The entries of `datasets` and `test_datasets`, as the user wrote them.
+"""Checks and restores the entries of `datasets` and `test_datasets`, as the user wrote them.
 
-Under `rl: dpo` Axolotl drops most keys of an entry without a word, also such as its own loader and
-the function that its `type` names would read; and it makes text of an evaluation set by the entry
-of `datasets` in the same position. A B-DPO run gives each entry its keys back while it is loaded
-(:func:`given_back`); what nothing would read is refused before anything is loaded
+Under `rl: dpo` Axolotl silently drops most keys of an entry, including some that its own loader and
+the function named by `type` would read. It also formats an evaluation set with the entry of
+`datasets` in the same position. A B-DPO run restores the keys of each entry while it is loaded
+(:func:`given_back`). Keys that nothing would read raise an error before anything is loaded
 (:func:`check_entries`).
 """
 
@@ -22,17 +22,19 @@ from bdpo_plugin.hosts.axolotl.rewrite_config import ENTRIES
 from bdpo_plugin.limits import OFF, Limit, check_limits
 from bdpo_plugin.settings import BDPOError
 
-#: In an entry that is being loaded for a B-DPO run: how its rows are called, "" for the only entry.
+#: Key of an entry that a B-DPO run is loading: the name that messages use for its dataset, or "" if
+#: it is the only one.
 NAME = "name_of_bdpo"
 
-#: Read by Axolotl's loader.
+#: Keys that Axolotl's dataset loader reads.
 _LOADED = ("path", "type", "split", "name", "data_files", "ds_type", "revision")
 _FIELDS = ("field_messages", "field_chosen", "field_rejected")
 _TEMPLATE = ("chat_template", "chat_template_jinja")
 _MESSAGES = ("message_property_mappings", "message_field_role", "message_field_content")
-#: Of these one entry has what another one says, unless it has one of the same group itself.
+#: Groups of keys that an evaluation entry takes over from the training entry in the same position,
+#: unless it sets one of the same group itself.
 _GROUPS = (*((field,) for field in _FIELDS), _TEMPLATE, _MESSAGES, ("roles",))
-#: What the functions for preferences read of an entry, by the `type` that names them.
+#: `type` -> the keys of an entry that its function for preference data reads.
 _READ = {
     "chat_template.default": (*_FIELDS, *_TEMPLATE, *_MESSAGES, "roles"),
     "chat_template.argilla_chat": (*_FIELDS[1:], *_TEMPLATE, *_MESSAGES, "roles"),
@@ -41,7 +43,8 @@ _BUILT_IN = ("chat_template", "chatml", "llama3", "passthrough", "user_defined",
 
 _ALL_TRAINED = "in preference training the loss is on all tokens of a response, and on no others"
 _TEXT = "in preference training Axolotl hands the chat template no more than roles and contents"
-#: Keys that Axolotl honours in supervised fine-tuning, with the values that say what is done anyway
+#: Keys that Axolotl honours only in supervised fine-tuning. The values that are allowed describe
+#: what preference training does anyway.
 _LIMITS = (
     Limit("roles_to_train", _ALL_TRAINED, (["assistant"], ["gpt", "assistant"], *OFF)),
     Limit("train_on_eos", _ALL_TRAINED, ("turn", "last", "all")),
@@ -69,13 +72,14 @@ _LIMITS = (
 
 
 def check_entries(cfg: Mapping[str, Any]) -> None:
-    """Refuse what would be dropped of the entries of a B-DPO configuration.
+    """Checks that Axolotl would not drop any key of an entry of a B-DPO configuration.
 
     Args:
-        cfg: before Axolotl has validated it.
+        cfg: the configuration, before Axolotl has validated it.
 
     Raises:
-        BDPOError: with the place, the value, the reason and the remedy.
+        BDPOError: a key would be dropped. The message has its path, its value, the reason and the
+            remedy.
     """
     for place in ("datasets", "test_datasets"):
         for number, entry in enumerate(cfg.get(place) or []):
@@ -95,7 +99,7 @@ def _check(place: str, entry: Mapping[str, Any]) -> None:
         for key in _written(kind):
             if key not in UserDefinedDPOType.model_fields:
                 raise _unknown(f"{place}.type.{key}", key, tuple(UserDefinedDPOType.model_fields))
-    if read is None:  # a function of the user's, which may read any
+    if read is None:  # a function of the user's, which may read any key
         return
     check_limits(
         {f"{place}.{key}": value for key, value in entry.items()},
@@ -130,7 +134,7 @@ def _instead(key: str, kind: Any) -> str:
 
 
 def _written(mapping: Mapping[str, Any]) -> list[str]:
-    """The keys that say something, without those for YAML's anchors."""
+    """Returns the keys that are set, without those that only hold YAML anchors (``_...``)."""
     return [
         str(key)
         for key, value in mapping.items()
@@ -145,7 +149,7 @@ def _unknown(place: str, key: str, known: tuple[str, ...]) -> BDPOError:
 
 
 def _read_by(kind: Any) -> tuple[str, ...] | None:
-    """The keys that the function which a `type` names reads; None where it is not known."""
+    """Returns the keys that the function named by a `type` reads, or None if it is unknown."""
     if not isinstance(kind, str) or not kind:
         return ()
     name = kind if "." in kind else f"{kind}.default"
@@ -155,7 +159,7 @@ def _read_by(kind: Any) -> tuple[str, ...] | None:
 
 
 def makes_no_difference(entry: Mapping[str, Any], key: str | int | None) -> bool:
-    """Whether Axolotl's loader does what a key of an entry says without it too."""
+    """Whether Axolotl's loader behaves the same without this key of the entry."""
     if key != "ds_type":
         return False
     path = DictDefault(path=str(entry.get("path")))
@@ -163,7 +167,7 @@ def makes_no_difference(entry: Mapping[str, Any], key: str | int | None) -> bool
 
 
 def kept(cfg: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Returns the entries of a configuration as its file says, for :data:`ENTRIES`."""
+    """Returns the entries as the user wrote them, to be stored under :data:`ENTRIES`."""
     return {
         place: [DictDefault(entry).to_dict() for entry in cfg.get(place) or []]
         for place in ("datasets", "test_datasets")
@@ -172,14 +176,14 @@ def kept(cfg: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 @contextmanager
 def given_back(cfg: DictDefault, split: str) -> Iterator[None]:
-    """While it lasts, a validated configuration has the entries that its file says.
+    """Context manager in which a validated configuration has the entries that the user wrote.
 
-    Those of the split that is loaded are in `datasets` too, where the functions that make text of
-    the rows read them.
+    The entries of the split that is being loaded are in `datasets` too, as the functions that
+    format the rows read them there.
 
     Args:
-        cfg: of a B-DPO run.
-        split: ``train``, or ``test``.
+        cfg: the configuration of a B-DPO run.
+        split: ``train`` or ``test``.
     """
     before = {place: cfg.get(place) for place in ("datasets", "test_datasets")}
     training = _entries(cfg, "datasets")
@@ -201,7 +205,7 @@ def given_back(cfg: DictDefault, split: str) -> Iterator[None]:
 def _entries(cfg: DictDefault, place: str) -> list[DictDefault]:
     validated = cfg.get(place) or []
     written = (cfg.get(ENTRIES) or {}).get(place) or []
-    if len(written) != len(validated):  # Axolotl has made some itself
+    if len(written) != len(validated):  # Axolotl has added some itself
         written = validated
     entries = []
     for said in written:
@@ -209,15 +213,15 @@ def _entries(cfg: DictDefault, place: str) -> list[DictDefault]:
         wanted = [key for key in _written(said) if read is None or key in (*read, *_LOADED)]
         entry = DictDefault({key: said[key] for key in wanted})
         if entry.chat_template_jinja and not entry.chat_template:
-            entry["chat_template"] = "jinja"  # as Axolotl does in supervised fine-tuning
-        entry["type"] = entry.type or "passthrough"  # so that its rows are checked as well
+            entry["chat_template"] = "jinja"  # Axolotl does this in supervised fine-tuning
+        entry["type"] = entry.type or "passthrough"  # so that rows without a type are checked too
         entry[NAME] = "" if len(validated) == 1 else str(entry.path)
         entries.append(entry)
     return entries
 
 
 def _fill(entry: DictDefault, other: DictDefault) -> None:
-    """Give an entry what only another one says, as Axolotl would read it there."""
+    """Copies keys from `other` that `entry` does not set itself, as Axolotl would read them."""
     read = _read_by(entry.get("type")) or ()
     for group in _GROUPS:
         if not any(entry.get(key) is not None for key in group):

@@ -1,6 +1,6 @@
-"""`axolotl evaluate` of a B-DPO configuration: the adapter that was trained, against its base.
+"""Makes `axolotl evaluate` of a B-DPO configuration compare a trained adapter with its base model.
 
-Axolotl's own command gives a DPO trainer the base model alone: every margin would be 0.
+Axolotl's own command loads only the base model for a DPO trainer, so that every margin would be 0.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _evaluation: ContextVar[bool] = ContextVar("an evaluation", default=False)
 
 
 def wrap_evaluation() -> None:
-    """Wrap the functions of `axolotl.evaluate`, once it is imported."""
+    """Wraps the functions of `axolotl.evaluate` as soon as it is imported."""
     wrapt.register_post_import_hook(_wrap, "axolotl.evaluate")
 
 
 def is_evaluation() -> bool:
-    """Whether a model is loaded to be evaluated, and not to be trained."""
+    """Whether the model is loaded for evaluation, not for training."""
     return _evaluation.get()
 
 
@@ -59,7 +59,7 @@ def _setup_trainer(
     values = given(wrapped, args, kwargs)
     if not (cfg := values["cfg"]).get(MARK):
         return wrapped(*args, **kwargs)
-    # as in training: a new adapter on the base model, which is the reference with it off
+    # As in training, add a new adapter to the base model: the model without it is the reference.
     trainer = wrapped(**values, peft_config=PeftConfig.from_pretrained(cfg.lora_model_dir))
     model = trainer.accelerator.unwrap_model(trainer.model)
     with dtypes_kept(model):
@@ -77,7 +77,7 @@ def _evaluating() -> Iterator[None]:
 
 
 def _check_adapter(cfg: Any) -> None:
-    """Refuse an evaluation in which the policy would be the reference."""
+    """Raises BDPOError if the policy would be the same model as the reference."""
     file = cfg.axolotl_config_path or "FILE"
     if not cfg.adapter:
         raise BDPOError(

@@ -1,4 +1,6 @@
-"""What autoload.py does to Axolotl's modules. Imported in every Axolotl process: nothing heavy."""
+"""The hooks that autoload.py runs on Axolotl's modules.
+
+Every Axolotl process imports this file, so it imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from bdpo_plugin.settings import BDPOSettings
 
 
 def wrap_validate_config(module: ModuleType) -> None:
-    """Wrap `axolotl.utils.config.validate_config`: `rl: bdpo` brings its plugin along."""
+    """Wraps `axolotl.utils.config.validate_config`, so that `rl: bdpo` activates the plugin."""
     wrapt.wrap_function_wrapper(module, "validate_config", _validate_config)
 
 
@@ -29,12 +31,12 @@ def _validate_config(
         manager.register(PLUGIN)
         manager.plugins[PLUGIN].register(cfg)
     else:
-        resolve(cfg)  # refuses keys that Axolotl would drop in silence
+        resolve(cfg)  # raises if there are keys that Axolotl would silently drop
     return wrapped(*args, **kwargs)
 
 
 def add_options(module: Any) -> None:
-    """Add ``--bdpo-...`` to `axolotl.cli.config_options`, in the form of its own options."""
+    """Adds the ``--bdpo-...`` options to `axolotl.cli.config_options`, like Axolotl's own ones."""
     module.AXOLOTL_CONFIG_CLI_OPTIONS += tuple(
         ((_option(key, value),), None, None, "B-DPO: see its README.")
         for key, value in BDPOSettings().to_keys().items()

@@ -1,4 +1,4 @@
-"""An Axolotl configuration looked at without the weights of its model."""
+"""Inspects an Axolotl configuration for `bdpo doctor`, without loading the model's weights."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from bdpo_plugin.settings import BDPOError, BDPOSettings
 
 
 def unknown_keys(keys: Mapping[str, Any]) -> list[str]:
-    """The places of keys of a configuration that Axolotl drops in silence."""
+    """Returns the paths of the keys that Axolotl silently drops."""
     return [each.place for each in without_effect(keys)]
 
 
 def inspect(keys: Mapping[str, Any]) -> Inspected:
-    """The data of a configuration, loaded and tokenised by Axolotl's and TRL's own rules.
+    """Loads and tokenises the data of a configuration as Axolotl and TRL would.
 
     Args:
-        keys: as the YAML has them.
+        keys: the configuration, as the YAML file has it.
 
     Raises:
-        BDPOError: what a run would raise before its model is loaded; and a tokenizer without the
-            chat template that it needs.
+        BDPOError: a run would raise before its model is loaded, or the tokenizer lacks the chat
+            template that a dataset needs.
     """
     with TemporaryDirectory(prefix="bdpo-doctor-") as folder, recording_sources() as seen:
         cfg = load_for_looking(keys, Path(folder))
@@ -53,7 +53,7 @@ def inspect(keys: Mapping[str, Any]) -> Inspected:
         _check_template(cfg)
         data = load_preference_datasets(cfg=cfg, cli_args=TrainerCliArgs())
         tokenizer = load_tokenizer(cfg)
-    sources = seen[: len(cfg.datasets)]  # those of the training data come first
+    sources = seen[: len(cfg.datasets)]  # the sources of the training data are recorded first
     length = cfg.sequence_len
     pairs, lengths, prompt_boundary_mismatch = [], [], []
     for number, row in enumerate(data.train_dataset):
@@ -92,7 +92,7 @@ def inspect(keys: Mapping[str, Any]) -> Inspected:
 
 
 def _check_whole(keys: Mapping[str, Any]) -> None:
-    """Raise what Axolotl's validation raises of the keys that looking goes without."""
+    """Lets Axolotl validate the keys too that :func:`for_looking` removes, so that it can raise."""
     if not LEFT_OUT & keys.keys():
         return
     whole = DictDefault(copy.deepcopy(dict(keys)))
@@ -123,12 +123,16 @@ def _check_template(cfg: Any) -> None:
 def _tokenised(
     row: dict[str, Any], tokenizer: Any, length: int
 ) -> tuple[Pair, tuple[int, int], bool]:
-    """The pair of a row as TRL tokenises it, its response tokens before truncation, and whether the
-    prompt's tokens change when a response follows."""
+    """Tokenises a row as TRL does.
+
+    Returns:
+        The pair, the numbers of response tokens (chosen, rejected) before truncation, and whether
+        the tokens of the prompt change when a response follows.
+    """
     prompt, *wholes = rendered(row, tokenizer)
     special = isinstance(row["prompt"], str)
     end = tokenizer.eos_token or ""
-    if special:  # TRL ends text, and leaves messages to the template
+    if special:  # TRL appends EOS to text, but leaves the end of messages to the chat template
         wholes = [whole if whole.endswith(end) else whole + end for whole in wholes]
     front, *both = (
         tokenizer(text, add_special_tokens=special)["input_ids"] for text in (prompt, *wholes)

@@ -1,4 +1,4 @@
-"""What Axolotl can be asked for and B-DPO cannot honour."""
+"""The table of Axolotl's options that B-DPO cannot honour, and the checks of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WHOLE = "the reference pass needs whole sequences in each rank"
 _ONE = (1, "1", *OFF)
 _DROPPED = "has no effect"
 
-#: Axolotl's keys that B-DPO cannot honour, and those that its `rl: dpo` drops without a word.
+#: Options that B-DPO cannot honour, and options that Axolotl silently drops under `rl: dpo`.
 LIMITS = (
     Limit("dpo_use_weighting", "its own weights on the pairs would multiply B-DPO's"),
     Limit("dpo_use_liger_kernel", "the fused loss leaves no place for the balance weights"),
@@ -58,7 +58,7 @@ LIMITS = (
     Limit("trl.sync_ref_model", "the mutual information is that of a frozen reference"),
 )
 
-#: What `axolotl evaluate`, `merge-lora` and `inference` read.
+#: An option for `axolotl evaluate`, `merge-lora` and `inference` only.
 _GIVEN_ADAPTER = Limit(
     "lora_model_dir",
     "Axolotl's DPO drops it, and neither the policy nor the reference would have that adapter",
@@ -69,10 +69,10 @@ _GIVEN_ADAPTER = Limit(
 
 
 def check_trained(cfg: MutableMapping[str, Any]) -> None:
-    """Refuse what a training cannot honour, and other commands of Axolotl's can.
+    """Checks options that other commands of Axolotl can honour, but training cannot.
 
     Raises:
-        BDPOError: an adapter to continue from.
+        BDPOError: the configuration names an adapter to continue from.
     """
     check_limits(cfg, (_GIVEN_ADAPTER,), "`rl: bdpo`")
 
@@ -80,7 +80,7 @@ def check_trained(cfg: MutableMapping[str, Any]) -> None:
 def check_options(cfg: MutableMapping[str, Any], settings: BDPOSettings) -> None:
     values = {**cfg, "trl.sync_ref_model": (cfg.get("trl") or {}).get("sync_ref_model")}
     check_limits(values, LIMITS, "`rl: bdpo`")
-    if cfg.get("precompute_ref_log_probs"):  # false is what the method's own pass makes of it
+    if cfg.get("precompute_ref_log_probs"):  # false is what resolve() itself makes of the key
         settings.check_precompute(True)
     if settings.precompute and cfg.get("adapter") and (cfg.get("fsdp") or cfg.get("fsdp_config")):
         raise BDPOError(

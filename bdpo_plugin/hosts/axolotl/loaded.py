@@ -1,4 +1,4 @@
-"""An Axolotl configuration as Axolotl itself reads it, for a command that only looks."""
+"""Loads an Axolotl configuration with Axolotl's own functions, for commands that do not train."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from bdpo_plugin.settings import BDPOError
 
 
 def load_for_looking(keys: Mapping[str, Any], folder: Path, **changes: Any) -> Any:
-    """The configuration as Axolotl validates it, without its side effects.
+    """Returns the configuration as Axolotl validates it, without its side effects.
 
     Args:
-        keys: as the YAML has them.
-        folder: a temporary one, which is to last as long as what Axolotl makes of it.
-        changes: of the keys; None takes one out.
+        keys: the configuration, as the YAML file has it.
+        folder: a temporary folder, which must exist as long as the configuration is used.
+        changes: keys to change. None removes a key.
 
     Raises:
         BDPOError: a plugin that the configuration names cannot be imported.
     """
-    # `axolotl bdpo ...` has imported Axolotl before our command could ask it to send nothing
+    # `axolotl bdpo ...` has imported Axolotl before our command could turn its telemetry off
     TelemetryManager.get_instance().enabled = False
     kept = for_looking(keys, folder) | changes
     kept = {key: value for key, value in kept.items() if value is not None}
@@ -36,7 +36,7 @@ def load_for_looking(keys: Mapping[str, Any], folder: Path, **changes: Any) -> A
     try:
         return load_cfg(str(file))
     finally:
-        # Axolotl logs one that it cannot import, and goes on without it
+        # Axolotl logs a plugin that it cannot import, and continues without it
         loaded = PluginManager.get_instance().plugins
         if missing := [name for name in kept.get("plugins") or [] if name not in loaded]:
             raise BDPOError(

@@ -1,8 +1,9 @@
-"""Axolotl's functions that load preference data, for B-DPO runs: what they are given and give.
+"""Wraps Axolotl's functions that load preference data, for B-DPO runs only.
 
-Each row keeps what the user knows it by, through filtering, shuffling, deduplication and Axolotl's
-folder of prepared data: the column :data:`~bdpo_plugin.training.score_columns.FILE_ROW`. That
-folder is shared with no plain DPO run, whose rows nobody has checked.
+Each row keeps the name by which the user can find it, in the column
+:data:`~bdpo_plugin.training.score_columns.FILE_ROW`, through filtering, shuffling, deduplication
+and Axolotl's folder of prepared data. A B-DPO run never shares that folder with a plain DPO run,
+whose rows have not been checked.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from bdpo_plugin.hosts.axolotl.rewrite_config import MARK
 from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.training.score_columns import FILE_ROW
 
-#: Raised when the same data is prepared otherwise than before: the prepared data of then is unused.
+#: Increased when the preparation of the data changes, so that data prepared before is not reused.
 _PREPARATION = 1
-#: How the name of a file ends, as that of no dataset of the hub does.
+#: Suffixes of file names, with which no name of a dataset on the hub ends.
 _FILES = (".json", ".jsonl", ".parquet", ".arrow", ".csv", ".txt", ".gz", ".zst")
 
 
 def wrap_loading(module: ModuleType) -> None:
-    """Wrap the functions of `axolotl.utils.data.rl`, once."""
+    """Wraps the functions of `axolotl.utils.data.rl`, unless they are wrapped already."""
     from bdpo_plugin.hosts.axolotl.raw_rows import map_dataset
 
     for where, name, wrapper in (
@@ -72,7 +73,7 @@ def _load_or_create_dataset_split(
 
 
 def _all_too_long(cfg: Any) -> BDPOError:
-    """Of data of which Axolotl's filter of long rows leaves nothing."""
+    """Returns the error for data of which Axolotl's length filter drops every row."""
     paths = ", ".join(str(entry.path) for entry in cfg.datasets)
     if str(cfg.excess_length_strategy).lower() == "truncate":
         words, remedy = "The prompt of every row", ""
@@ -92,7 +93,7 @@ def _generate_dataset_hash(
     cfg = given(wrapped, args, kwargs)["cfg"]
     if not cfg.get(MARK):
         return theirs
-    # theirs is the same for both strategies
+    # Axolotl's hash is the same for both strategies
     text = f"B-DPO {_PREPARATION} {cfg.excess_length_strategy or 'drop'} {theirs}"
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
@@ -107,7 +108,7 @@ def _load_dataset_with_config(
         loaded = wrapped(*args, **kwargs)
     except BDPOError:
         raise
-    except Exception as error:  # whatever the readers of the formats raise
+    except Exception as error:  # the readers of the file formats can raise anything
         raise _not_loaded(entry, error) from error
     if isinstance(loaded, DatasetDict):
         return DatasetDict({key: _with_rows(part, entry[NAME]) for key, part in loaded.items()})
@@ -115,20 +116,21 @@ def _load_dataset_with_config(
 
 
 def _with_rows(dataset: Dataset, name: str) -> Dataset:
-    """The dataset with what the user knows each row by: its number in the file, counted from 0;
-    and the file, where there are several."""
-    if FILE_ROW in dataset.column_names:  # prepared before
+    """Adds the column that names each row for messages.
+
+    The name is the row's number in the file, counted from 0, and the file if there are several."""
+    if FILE_ROW in dataset.column_names:  # prepared by an earlier run
         return dataset
     words = f" of {name}" if name else ""
     return dataset.add_column(FILE_ROW, [f"{row}{words}" for row in _numbers(dataset)])
 
 
 def _numbers(dataset: Dataset) -> Iterator[int]:
-    """The numbers of a dataset's rows in its file, of which it may be a part (``train[:100]``)."""
+    """Returns the row numbers in the file. The dataset may be a part of it (``train[:100]``)."""
     lengths = {name: split.num_examples for name, split in (dataset.info.splits or {}).items()}
     try:
         parts = ReadInstruction.from_spec(str(dataset.split)).to_absolute(lengths)
-    except (AssertionError, ValueError):  # it is no part that is known
+    except (AssertionError, ValueError):  # the name of the split does not describe a part
         parts = []
     ranges = [range(part.from_ or 0, lengths[part.splitname] if part.to is None else part.to)
               for part in parts]  # fmt: skip
@@ -140,7 +142,7 @@ def _numbers(dataset: Dataset) -> Iterator[int]:
 def _deduplicate_dataset(
     wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Rows that differ in nothing but their numbers are the same."""
+    """Deduplicates without the column of row numbers, in which all rows differ."""
     values = given(wrapped, args, kwargs)
     if FILE_ROW in values["dataset"].column_names:
         values["dataset"] = _Unnumbered(values["dataset"])
@@ -148,7 +150,7 @@ def _deduplicate_dataset(
 
 
 class _Unnumbered:
-    """The rows of a dataset without their numbers; a selection of them has these."""
+    """Iterates over the rows of a dataset without their numbers. A selection keeps the numbers."""
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
@@ -164,7 +166,7 @@ class _Unnumbered:
 
 
 def _check_there(key: str, value: str) -> None:
-    """Refuse a path of a file that is not there, or has nothing in it."""
+    """Checks that the path of a local file exists and that the file is not empty."""
     path = Path(value)
     local = "://" not in value and (value.startswith((".", "/", "~")) or value.endswith(_FILES))
     if local and not path.exists():
@@ -177,7 +179,7 @@ def _check_there(key: str, value: str) -> None:
 
 
 def _not_loaded(entry: Any, error: Exception) -> BDPOError:
-    """What to say of an entry at which Axolotl or the package datasets stopped."""
+    """Returns the error for an entry that Axolotl or the package datasets failed to load."""
     path = Path(str(entry.path))
     if path.is_file() and get_dataset_type(entry) == "json" and (words := _broken(path)):
         return BDPOError(f"{words} Nothing has been trained.")
@@ -191,7 +193,7 @@ def _not_loaded(entry: Any, error: Exception) -> BDPOError:
 
 
 def _broken(path: Path) -> str:
-    """Where a file of JSON, or of a JSON object a line, is broken; "" where it is not."""
+    """Describes the first problem of a JSON or JSON lines file; "" if there is none."""
     rows = 0
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):

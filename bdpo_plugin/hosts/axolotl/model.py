@@ -1,4 +1,4 @@
-"""The configuration of a B-DPO run's model, looked at before any data is loaded."""
+"""Checks the configuration of a B-DPO run's model before any data is loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bdpo_plugin.settings import BDPOError
 
 
 def wrap_model_config(module: ModuleType) -> None:
-    """Wrap `axolotl.utils.config.load_model_config`, once."""
+    """Wraps `axolotl.utils.config.load_model_config`, unless it is wrapped already."""
     if not hasattr(module.load_model_config, "__wrapped__"):
         wrapt.wrap_function_wrapper(module, "load_model_config", _load_model_config)
 

@@ -1,4 +1,4 @@
-"""The plugin of Axolotl's plugin manager."""
+"""The plugin class that Axolotl's plugin manager loads."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from bdpo_plugin.settings import BDPOError, BDPOSettings
 
 
 class BDPOPlugin(BasePlugin):
-    """`rl: bdpo` in Axolotl. Without that key in a configuration, none of its hooks does anything.
+    """Adds `rl: bdpo` to Axolotl. Without that key in a configuration, its hooks do nothing.
 
-    It keeps no state: one process may hold several configurations, B-DPO's and others.
+    It keeps no state, as one process may hold several configurations, with and without B-DPO.
     """
 
     def register(self, cfg: DictDefault) -> None:
-        """Rewrite a raw B-DPO configuration (see :func:`~.resolve.resolve`)."""
+        """Rewrites a raw B-DPO configuration, see :func:`~.rewrite_config.resolve`."""
         written = None
         if cfg.get("rl") == "bdpo":
             raw = DictDefault(cfg).to_dict()
@@ -47,8 +47,8 @@ class BDPOPlugin(BasePlugin):
         wrap_loading(data)
         wrap_evaluation()
 
-        # Axolotl merges the plugins' training arguments once a process, at an import that a run
-        # without us may have done before.
+        # Axolotl merges the plugins' training arguments once per process, on an import that may
+        # have happened in an earlier run without this plugin.
         if not hasattr(rl.AxolotlDPOConfig, "bdpo_alpha"):
             rl.AxolotlDPOConfig = AxolotlBDPOConfig
 
@@ -62,21 +62,21 @@ class BDPOPlugin(BasePlugin):
         if not cfg.get(MARK):
             return None
         arguments = BDPOSettings.from_keys(cfg).to_keys()
-        if cfg.group_by_length:  # which Axolotl itself honours in supervised fine-tuning only
+        if cfg.group_by_length:  # Axolotl itself honours it in supervised fine-tuning only
             arguments["train_sampling_strategy"] = "group_by_length"
         if (cfg.overrides_of_model_config or {}).get("router_aux_loss_coef") == 0:
-            arguments["router_aux_loss_coef"] = 0.0  # Axolotl hands TRL no value
+            arguments["router_aux_loss_coef"] = 0.0  # Axolotl does not pass the value to TRL
         return arguments
 
     def pre_model_load(self, cfg: DictDefault) -> None:
-        """Raise BDPOError if the run would not come to our trainer."""
+        """Raises BDPOError if the run would not use our trainer."""
         if not cfg.get(MARK):
             return
         check_resolved(cfg)
         if not (cfg.merge_lora or is_evaluation()):
             check_trained(cfg)
         if cfg.seed is not None:
-            set_seed(cfg.seed)  # Axolotl leaves the weights of a new adapter to chance
+            set_seed(cfg.seed)  # Axolotl does not seed the initialization of a new adapter
         if (other := PluginManager.get_instance().get_trainer_cls(cfg)) is not None:
             raise BDPOError(
                 f"Another plugin brings its own trainer, {other.__name__}, which would take the "
@@ -84,7 +84,7 @@ class BDPOPlugin(BasePlugin):
             )
 
     def post_trainer_create(self, cfg: DictDefault, trainer: Trainer) -> None:
-        """Raise BDPOError if the trainer is not ours; nothing has been trained yet."""
+        """Raises BDPOError if the trainer is not ours. Nothing has been trained by then."""
         if not cfg.get(MARK):
             return
         from bdpo_plugin.hosts.axolotl import AxolotlBDPOTrainer
@@ -95,6 +95,6 @@ class BDPOPlugin(BasePlugin):
                 f"Nothing has been trained. Is `{PLUGIN}` the only plugin with a trainer?"
             )
         trainer.configuration = DictDefault(cfg.get(WRITTEN) or {}).to_dict() or None
-        # Axolotl tells the datasets only to its own DPO trainer.
+        # Axolotl passes the names of the datasets only to its own DPO trainer.
         paths = [dataset["path"] for dataset in cfg.datasets or []]
         trainer.dataset_tags = [path for path in paths if not Path(path).is_dir()]

@@ -1,8 +1,8 @@
-"""The rows of a dataset before Axolotl makes text of them, checked, and what it made, put right.
+"""Checks dataset rows before Axolotl formats them as text, and corrects the formatted responses.
 
-The functions that a dataset's `type` names write a missing value as the text "None" and a list as
-Python would, take messages by their position, and stop at what else they do not expect without the
-number of a row.
+The functions that a dataset's `type` names have no checks of their own: they write a missing value
+as the text "None" and a list as its Python representation, take messages by position, and raise
+other errors without the number of the row.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from bdpo_plugin.hosts.axolotl.rewrite_config import LOG, MARK
 from bdpo_plugin.output.tables import print_problems
 from bdpo_plugin.training.score_columns import FILE_ROW
 
-#: Columns that functions of unknown kind may read, where a dataset has them.
+#: Columns that functions unknown to us may read, if a dataset has them.
 _READ = (
     "prompt",
     "input",
@@ -42,7 +42,8 @@ _READ = (
     "rejected",
     "rejected_response",
 )
-#: What those of `chatml` and `llama3` write as text: the first of each group that a row has.
+#: Function of `chatml` or `llama3` -> groups of columns. It writes the first column of each group
+#: that a row has as text.
 _TEXTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "default": (
         ("prompt", "input", "question", "instruction"),
@@ -54,10 +55,10 @@ _TEXTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "prompt_pairs": (("prompt",), ("chosen",), ("rejected",)),
     "ultra": (("prompt",),),
 }
-#: Those of which they take a question and its answer by position.
+#: Function -> columns with two messages, which it reads by position: a question and its answer.
 _TURNS = {"argilla_chat": ("chosen", "rejected"), "ultra": ("chosen", "rejected")}
 
-#: What all of them make.
+#: The columns that every function returns.
 _MADE = ("prompt", "chosen", "rejected")
 
 _RENAME = (
@@ -70,7 +71,7 @@ _ARGILLA = "Use `type: chat_template.argilla_chat`, which reads conversations of
 
 
 def map_dataset(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Axolotl's `_map_dataset`, where the rows are a B-DPO run's: checked before and after."""
+    """Wraps Axolotl's `_map_dataset`: checks a B-DPO run's rows before and after formatting."""
     values = given(wrapped, args, kwargs)
     cfg, dataset, transform = (values[k] for k in ("cfg", "dataset", "ds_transform_fn"))
     if not cfg.get(MARK):
@@ -93,7 +94,7 @@ def map_dataset(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dic
         def raised(row: dict[str, Any]) -> Iterator[Problem]:
             try:
                 transform(dict(row), **more)
-            except Exception as error:  # whatever a strategy or a template raises
+            except Exception as error:  # a strategy or a template can raise anything
                 told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                 yield f"the dataset's `type` raises {told}", "Change or remove these rows."
 
@@ -101,7 +102,7 @@ def map_dataset(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dic
         raise
     if strategy.known is not None:
         mapped = _put_right(rows, mapped, Responses(strategy.known, tokenizer), name, numbers)
-    elif not cfg.skip_prepare_dataset:  # the next step of Axolotl's needs texts
+    elif not cfg.skip_prepare_dataset:  # the next step of Axolotl needs text
         made = mapped.select_columns([c for c in _MADE if c in mapped.column_names])
         check_rows(made, name, _made, numbers)
     record_source(rows, mapped)
@@ -115,7 +116,7 @@ def _put_right(
     name: str,
     numbers: Sequence[str] | None,
 ) -> Dataset:
-    """What Axolotl made of a dataset, with the responses as the chat template writes them."""
+    """Replaces responses that Axolotl formatted otherwise than the chat template writes them."""
     problems, notes = (RowReport(name, numbers=numbers, total=len(rows)) for _ in range(2))
     columns: dict[int, dict[str, str]] = {}
     for number, (raw, made) in enumerate(zip(rows, mapped, strict=True)):
@@ -133,11 +134,11 @@ def _put_right(
 
 
 class _Strategy:
-    """What a prompt strategy reads of a row, as far as it can be told from its function.
+    """The fields of a row that a prompt strategy reads, as far as its function reveals them.
 
     Attributes:
-        known: the variables of the function, if it is one that renders a chat template.
-        wants_tokenizer: whether the function is to be given the tokenizer.
+        known: the closure variables of the function if it renders a chat template, else None.
+        wants_tokenizer: whether the function has a parameter for the tokenizer.
     """
 
     def __init__(self, transform: Callable[..., Any]) -> None:
@@ -171,7 +172,7 @@ class _Strategy:
             )
 
     def problems(self, row: Mapping[str, Any]) -> Iterator[Problem]:
-        """What is wrong with a row."""
+        """Yields the problems of a row."""
         for look in self._problems:
             yield from look(row)
 
@@ -211,7 +212,7 @@ class _Strategy:
         )
 
     def _together(self, row: Mapping[str, Any]) -> Iterator[Problem]:
-        """What is wrong between messages that are right by themselves."""
+        """Yields problems between messages each of which is valid by itself."""
         assert self.known is not None
         read = Conversations(self.known)
         prompt = read.prompt(row)
@@ -282,7 +283,7 @@ def _value(column: str, value: Any, form: MessageForm) -> Iterator[Problem]:
 
 
 def _made(row: Mapping[str, Any]) -> Iterator[Problem]:
-    """What is wrong with a row that is made for DPO."""
+    """Yields the problems of a row that has been formatted for DPO."""
     yield from missing_columns(row, _MADE, _RENAME)
     for column in _MADE:
         if column in row:

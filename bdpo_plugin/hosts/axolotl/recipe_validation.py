@@ -1,4 +1,4 @@
-"""A configuration as Axolotl's own validation finds it, on whatever machine: no model, no data."""
+"""Validates a recipe with Axolotl's own schema, on any machine, without its model and data."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from transformers.utils import is_flash_attn_2_available
 from bdpo_plugin.hosts.axolotl.schema import dropped_words
 from bdpo_plugin.hosts.axolotl.side_effects import KEYS, PLUGINS
 
-#: A GPU that has what a configuration may ask for, whatever this machine has.
+#: Capabilities of a GPU that supports whatever a configuration asks for, for Axolotl's validation.
 _GPU = {"bf16": True, "fp8": False, "tf32": True, "compute_capability": "sm_90"}
-#: Modules that may be imported to check a stranger's file.
+#: Prefixes of the modules that may be imported to validate an untrusted file.
 _PLUGINS = ("bdpo_plugin.", "axolotl.integrations.")
 
 
 def problems(config: dict[str, Any], processes: int) -> Iterator[str]:
-    """What Axolotl would refuse of a configuration, or drop without a word.
+    """Yields what Axolotl would refuse in a configuration, or silently drop.
 
     Args:
-        config: as its YAML says.
-        processes: how many GPUs it is for.
+        config: the configuration, as its YAML file has it.
+        processes: the number of GPUs that it is meant for.
     """
     raw = copy.deepcopy(config)
     plugins = [str(name) for name in raw.get("plugins") or []]
     raw["plugins"] = [name for name in plugins if name.startswith(_PLUGINS)]
-    known_plugins = raw["plugins"] == plugins  # others may have keys of their own
+    known_plugins = raw["plugins"] == plugins  # other plugins may declare keys of their own
     if str(raw.get("attn_implementation")).startswith("flash") and not is_flash_attn_2_available():
         raw["attn_implementation"] = "sdpa"
-    # some of Axolotl's own clone a repository or start a server when they are registered
+    # some of Axolotl's own plugins clone a repository or start a server when they are registered
     raw["plugins"] = [name for name in raw["plugins"] if not name.startswith(PLUGINS)]
     cfg = DictDefault(raw)
     try:
         prepare_plugins(cfg)
         if known_plugins:
-            # those of plugins that were not registered just now
+            # without the keys of plugins that are not registered here
             others = {key: value for key, value in config.items() if key not in KEYS}
             yield from dropped_words(others)
         validate_config(

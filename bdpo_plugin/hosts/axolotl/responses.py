@@ -1,9 +1,10 @@
-"""What a chat template writes for a response, beside what Axolotl cuts out of it.
+"""Corrects responses that Axolotl cuts out of the chat template's text at a wrong place.
 
-Axolotl's `chat_template.*` renders a response behind a message of its own, and takes what is from
-the first place on where the response's text is. That is a place in the template, or in Axolotl's
-own message, for "y", "user" or nothing; and the last character alone where the template writes the
-text otherwise, stripped of white space say. Here the place is told by a text that is nowhere else.
+Axolotl's `chat_template.*` functions render a response after a dummy message of their own, and keep
+the text from the first occurrence of the response's content on. For contents such as "y", "user" or
+an empty text, that occurrence is in the template itself or in the dummy message. If the template
+does not write the content verbatim, for example because it strips white space, Axolotl keeps the
+last character only. This module finds the place with a sentinel text that occurs nowhere else.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ _TEXT = (
 
 
 class _Frame(NamedTuple):
-    """What the chat template writes before a response and after it."""
+    """The text that the chat template writes before and after a response."""
 
     before: str
     after: str
 
 
 class Right(NamedTuple):
-    """What a row should be.
+    """The corrections of a row.
 
     Attributes:
-        columns: those of what Axolotl made of it that have to be put right.
-        problems: why it cannot be trained on.
-        notes: what the user should know of it.
+        columns: the new texts of the formatted columns that were wrong.
+        problems: the reasons why the row cannot be trained on.
+        notes: what the user should know about the row.
     """
 
     columns: dict[str, str]
@@ -49,8 +50,9 @@ class Right(NamedTuple):
 
 
 def _overlap(before: str, text: str) -> bool:
-    """Whether a text begins with what is before it: then Axolotl may have found it too early, in a
-    template that writes less of it."""
+    """Whether the end of `before` is a beginning of `text`.
+
+    Axolotl may then have found the response too early, if the template writes less of it."""
     length = text.find(before[-1:]) + 1
     while before and length:
         if before.endswith(text[:length]):
@@ -60,15 +62,16 @@ def _overlap(before: str, text: str) -> bool:
 
 
 class Conversations:
-    """How Axolotl's functions for chat templates read the messages of a row.
+    """Reads the messages of a row as Axolotl's functions for chat templates do.
 
     Args:
-        known: the variables of such a function.
+        known: the closure variables of such a function.
 
     Attributes:
         role, content: the keys of a message.
-        sides: the columns of the responses.
-        field_messages: the column of the prompt; None where the responses begin with it.
+        sides: ``chosen`` and ``rejected`` -> the columns of the responses.
+        field_messages: the column of the prompt; None if the response columns begin with the
+            prompt.
     """
 
     def __init__(self, known: Mapping[str, Any]) -> None:
@@ -87,32 +90,32 @@ class Conversations:
         return [self.message(message) for message in messages]
 
     def response(self, value: Any) -> Message:
-        """Returns the message that is trained on, of the value of a column."""
+        """Returns the message of a response column that is trained on."""
         if isinstance(value, str):
             return {"role": "assistant", "content": value}
         return self.message(value if isinstance(value, Mapping) else value[-1])
 
     def before(self, value: Any) -> list[Message]:
-        """Returns the messages before the one that is trained on, of the value of a column."""
+        """Returns the messages of a response column before the one that is trained on."""
         if not isinstance(value, list):
             return []
         return [self.message(message) for message in value[:-1]]
 
     def message(self, message: Mapping[str, Any]) -> Message:
-        """Returns a message as the chat template gets it."""
+        """Returns a message in the form that the chat template expects."""
         role = self._roles[message[self.role]]
         return {"role": role, "content": message[self.content]}
 
 
 class Responses:
-    """The responses of a dataset with a chat template.
+    """Finds the responses in a dataset that is formatted with a chat template.
 
     Args:
-        known: the variables of Axolotl's function for its rows.
-        tokenizer: of the run.
+        known: the closure variables of Axolotl's function that formats the rows.
+        tokenizer: the tokenizer of the run.
 
     Attributes:
-        notes: what the user should know of the dataset.
+        notes: what the user should know about the dataset.
     """
 
     def __init__(self, known: Mapping[str, Any], tokenizer: Any) -> None:
@@ -126,11 +129,11 @@ class Responses:
         self.notes: set[str] = set()
 
     def right(self, raw: Mapping[str, Any], made: Mapping[str, Any]) -> Right:
-        """Returns what is to be put right of a row.
+        """Returns the corrections of a row.
 
         Args:
-            raw: the row.
-            made: what Axolotl made of it.
+            raw: the row before formatting.
+            made: the row as Axolotl formatted it.
         """
         found = Right({}, [], [])
         messages = self._read.prompt(raw)
@@ -163,7 +166,7 @@ class Responses:
         response: Message,
         made: Mapping[str, Any],
     ) -> None:
-        """Adds what the template writes for a response, where Axolotl took something else."""
+        """Adds the template's text of a response to `found` where Axolotl's differs."""
         frame = self._frame(messages, response)
         whole = self._render([*messages, response])
         if frame is not None and whole.startswith(frame.before):
@@ -198,7 +201,7 @@ class Responses:
             )
 
     def _frame(self, messages: Sequence[Message], response: Message) -> _Frame | None:
-        """What is around the response; None where the template writes no text as it is."""
+        """Returns the text around the response; None if the template does not write it verbatim."""
         told = {"role": response["role"], "content": self._sentinel}
         before, found, after = self._render([*messages, told]).partition(self._sentinel)
         return _Frame(before, after) if found else None
@@ -210,7 +213,7 @@ class Responses:
         return text
 
     def _left_out(self, raw: Mapping[str, Any], messages: Sequence[Message]) -> Iterator[Problem]:
-        """What the template would write and Axolotl does not hand to it."""
+        """Yields the parts of a row that the template would write but that Axolotl drops."""
         fields = {*self._read.sides.values()}
         if self._read.field_messages is not None:
             fields.add(self._read.field_messages)
@@ -241,7 +244,7 @@ class Responses:
             yield "Axolotl does not hand `tools` to the chat template", _TEXT
 
     def _look_between(self, prompt: str, before: str) -> None:
-        """Notes what is between prompt and response in the template's text, or in ours, alone."""
+        """Notes text between prompt and response that only one of the two renderings contains."""
         common = sum(takewhile(bool, map(eq, prompt, before)))
         if before[common:].strip():
             self.notes.add(
@@ -257,5 +260,5 @@ class Responses:
     def _differ(self, plain: Any, whole: Any, tools: Any = None) -> bool:
         try:
             return self._render(plain) != self._render(whole, tools)
-        except Exception:  # whatever a template raises at what it is not meant for
+        except Exception:  # a template can raise anything at input that it is not meant for
             return False

@@ -1,8 +1,8 @@
-"""`rl: bdpo` in an Axolotl configuration -> `rl: dpo` with our trainer, or a refusal.
+"""Rewrites `rl: bdpo` in an Axolotl configuration to `rl: dpo` with our trainer, or refuses it.
 
-Axolotl tests `rl` in many places (dataset schema, length filter, adapter and reference loading,
-FSDP) and knows a closed list of its values, so B-DPO runs as `rl: dpo` with a trainer class of
-its own and the mark ``bdpo: true``, which every later check reads.
+Axolotl tests `rl` in many places (dataset schema, length filter, loading of adapter and reference
+model, FSDP) and accepts a fixed list of values. B-DPO therefore runs as `rl: dpo` with its own
+trainer class and the mark ``bdpo: true``, which every later check reads.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from bdpo_plugin.settings import PREFIX, BDPOError, BDPOSettings, unknown_key_me
 
 PLUGIN = "bdpo_plugin.BDPOPlugin"
 MARK = "bdpo"
-#: What the configuration said before it was resolved, as others may see it; for the record.
+#: Key of the redacted configuration before :func:`resolve`, for the record of the run.
 WRITTEN = "written_of_bdpo"
-#: The entries of `datasets` and `test_datasets` as the file says, which Axolotl's validation cuts.
+#: Key of the entries of `datasets` and `test_datasets` before Axolotl's validation drops keys.
 ENTRIES = "entries_of_bdpo"
 TESTED = ("0.19.0",)
 
 
-# Axolotl shows INFO only from loggers named after it.
+# Axolotl shows INFO messages only of loggers whose names begin with its own.
 LOG = get_logger("axolotl.bdpo")
 
 
 def resolve(cfg: MutableMapping[str, Any]) -> bool:
-    """Turn a B-DPO configuration, not yet validated by Axolotl, into one that Axolotl can run.
+    """Rewrites a B-DPO configuration, before Axolotl validates it, to one that Axolotl can run.
 
-    Changes ``cfg`` in place; one that has been through here before stays as it is, so that
+    Changes ``cfg`` in place. A configuration that has been rewritten before stays as it is, as
     Axolotl may validate it again (it does in each Ray worker).
 
     Returns:
         True if this is a B-DPO run.
 
     Raises:
-        BDPOError: a bad or unknown ``bdpo_*`` key, such a key without `rl: bdpo`, a loss type or
-            an option of Axolotl that B-DPO cannot honour.
+        BDPOError: a ``bdpo_*`` key is invalid, unknown or used without `rl: bdpo`, or B-DPO cannot
+            honour a loss type or an option of Axolotl.
     """
     if cfg.get(MARK) and cfg.get("rl") != "bdpo":
         check_resolved(cfg)
@@ -63,7 +63,7 @@ def resolve(cfg: MutableMapping[str, Any]) -> bool:
     _keep_entries(cfg)
     if (found := version("axolotl")) not in TESTED:
         LOG.warning(f"B-DPO has not been tested with axolotl {found}; tested: {', '.join(TESTED)}.")
-    cfg.pop("precompute_ref_log_probs", None)  # B-DPO's own pass does it
+    cfg.pop("precompute_ref_log_probs", None)  # B-DPO's own reference pass computes them
     cfg.update({"rl": "dpo", "trainer_cls": TRAINER, MARK: True})
     keys = ", ".join(f"{key}: {value}" for key, value in settings.to_keys().items())
     LOG.info(f"B-DPO: `rl: bdpo` resolved to `rl: dpo` with `trainer_cls: {TRAINER}`; {keys}")
@@ -71,7 +71,7 @@ def resolve(cfg: MutableMapping[str, Any]) -> bool:
 
 
 def check_resolved(cfg: MutableMapping[str, Any]) -> None:
-    """Raise BDPOError if a configuration with our mark would not train B-DPO."""
+    """Raises BDPOError if a configuration with our mark would not train B-DPO."""
     for key, ours in {"rl": "dpo", "trainer_cls": TRAINER}.items():
         if cfg.get(key) != ours:
             raise BDPOError(
@@ -81,7 +81,7 @@ def check_resolved(cfg: MutableMapping[str, Any]) -> None:
 
 
 def _keep_entries(cfg: MutableMapping[str, Any]) -> None:
-    """Check what Axolotl drops of a configuration, and keep what a B-DPO run honours of it."""
+    """Checks the keys that Axolotl drops, and keeps the dataset entries that a run restores."""
     from bdpo_plugin.hosts.axolotl.entries import check_entries, kept
     from bdpo_plugin.hosts.axolotl.schema import dropped_words
 
@@ -92,7 +92,7 @@ def _keep_entries(cfg: MutableMapping[str, Any]) -> None:
 
 
 def _check_command_line() -> None:
-    """Refuse ``--bdpo-...`` options that `axolotl train` would drop, as it does unknown ones."""
+    """Raises BDPOError for ``--bdpo-...`` options that `axolotl train` would silently drop."""
     for module in ("axolotl.cli.main", "__main__"):
         declared = getattr(sys.modules.get(module), "AXOLOTL_CONFIG_CLI_OPTIONS", None)
         if declared is not None:

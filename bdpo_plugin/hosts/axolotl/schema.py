@@ -1,4 +1,4 @@
-"""Which keys Axolotl's schemas know, and what of a configuration they drop without a word."""
+"""Finds the keys of a configuration that Axolotl's schemas do not know and silently drop."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from bdpo_plugin.hosts.axolotl import side_effects
 from bdpo_plugin.hosts.axolotl.entries import makes_no_difference
 from bdpo_plugin.settings import PREFIX
 
-#: What `rl` says where an entry of `datasets` becomes a DPODataset.
+#: Values of `rl` with which Axolotl validates an entry of `datasets` as a DPODataset.
 PREFERENCE = ("bdpo", "dpo", "ipo", "simpo")
-#: What Axolotl's loader reads of an entry of `test_datasets`, whose other keys it keeps unread: it
-#: makes text of an evaluation set by the entry of `datasets` in the same position.
+#: Further keys that Axolotl's loader reads from an entry of `test_datasets`. It ignores the other
+#: ones, as it formats an evaluation set with the entry of `datasets` in the same position.
 _LOADED = ("ds_type", "name", "trust_remote_code")
 
 
 class Keys(NamedTuple):
-    """What a value may have in it.
+    """The keys that a value may contain.
 
     Attributes:
-        known: the keys of a mapping, and what the value of each may have in it; those of the
-            entries where the value is a list. None where a mapping may have any key, or where the
-            value is no mapping.
+        known: for a mapping, each key and the keys that its value may contain; for a list, those of
+            its entries. None for a mapping that may have any key, and for a value that is no
+            mapping.
     """
 
     known: Mapping[str, Keys] | None = None
@@ -42,9 +42,9 @@ class Dropped(NamedTuple):
     """A key that Axolotl drops.
 
     Attributes:
-        path: the way to it, as ``("datasets", 0, "roles")``.
-        value: what the configuration says.
-        known: the keys that there are in its place.
+        path: the path of the key, such as ``("datasets", 0, "roles")``.
+        value: its value in the configuration.
+        known: the keys that would be allowed in its place.
     """
 
     path: tuple[str | int, ...]
@@ -53,17 +53,18 @@ class Dropped(NamedTuple):
 
     @property
     def place(self) -> str:
-        """The way to the key in words, as ``datasets[0].roles``."""
+        """The path of the key as text, such as ``datasets[0].roles``."""
         parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in self.path)
         return "".join(parts).removeprefix(".")
 
 
 def known_keys(rl: str | None = "dpo") -> Keys:
-    """Returns all keys that Axolotl knows: those nested in others, those of the entries of lists,
-    B-DPO's, and those of the plugins that are registered in this process.
+    """Returns all keys that Axolotl knows, including nested ones and those of list entries.
+
+    Includes the keys of B-DPO and of the plugins that are registered in this process.
 
     Args:
-        rl: what the configuration says.
+        rl: the value of `rl` in the configuration.
     """
     known: dict[str, Keys] = {}
     plugins = PluginManager.get_instance().get_input_args()
@@ -75,10 +76,10 @@ def known_keys(rl: str | None = "dpo") -> Keys:
         entry = of_schema(DPODataset).known or {}
         known["datasets"] = Keys(entry)
         known["test_datasets"] = Keys({**entry, **dict.fromkeys(_LOADED, Keys())})
-    # a prefix that Axolotl takes away
+    # Axolotl strips this prefix
     sharding = known["fsdp_config"].known or {}
     known["fsdp_config"] = Keys({**sharding, **{f"fsdp_{key}": sharding[key] for key in sharding}})
-    # options of its commands, which come to a configuration from the command line
+    # options of Axolotl's commands, which the command line adds to a configuration
     for options in vars(command_line).values():
         if isinstance(options, type) and options.__module__ == command_line.__name__:
             known |= {field.name: known.get(field.name, Keys()) for field in fields(options)}
@@ -86,7 +87,7 @@ def known_keys(rl: str | None = "dpo") -> Keys:
 
 
 def only_known(value: Any, keys: Keys) -> Any:
-    """Returns a value without the keys, nested ones included, that are not among the known."""
+    """Returns a value without the unknown keys in it, nested ones included."""
     if keys.known is None:
         return value
     if isinstance(value, (list, tuple)):
@@ -99,14 +100,16 @@ def only_known(value: Any, keys: Keys) -> Any:
 
 
 def for_sharing(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a configuration as others need it to run it again: :func:`side_effects.for_sharing`
-    with the keys in it, and in the entries of `datasets`, that a schema of Axolotl knows.
+    """Returns the part of a configuration that others need to run it again.
+
+    This is :func:`side_effects.for_sharing` without keys that no schema of Axolotl knows, at the
+    top level and in the entries of `datasets`.
 
     Args:
-        config: as its YAML says, with what the command line changed of it.
+        config: the configuration as its YAML file has it, with changes from the command line.
     """
     known = dict(known_keys(None).known or {})
-    for place in ("datasets", "test_datasets"):  # of any kind; the schemas of `type` are many
+    for place in ("datasets", "test_datasets"):  # `type` is not checked, as it has many schemas
         known[place] = Keys({**(known[place].known or {}), "type": Keys()})
     return {
         key: only_known(value, known.get(key, Keys()))
@@ -115,13 +118,13 @@ def for_sharing(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dropped_keys(config: Mapping[str, Any]) -> list[Dropped]:
-    """Returns what Axolotl drops of a configuration without a word.
+    """Returns the keys of a configuration that Axolotl silently drops.
 
-    Keys of None, those beginning with ``_`` (which are for YAML's anchors), and those of B-DPO,
-    which are checked elsewhere, are not among it.
+    Ignores keys whose value is None, keys that begin with ``_`` (they hold YAML anchors) and the
+    keys of B-DPO, which are checked elsewhere.
 
     Args:
-        config: as its YAML says, before Axolotl validates it.
+        config: the configuration as its YAML file has it, before Axolotl validates it.
     """
     found = _dropped(config, known_keys(config.get("rl")), ())
     return [
@@ -134,11 +137,11 @@ def dropped_keys(config: Mapping[str, Any]) -> list[Dropped]:
 def without_effect(config: Mapping[str, Any]) -> list[Dropped]:
     """Returns the keys of a configuration that have no effect on a run, as Axolotl drops them.
 
-    Of the entries of `datasets`, B-DPO gives back or refuses what Axolotl drops (see entries.py):
-    they are looked at where the run is another.
+    In a B-DPO run the entries of `datasets` are skipped: entries.py restores or refuses the keys
+    that Axolotl drops from them.
 
     Args:
-        config: as its YAML says, before Axolotl validates it.
+        config: the configuration as its YAML file has it, before Axolotl validates it.
     """
     found = []
     for each in dropped_keys(config):
@@ -162,7 +165,7 @@ def dropped_words(config: Mapping[str, Any]) -> list[str]:
 
 
 def of_schema(schema: type[BaseModel]) -> Keys:
-    """Returns the keys that a schema of pydantic knows, aliases included."""
+    """Returns the keys of a pydantic schema, including aliases."""
     if schema.model_config.get("extra") == "allow":
         return Keys()
     known: dict[str, Keys] = {}
@@ -176,7 +179,7 @@ def of_schema(schema: type[BaseModel]) -> Keys:
 
 
 def _of_type(annotation: Any) -> Keys:
-    """The keys that a value of a type may have; those of all of them for a union."""
+    """Returns the keys that a value of a type may have. For a union, those of all its members."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return of_schema(annotation)
     origin, inner = get_origin(annotation), get_args(annotation)
@@ -191,7 +194,7 @@ def _of_type(annotation: Any) -> Keys:
 
 
 def _is_free(annotation: Any) -> bool:
-    """Whether a type is that of a mapping with any key."""
+    """Whether a type is a mapping with arbitrary keys."""
     return annotation is Any or annotation is dict or get_origin(annotation) is dict
 
 

@@ -1,4 +1,4 @@
-"""The scoring pass of an Axolotl configuration, without the training."""
+"""Runs the reference pass of an Axolotl configuration without training, for `bdpo mi`."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from bdpo_plugin.inspection.scored_pairs import Scored, find_places, keep_scores
 
 
 def score(config: Path, output_dir: Path) -> Scored:
-    """Score the pairs of a configuration as `axolotl train` does, with Axolotl's own functions.
+    """Scores the pairs of a configuration with Axolotl's own functions, as `axolotl train` does.
 
-    All else that it writes is in a folder that is gone afterwards, its prepared data too. It runs
-    in one process, whatever the configuration says of several.
+    All other output, including prepared data, goes to a temporary folder. Scoring runs in one
+    process, whatever the configuration says about several.
 
     Args:
-        config: with `rl: bdpo`, or `rl: dpo`.
-        output_dir: where the scores go.
+        config: a configuration with `rl: bdpo` or `rl: dpo`.
+        output_dir: the folder for the scores.
 
     Raises:
-        BDPOError: what a run would raise.
+        BDPOError: a run would raise it.
     """
     with TemporaryDirectory(prefix="bdpo-mi-") as folder, recording_sources() as seen:
         keys = yaml.safe_load(config.read_text(encoding="utf-8"))
@@ -44,7 +44,7 @@ def score(config: Path, output_dir: Path) -> Scored:
         data = plugins.load_datasets(cfg, preprocess=False) or load_preference_datasets(
             cfg=cfg, cli_args=TrainerCliArgs()
         )
-        # those of the training data come first
+        # the sources of the training data are recorded first
         sources = seen[: len(cfg.datasets)]
         trainer, _, tokenizer, *_ = setup_model_and_trainer(cfg, data)
         table = keep_scores(Path(cfg.output_dir), output_dir)

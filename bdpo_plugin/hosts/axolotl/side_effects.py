@@ -1,6 +1,6 @@
-"""The keys of an Axolotl configuration by which a run does more than compute, in groups.
+"""Groups the keys of an Axolotl configuration by the side effects that they cause.
 
-A command that only looks (`bdpo doctor`, `bdpo mi`, `bdpo recipes check --run`) goes without them.
+Commands that do not train (`bdpo doctor`, `bdpo mi`, `bdpo recipes check --run`) remove such keys.
 Standard library only, so that a configuration can be read where Axolotl is not installed.
 """
 
@@ -17,12 +17,12 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-#: Keys by which Axolotl sends models and data to the hub.
+#: Keys that make Axolotl upload models and data to the hub.
 PUSHES = _words("""
     hub_model_id hub_revision hub_strategy push_dataset_to_hub
 """)
 
-#: Keys by which it reports a run to somebody, here or elsewhere.
+#: Keys that make it report a run to a tracker, local or remote.
 REPORTS = _words("""
     comet_api_key comet_experiment_config comet_experiment_key comet_mode comet_online
     comet_project_name comet_workspace eval_table_size hf_mlflow_log_artifacts
@@ -35,17 +35,17 @@ REPORTS = _words("""
     wandb_log_model wandb_mode wandb_name wandb_project wandb_run_id wandb_watch
 """)
 
-#: Keys by which it writes where the time and memory of a training go.
+#: Keys that make it write profiles of time and memory.
 PROFILES = _words("""
     profiler_steps profiler_steps_start
 """)
 
-#: Keys by which it goes on from an earlier run.
+#: Keys that make it continue an earlier run.
 RESUMES = _words("""
     auto_resume_from_checkpoints resume_from_checkpoint
 """)
 
-#: Keys by which it starts or asks other programs and machines.
+#: Keys that make it start or contact other programs and machines.
 SERVES = _words("""
     gradio_max_new_tokens gradio_server_name gradio_server_port gradio_share gradio_temperature
     gradio_title hatchery kd_online_server kd_online_server_base_url kd_online_timeout
@@ -56,26 +56,26 @@ SERVES = _words("""
     ray_run_name resources_per_worker use_ray
 """)
 
-#: Keys by which it saves a training into its `output_dir`, and so only where that is. Kept.
+#: Keys about saving into `output_dir`. They are kept, as that folder is replaced (:data:`WRITES`).
 SAVES = _words("""
     added_tokens_overrides dynamic_checkpoint load_best_model_at_end num_dataset_shards_to_save
     save_first_step save_only_model save_safetensors save_steps save_strategy save_total_limit
     saves_per_epoch tokenizer_save_jinja_files
 """)
 
-#: Keys by which several processes share a model. Left out where a command runs in one.
+#: Keys that distribute a model over processes. Removed by commands that run in one process.
 SHARES = _words("""
     deepspeed fsdp fsdp_config fsdp_final_state_dict_type fsdp_version
 """)
 
-#: Where it writes, and the names of these places in the temporary folder of a command.
+#: Keys of output folders -> their names in the temporary folder of a command.
 WRITES = {
     "output_dir": "run",
     "dataset_prepared_path": "prepared",
 }
 
-#: All other keys of its schema, and of its own plugins. A test beside the host fails at a key of
-#: a new release that is in no list here.
+#: All other keys of Axolotl's schema and of its own plugins. A test that runs with the host fails
+#: if a new release has a key that is in none of these lists.
 OTHERS = _words("""
     accelerator_config activation_offloading adam_beta1 adam_beta2 adam_beta3 adam_epsilon
     adam_epsilon2 adapter attn_implementation auto_find_batch_size axolotl_config_path base_model
@@ -158,26 +158,27 @@ OTHERS = _words("""
     val_set_size vllm warmup_ratio warmup_steps weight_decay world_size xformers_attention
 """)
 
-#: Axolotl's own plugins that do the same: report, serve, or clone and start what they need.
+#: Axolotl's own plugins with side effects: they report, serve, or clone and start what they need.
 PLUGINS = tuple(
     f"axolotl.integrations.{name}." for name in ("hatchery", "lm_eval", "nemo_gym", "swanlab")
 )
-#: What a command that only looks leaves out.
+#: Keys that a command which does not train removes.
 LEFT_OUT = PUSHES | REPORTS | PROFILES | RESUMES | SERVES
 #: All keys that Axolotl knows.
 KEYS = LEFT_OUT | SAVES | SHARES | OTHERS | WRITES.keys()
 
 
-#: What says where a configuration was read from, and no more.
+#: Keys that only say where a configuration was read from.
 _HERE = ("axolotl_config_path",)
 
 
 def for_sharing(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration as others need it to run it again: the keys that Axolotl and B-DPO know,
-    without its side effects.
+    """Returns the part of a configuration that others need to run it again.
+
+    These are the keys that Axolotl and B-DPO know, without those that have side effects.
 
     Args:
-        keys: as the YAML has them.
+        keys: the configuration, as the YAML file has it.
     """
     ours = (*BDPOSettings.keys(), RECIPE)
     needed = (KEYS - LEFT_OUT).difference(_HERE).union(ours)
@@ -186,21 +187,21 @@ def for_sharing(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plugins(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The list of plugins without those of :data:`PLUGINS`, where there is one."""
+    """Returns the `plugins` key without the plugins of :data:`PLUGINS`, if it is a list."""
     if not isinstance(plugins := keys.get("plugins"), list):
         return {}
     return {"plugins": [name for name in plugins if not str(name).startswith(PLUGINS)]}
 
 
 def for_looking(keys: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A configuration without its side effects, whose output and prepared data go into a folder.
+    """Returns a configuration without side effects that writes into a temporary folder.
 
-    Keys that nobody knows stay, so that they are told of; so do plugins of others, which may do
-    anything, as in a training.
+    Unknown keys stay, so that they are reported. Plugins of others stay too and may do anything, as
+    in training.
 
     Args:
-        keys: as the YAML has them.
-        folder: a temporary one.
+        keys: the configuration, as the YAML file has it.
+        folder: the temporary folder.
     """
     kept = {key: value for key, value in keys.items() if key not in LEFT_OUT}
     return kept | _plugins(keys) | {key: str(folder / name) for key, name in WRITES.items()}

@@ -1,4 +1,4 @@
-"""B-DPO's trainer with what Axolotl adds to TRL's DPO trainer."""
+"""The trainer for Axolotl: B-DPO's trainer with Axolotl's additions to TRL's DPO trainer."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class AxolotlBDPOConfig(AxolotlDPOConfig, BDPOArguments):
 
 class _AxolotlDPOTrainer(AxolotlDPOTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        # AxolotlDPOTrainer collects garbage and empties the CUDA cache after every step. Who needs
-        # that has `gc_collect_steps` and `torch_empty_cache_steps`.
+        # Skip AxolotlDPOTrainer's method, which collects garbage and empties the CUDA cache after
+        # every step. Users who need that have `gc_collect_steps` and `torch_empty_cache_steps`.
         return super(AxolotlDPOTrainer, self).training_step(*args, **kwargs)
 
 

@@ -1,1 +1,1 @@
-"""LLaMA-Factory: `stage: dpo` with `pref_loss: bdpo` (see autoload.py)."""
+"""Adapter for LLaMA-Factory: `stage: dpo` with `pref_loss: bdpo` (see autoload.py)."""

@@ -1,4 +1,4 @@
-"""LLaMA-Factory's fine-tuning arguments with the ``bdpo_*`` keys, and what they refuse."""
+"""Adds the ``bdpo_*`` keys to LLaMA-Factory's fine-tuning arguments, and validates them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ KEYS = BDPOSettings.keys()
 
 
 def is_tested() -> bool:
-    """Whether the adapter has been tested with the LLaMA-Factory that is installed."""
+    """Whether B-DPO has been tested with the installed release of LLaMA-Factory."""
     return version("llamafactory") in TESTED
 
 
 def with_bdpo(base: Any) -> Any:
-    """A subclass of LLaMA-Factory's `FinetuningArguments` that knows B-DPO.
+    """Returns a subclass of LLaMA-Factory's `FinetuningArguments` that supports B-DPO.
 
-    It has the ``bdpo_*`` fields, None where left out, and ``bdpo`` among the values of
-    `pref_loss`. Of any other `pref_loss` it behaves as `base` does.
+    It has the ``bdpo_*`` fields, None if not set, and accepts ``bdpo`` as a value of `pref_loss`.
+    With any other `pref_loss` it behaves like `base`.
     """
     types = get_type_hints(BDPOSettings)
     keys = [
@@ -66,11 +66,12 @@ def with_bdpo(base: Any) -> Any:
 
 
 def resolve(args: Any) -> BDPOSettings | None:
-    """The settings of a B-DPO run; None for any other run.
+    """Returns the settings of a B-DPO run, or None for any other run.
 
     Raises:
-        BDPOError: a bad ``bdpo_*`` value, such a key without `pref_loss: bdpo`, an argument that
-            B-DPO cannot honour, or a release of LLaMA-Factory that it has not been tested with.
+        BDPOError: a ``bdpo_*`` value is invalid, such a key is used without `pref_loss: bdpo`,
+            B-DPO cannot honour an argument, or it has not been tested with this release of
+            LLaMA-Factory.
     """
     if args.pref_loss != PREF_LOSS:
         _check_spelling(args)
@@ -100,9 +101,10 @@ def resolve(args: Any) -> BDPOSettings | None:
 
 
 def _check_spelling(args: Any) -> None:
-    """Raise BDPOError if `pref_loss` is B-DPO's in another spelling.
+    """Raises BDPOError if `pref_loss` is a misspelling of ``bdpo``.
 
-    LLaMA-Factory does not check what a YAML says, and trains `sigmoid` for what it does not know.
+    LLaMA-Factory does not validate the value in a YAML file, and trains `sigmoid` for an unknown
+    one.
     """
     written = str(args.pref_loss)
     letters = re.sub("[^a-z]", "", written.lower())

@@ -1,7 +1,9 @@
-"""What autoload.py does to LLaMA-Factory's modules. Imported in its every process: nothing heavy.
+"""The hooks that autoload.py runs on LLaMA-Factory's modules.
 
-LLaMA-Factory has no plugin mechanism, so its argument class and its DPO trainer are replaced, in
-the tested releases alone. In another one only the former is, and it refuses `pref_loss: bdpo`.
+Every LLaMA-Factory process imports this file, so it imports nothing heavy. LLaMA-Factory has no
+plugin mechanism, so the hooks replace its argument class and its DPO trainer. They replace both in
+the tested releases only. In any other release they replace the argument class alone, which then
+refuses `pref_loss: bdpo`.
 """
 
 from __future__ import annotations
@@ -21,22 +23,24 @@ from bdpo_plugin.settings import PREFIX, RECIPE, BDPOError, BDPOSettings, unknow
 
 
 def put_arguments(module: Any) -> None:
-    """Put a subclass that knows B-DPO in the place of `FinetuningArguments`."""
+    """Replaces `FinetuningArguments` by a subclass that supports B-DPO."""
     theirs, ours = module.FinetuningArguments, with_bdpo(module.FinetuningArguments)
     module.FinetuningArguments = ours
-    # The package has it by name already where torch is first imported by a later module of it.
+    # If a later module of the package imports torch first, the package already holds the class.
     package: Any = sys.modules[module.__name__.rpartition(".")[0]]
     if vars(package).get("FinetuningArguments") is theirs:
         package.FinetuningArguments = ours
 
 
-#: What LLaMA-Factory was last given for its parser, and the configuration that it was made of.
+#: The last mapping returned to LLaMA-Factory's parser, and the configuration it was made from.
 _read: ContextVar[tuple[dict[str, Any], dict[str, Any]] | None] = ContextVar("read", default=None)
 
 
 def wrap_read_args(module: ModuleType) -> None:
-    """Wrap `llamafactory.hparams.parser.read_args`: an unknown ``bdpo_*`` key is told apart, and
-    the description of a recipe, which its parser would refuse, is taken out."""
+    """Wraps `llamafactory.hparams.parser.read_args`.
+
+    The wrapper raises a helpful error for an unknown ``bdpo_*`` key, and removes the recipe's
+    description, which LLaMA-Factory's parser would refuse."""
     if is_tested():
         wrapt.wrap_function_wrapper(module, "read_args", _read_args)
 
@@ -67,7 +71,7 @@ def _keys(arguments: dict[str, Any] | list[str]) -> Iterable[str]:
 
 
 def wrap_trainer(module: ModuleType) -> None:
-    """Wrap `CustomDPOTrainer`: a B-DPO run gets our subclass, any other run what it asked for."""
+    """Wraps `CustomDPOTrainer`, so that a B-DPO run gets our subclass and any other run its own."""
     if is_tested():
         wrapt.wrap_function_wrapper(module, "CustomDPOTrainer", _trainer)
 
@@ -84,7 +88,9 @@ def _trainer(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[s
 
 
 def _configuration() -> dict[str, Any] | None:
-    """What LLaMA-Factory was started with, as others need it; None where that was no mapping."""
+    """Returns the configuration that LLaMA-Factory was started with, for sharing.
+
+    Returns None if it was not started with a mapping."""
     from bdpo_plugin.hosts.llamafactory.side_effects import for_sharing
 
     read = _read.get()
@@ -96,7 +102,7 @@ _running: ContextVar[bool] = ContextVar("a B-DPO run loads its data", default=Fa
 
 @contextmanager
 def checking_rows(on: bool = True) -> Iterator[None]:
-    """While it lasts, the rows that are loaded are those of a B-DPO run, or not."""
+    """Context manager that sets whether rows are loaded for a B-DPO run and must be checked."""
     before = _running.set(on)
     try:
         yield
@@ -105,7 +111,7 @@ def checking_rows(on: bool = True) -> Iterator[None]:
 
 
 def wrap_workflow(module: ModuleType) -> None:
-    """Wrap `llamafactory.train.dpo.workflow.run_dpo`: the data of a B-DPO run is known as such."""
+    """Wraps `llamafactory.train.dpo.workflow.run_dpo`, to check models and rows of B-DPO runs."""
     if is_tested():
         wrapt.wrap_function_wrapper(module, "run_dpo", _run_dpo)
 
@@ -120,11 +126,12 @@ def _run_dpo(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[s
         check_models(kwargs["model_args"] if "model_args" in kwargs else args[0], finetuning_args)
     with checking_rows(ours):
         done = wrapped(*args, **kwargs)
-    # with `save_on_each_node` one process of each machine saves, but one of all writes the card
+    # With `save_on_each_node` one process on each machine saves, but only one process in total
+    # writes the model card.
     if ours and training_args.do_train and training_args.process_index == 0:
         from bdpo_plugin.output.model_card import complete_card
 
-        # LLaMA-Factory writes it with a method of transformers' trainer, past that of ours
+        # LLaMA-Factory writes the card by a method of transformers' Trainer, not by ours
         settings = BDPOSettings.from_keys(vars(finetuning_args))
         folder = training_args.output_dir
         complete_card(folder, settings, configuration=_configuration(), cite=True)
@@ -132,8 +139,9 @@ def _run_dpo(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[s
 
 
 def wrap_loader(module: ModuleType) -> None:
-    """Wrap two functions of `llamafactory.data.loader`: what keeps a file of a B-DPO run from being
-    loaded is told, and its rows are checked."""
+    """Wraps two functions of `llamafactory.data.loader` for B-DPO runs.
+
+    The wrappers explain why a file cannot be loaded, and check its rows."""
     if is_tested():
         wrapt.wrap_function_wrapper(module, "_load_single_dataset", _load_single_dataset)
         wrapt.wrap_function_wrapper(module, "align_dataset", _align_dataset)
@@ -160,7 +168,7 @@ def _align_dataset(
 
 
 def wrap_train_tab(module: ModuleType) -> None:
-    """Wrap LlamaBoard's `create_train_tab`: `bdpo` is among the choices of its loss."""
+    """Wraps LlamaBoard's `create_train_tab`, to add `bdpo` to the choices of the loss."""
     if is_tested():
         wrapt.wrap_function_wrapper(module, "create_train_tab", _train_tab)
 

@@ -1,4 +1,4 @@
-"""A LLaMA-Factory configuration looked at without the weights of its model."""
+"""Inspects a LLaMA-Factory configuration for `bdpo doctor`, without loading the model's weights."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from bdpo_plugin.settings import BDPOSettings
 
 
 def inspect(config: Path) -> Inspected:
-    """The data of a configuration, loaded and tokenised by LLaMA-Factory's own functions.
+    """Loads and tokenises the data of a configuration with LLaMA-Factory's own functions.
 
     Raises:
-        BDPOError: what a run would raise before its model is loaded.
+        BDPOError: a run would raise before its model is loaded.
     """
     keys: Any = OmegaConf.to_container(OmegaConf.load(config))
     with TemporaryDirectory(prefix="bdpo-doctor-") as folder:
         args = for_looking(keys, Path(folder))
-        for key in SHARES:  # for which LLaMA-Factory wants the processes to be there
+        for key in SHARES:  # LLaMA-Factory would require their processes to exist
             args.pop(key, None)
         model_args, data_args, training_args, finetuning_args, _ = get_train_args(args)
         module = load_tokenizer(model_args)
@@ -73,7 +73,7 @@ def inspect(config: Path) -> Inspected:
 
 
 def chat_template(keys: Mapping[str, Any], tokenizer: Any) -> str:
-    """The template of a configuration, as a chat template of transformers."""
+    """Returns the template of a configuration as a chat template of transformers (Jinja)."""
     known = ("template", "default_system", "enable_thinking")
     arguments = DataArguments(**{key: keys[key] for key in known if key in keys})
     template = get_template_and_fix_tokenizer(tokenizer, arguments)

@@ -1,4 +1,4 @@
-"""What LLaMA-Factory can be asked for and B-DPO cannot honour."""
+"""The table of LLaMA-Factory's options that B-DPO cannot honour."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ LIMITS = (
 
 
 def check_trainer() -> None:
-    """Raise BDPOError if the run would not come to our trainer.
+    """Raises BDPOError if the run would not use our trainer.
 
-    LLaMA-Factory's own, beside TRL 0.24, trains `sigmoid` whatever `pref_loss` says.
+    With TRL 0.24, LLaMA-Factory's own trainer trains `sigmoid` whatever `pref_loss` says.
     """
     from llamafactory.train.dpo.trainer import CustomDPOTrainer
 

@@ -1,4 +1,4 @@
-"""The rows of a dataset before LLaMA-Factory converts them, and those that it will drop."""
+"""Checks dataset rows before LLaMA-Factory converts them, and reports rows that it will drop."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ _ROLES = "Name it in `tags` of dataset_info.json."
 
 
 def load(load_single_dataset: Callable[..., Any], attributes: Any, *rest: Any, **more: Any) -> Any:
-    """What LLaMA-Factory's `_load_single_dataset` gives.
+    """Calls LLaMA-Factory's `_load_single_dataset` and explains its errors.
 
     Raises:
-        BDPOError: in the place of its error, where a local file of JSON is empty or broken.
+        BDPOError: raised in place of LLaMA-Factory's error, if a local file does not exist or if a
+            JSON file is empty or invalid.
     """
     try:
         return load_single_dataset(attributes, *rest, **more)
     except BDPOError:
         raise
-    except Exception as error:  # whatever the reader raises
+    except Exception as error:  # the reader can raise anything
         if attributes.load_from == "file":
             data_args = more["data_args"] if "data_args" in more else rest[1]
             path = Path(data_args.dataset_dir, attributes.dataset_name)
@@ -57,10 +58,11 @@ def load(load_single_dataset: Callable[..., Any], attributes: Any, *rest: Any, *
 
 
 def align(align_dataset: Callable[..., Any], dataset: Any, attributes: Any, *rest: Any) -> Any:
-    """What LLaMA-Factory's `align_dataset` makes of a dataset whose rows have been checked.
+    """Checks the rows of a dataset, then calls LLaMA-Factory's `align_dataset` on it.
 
     Raises:
-        BDPOError: rows that are no preference pairs; in a stream, once one of them is read.
+        BDPOError: rows are not preference pairs. For a stream, it is raised when such a row is
+            read.
     """
     problems = partial(_problems, attributes)
     name = attributes.dataset_name
@@ -82,7 +84,7 @@ def _checked_stream(stream: IterableDataset, name: str, problems: Any) -> Iterab
 
 
 def _dropped(aligned: Dataset, name: str) -> list[str]:
-    """What to say of the rows that LLaMA-Factory's tokenisation will drop."""
+    """Returns the messages about rows that LLaMA-Factory's tokenisation will drop."""
     rows = [
         number
         for number, row in enumerate(aligned.select_columns(["_prompt", "_response"]))
@@ -101,10 +103,11 @@ def _dropped(aligned: Dataset, name: str) -> list[str]:
 
 
 def _problems(attributes: Any, row: Mapping[str, Any]) -> Iterator[Problem]:
-    """What is wrong with a row.
+    """Yields the problems of a row.
 
     Args:
         attributes: LLaMA-Factory's `DatasetAttr`, which names columns, keys and roles.
+        row: the row, by column.
     """
     messages = attributes.formatting != "alpaca"
     form = _form(attributes)

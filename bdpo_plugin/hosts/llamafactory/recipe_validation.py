@@ -1,4 +1,4 @@
-"""A configuration as LLaMA-Factory's own parser finds it, on any machine: no model, no data."""
+"""Validates a recipe with LLaMA-Factory's own parser, on any machine, without model and data."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from llamafactory.hparams.parser import read_args
 
 from bdpo_plugin.settings import unknown_key_message
 
-#: What needs a GPU, a launcher or a package of the machine that trains.
+#: Keys that need a GPU, a launcher or a package which only the machine that trains may have.
 _ELSEWHERE = ("deepspeed", "fsdp", "fsdp_config", "bf16", "fp16", "tf32", "report_to")
 
 
 def problems(config: dict[str, Any]) -> Iterator[str]:
-    """What LLaMA-Factory would refuse of a configuration.
+    """Yields what LLaMA-Factory would refuse in a configuration.
 
     Args:
-        config: as its YAML says, without `bdpo_recipe`.
+        config: the configuration, as its YAML file has it, without `bdpo_recipe`.
     """
     known = {field.name for group in parser._TRAIN_ARGS for field in fields(group) if field.init}
     unknown = sorted(set(map(str, config)) - known)

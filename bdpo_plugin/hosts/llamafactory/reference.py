@@ -1,4 +1,4 @@
-"""Which frozen model a run's reference is, resolved as LLaMA-Factory resolves it, in words."""
+"""Checks the models of a LLaMA-Factory run, and describes which frozen model its reference is."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from bdpo_plugin.training.model_files import check_model
 
 
 def check_models(model_args: Any, finetuning_args: Any) -> None:
-    """Refuse, before data is loaded, a model that is not there or that B-DPO cannot train.
+    """Checks, before data is loaded, that the models exist and that B-DPO can train them.
 
     Args:
-        model_args, finetuning_args: of LLaMA-Factory.
+        model_args, finetuning_args: LLaMA-Factory's arguments.
 
     Raises:
-        BDPOError: with the key and its value.
+        BDPOError: a model cannot be loaded or trained. The message has the key and its value.
     """
     if model_args.moe_aux_loss_coef:
         raise BDPOError(
@@ -27,7 +27,7 @@ def check_models(model_args: Any, finetuning_args: Any) -> None:
             "preference training, which adds no loss of the router (`router_aux_loss_coef: 0`). "
             "Remove it."
         )
-    if use_modelscope() or use_openmind():  # by whose functions LLaMA-Factory gets the model
+    if use_modelscope() or use_openmind():  # LLaMA-Factory then downloads from another hub
         return
     for key, name in (
         ("model_name_or_path", model_args.model_name_or_path),
@@ -42,7 +42,7 @@ def check_models(model_args: Any, finetuning_args: Any) -> None:
                 cache_dir=model_args.cache_dir,
             )
     for adapter in model_args.adapter_name_or_path or ():
-        local = Path(adapter).is_dir() or adapter.count("/") != 1  # else it may be of the hub
+        local = Path(adapter).is_dir() or adapter.count("/") != 1  # else it may be on the hub
         if local and not Path(adapter, "adapter_config.json").is_file():
             raise BDPOError(
                 f"`adapter_name_or_path: {adapter}` cannot be loaded: it is no folder with an "
@@ -51,13 +51,13 @@ def check_models(model_args: Any, finetuning_args: Any) -> None:
 
 
 def describe_reference(trainer: Any, ref_model: Any, model_args: Any) -> str:
-    """What the reference is and where it comes from.
+    """Describes the reference model of a run and where it comes from.
 
     Args:
-        trainer: of the run.
-        ref_model: what LLaMA-Factory made: None where it switches the adapter off, the policy
-            itself where it only evaluates.
-        model_args: LLaMA-Factory's, None where they are not known.
+        trainer: the trainer of the run.
+        ref_model: the reference model that LLaMA-Factory created. None if it disables the adapter
+            instead; the policy itself if it only evaluates.
+        model_args: LLaMA-Factory's model arguments, or None if they are not known.
     """
     name = getattr(model_args, "model_name_or_path", None) or trainer.model.config._name_or_path
     adapters = list(getattr(model_args, "adapter_name_or_path", None) or [])
@@ -76,15 +76,16 @@ def describe_reference(trainer: Any, ref_model: Any, model_args: Any) -> str:
 
 
 def _merges(model: Any, model_args: Any) -> bool:
-    """Whether LLaMA-Factory merges the adapters given, and does not train on from the last one,
-    where a new one is wanted."""
+    """Whether LLaMA-Factory merges all given adapters when it creates a new one.
+
+    If not, it continues to train the last one."""
     quantised = getattr(model.get_base_model(), "quantization_method", None)
     kept_apart = quantised or is_deepspeed_zero3_enabled()
     return not (kept_apart or model_args.use_kt or model_args.use_unsloth)
 
 
 def free_weights(model: Any) -> None:
-    """Let go of the weights of a model that LLaMA-Factory keeps a name for."""
+    """Frees the weights of a model that LLaMA-Factory keeps a reference to."""
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.new_empty(0)
 

@@ -1,4 +1,4 @@
-"""The scoring pass of a LLaMA-Factory configuration, without the training."""
+"""Runs the reference pass of a LLaMA-Factory configuration without training, for `bdpo mi`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bdpo_plugin.settings import BDPOError
 
 
 class _Scored(Exception):
-    """Ends LLaMA-Factory's run where its training would begin."""
+    """Stops LLaMA-Factory's run where training would begin."""
 
     def __init__(self, dataset: Any) -> None:
         super().__init__("The data has been scored.")
@@ -37,19 +37,21 @@ class _Stop(TrainerCallback):
 
 
 def score(config: Path, output_dir: Path) -> Scored:
-    """Score the pairs of a configuration as `llamafactory-cli train` does, by its own `run_exp`,
-    which is stopped where the training begins. All else that it writes is in a folder that is gone
-    afterwards. It runs in one process, whatever the configuration says of several.
+    """Scores the pairs of a configuration as `llamafactory-cli train` does.
+
+    Calls LLaMA-Factory's `run_exp` and stops it where training would begin. All other output goes
+    to a temporary folder. Scoring runs in one process, whatever the configuration says about
+    several.
 
     Args:
-        config: with `pref_loss: bdpo`, or another DPO configuration.
-        output_dir: where the scores go.
+        config: a configuration with `pref_loss: bdpo`, or of another DPO run.
+        output_dir: the folder for the scores.
 
     Raises:
-        BDPOError: what a run would raise.
+        BDPOError: a run would raise it.
     """
     with TemporaryDirectory(prefix="bdpo-mi-") as folder:
-        keys: Any = OmegaConf.to_container(OmegaConf.load(config))  # as LLaMA-Factory reads it
+        keys: Any = OmegaConf.to_container(OmegaConf.load(config))  # LLaMA-Factory's own reader
         args = for_looking(keys, Path(folder))
         args = {key: value for key, value in args.items() if key not in SHARES}
         args |= {"pref_loss": PREF_LOSS, "bdpo_precompute": True, "do_train": True}
@@ -72,7 +74,7 @@ def score(config: Path, output_dir: Path) -> Scored:
             tokens = processor.preprocess_dataset({name: [value] for name, value in row.items()})
             yield _key({k: v[0] for k, v in tokens.items()}) if tokens else None
 
-    sources = seen[: len(data_args.dataset or ())]  # those of the training data come first
+    sources = seen[: len(data_args.dataset or ())]  # sources of training data are recorded first
     return Scored(
         table,
         texts(dataset_pairs(dataset, "train"), module["tokenizer"]),

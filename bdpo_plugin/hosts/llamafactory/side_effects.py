@@ -1,6 +1,6 @@
-"""The keys of a LLaMA-Factory configuration by which a run does more than compute, in groups.
+"""Groups the keys of a LLaMA-Factory configuration by the side effects that they cause.
 
-A command that only looks (`bdpo doctor`, `bdpo mi`, `bdpo recipes check --run`) goes without them.
+Commands that do not train (`bdpo doctor`, `bdpo mi`, `bdpo recipes check --run`) remove such keys.
 Standard library only, so that a configuration can be read where LLaMA-Factory is not installed.
 """
 
@@ -17,63 +17,63 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-#: Keys by which LLaMA-Factory sends models to the hub.
+#: Keys that make LLaMA-Factory upload models to the hub.
 PUSHES = _words("""
     export_hub_model_id hub_always_push hub_model_id hub_private_repo hub_revision hub_strategy
     hub_token push_to_hub
 """)
 
-#: Keys by which it reports a run to somebody, here or elsewhere.
+#: Keys that make it report a run to a tracker, local or remote.
 REPORTS = _words("""
     logging_dir plot_loss project report_to run_name swanlab_api_key swanlab_lark_secret
     swanlab_lark_webhook_url swanlab_logdir swanlab_mode swanlab_project swanlab_run_name
     swanlab_workspace trackio_bucket_id trackio_space_id trackio_static_space_id use_swanlab
 """)
 
-#: Keys by which it writes where the time and memory of a training go.
+#: Keys that make it write profiles of time and memory.
 PROFILES = _words("""
     enable_torch_profiler profile_modules profiler_active_steps profiler_output_dir
     profiler_profile_memory profiler_record_shapes profiler_repeat profiler_wait_steps
     profiler_warmup_steps profiler_with_stack
 """)
 
-#: Keys by which it goes on from an earlier run.
+#: Keys that make it continue an earlier run.
 RESUMES = _words("""
     ignore_data_skip restore_callback_states_from_checkpoint resume_from_checkpoint
 """)
 
-#: Keys by which it starts other programs and machines.
+#: Keys that make it start other programs or use other machines.
 SERVES = _words("""
     master_addr master_port ray_init_kwargs ray_num_workers
 """)
 
-#: Keys by which it saves a training into its `output_dir`, and so only where that is. Kept.
+#: Keys about saving into `output_dir`. They are kept, as that folder is replaced (:data:`WRITES`).
 SAVES = _words("""
     enable_jit_checkpoint load_best_model_at_end overwrite_output_dir save_on_each_node
     save_only_model save_steps save_strategy save_total_limit
 """)
 
-#: Keys of `llamafactory-cli export`, of which a training does nothing.
+#: Keys of `llamafactory-cli export`, which training ignores.
 EXPORTS = _words("""
     export_device export_dir export_legacy_format export_quantization_bit
     export_quantization_dataset export_quantization_maxlen export_quantization_nsamples
     export_size
 """)
 
-#: Keys by which several processes share a model. Left out where a command runs in one.
+#: Keys that distribute a model over processes. Removed by commands that run in one process.
 SHARES = _words("""
     deepspeed fsdp fsdp_config
 """)
 
-#: Where it writes, and the names of these places in the temporary folder of a command.
+#: Keys of output folders -> their names in the temporary folder of a command.
 WRITES = {
     "output_dir": "run",
     "offload_folder": "offload",
     "tokenized_path": "tokenized",
 }
 
-#: All other keys of its schema, and of its own plugins. A test beside the host fails at a key of
-#: a new release that is in no list here.
+#: All other keys of LLaMA-Factory's arguments. A test that runs with the host fails if a new
+#: release has a key that is in none of these lists.
 OTHERS = _words("""
     accelerator_config adam_beta1 adam_beta2 adam_epsilon adapter_folder adapter_name_or_path
     add_special_tokens add_tokens additional_target apollo_layerwise apollo_proj apollo_proj_type
@@ -131,47 +131,50 @@ OTHERS = _words("""
     vllm_max_lora_rank vllm_maxlen warmup_ratio warmup_steps weight_decay
 """)
 
-#: What a command that only looks leaves out.
+#: Keys that a command which does not train removes.
 LEFT_OUT = PUSHES | REPORTS | PROFILES | RESUMES | SERVES | EXPORTS
-#: All keys that LLaMA-Factory knows, but for B-DPO's.
+#: All keys that LLaMA-Factory knows, except those of B-DPO.
 KEYS = LEFT_OUT | SAVES | SHARES | OTHERS | WRITES.keys()
 
 
-#: Keys by which a user of a hub is known to it.
+#: Keys that hold a user's login tokens for a hub.
 _LOGINS = ("hf_hub_token", "ms_hub_token", "om_hub_token")
 
 
 def for_sharing(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration as others need it to run it again: the keys that LLaMA-Factory and B-DPO
-    know, without its side effects.
+    """Returns the part of a configuration that others need to run it again.
+
+    These are the keys that LLaMA-Factory and B-DPO know, without those that have side effects.
 
     Args:
-        keys: as the YAML has them.
+        keys: the configuration, as the YAML file has it.
     """
     needed = (KEYS - LEFT_OUT).difference(_LOGINS).union(BDPOSettings.keys(), (RECIPE,))
     return {key: value for key, value in keys.items() if key in needed}
 
 
 def for_looking(keys: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A configuration without its side effects, whose output goes into a folder.
+    """Returns a configuration without side effects that writes into a temporary folder.
 
-    Keys that nobody knows stay, so that LLaMA-Factory refuses them.
+    Unknown keys stay, so that LLaMA-Factory refuses them.
 
     Args:
-        keys: as the YAML has them.
-        folder: a temporary one.
+        keys: the configuration, as the YAML file has it.
+        folder: the temporary folder.
     """
     kept = {key: value for key, value in keys.items() if key not in LEFT_OUT}
     kept |= {key: str(folder / name) for key, name in WRITES.items()}
     del kept["tokenized_path"]
     if (path := tokenised_data(keys)) is not None:
-        kept["tokenized_path"] = path  # which is only read
+        kept["tokenized_path"] = path  # existing data is only read
     return kept | {"report_to": "none", "overwrite_output_dir": True}
 
 
 def tokenised_data(keys: Mapping[str, Any]) -> str | None:
-    """The `tokenized_path` of a configuration if data is there, which a training reads in the place
-    of what the other keys name; None if it is not, and a training would write it."""
+    """Returns the `tokenized_path` of a configuration if that folder has data, else None.
+
+    If it has, training reads that data and ignores the other keys about data. If not, training
+    would write it."""
     path = keys.get("tokenized_path")
     if path is None or not Path(path).is_dir() or not any(Path(path).iterdir()):
         return None

@@ -1,4 +1,4 @@
-"""LLaMA-Factory's tokenised pairwise datasets and their batches, read."""
+"""Reads LLaMA-Factory's tokenised pairwise datasets and their batches."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from bdpo_plugin.training.batch import PreferenceBatch
 
 _MEDIA = ("images", "videos", "audios")
 _SIDES = ("chosen", "rejected")
-#: What LLaMA-Factory's tokenisation makes of a row, as far as it is read here.
+#: The columns of LLaMA-Factory's tokenised rows that are read here.
 TOKENISED = tuple(f"{side}_{part}" for side in _SIDES for part in ("input_ids", "labels"))
-#: Stands for the response tokens before truncation: every template ends a response with a token,
-#: so that an empty one has been cut.
+#: Placeholder for the response lengths before truncation, which LLaMA-Factory does not keep. Every
+#: template ends a response with a token, so an empty response must have been truncated.
 BEFORE = (1, 1)
 
 
 def check_collator(collator: Any) -> None:
-    """Raise BDPOError if the collator of a run makes batches that B-DPO cannot honour."""
+    """Raises BDPOError if the collator of a run makes batches that B-DPO cannot honour."""
     if collator.label_pad_token_id != IGNORE_INDEX:
         raise BDPOError(
             "`ignore_pad_token_for_loss: false` cannot be used with `pref_loss: bdpo`: it trains "
@@ -40,14 +40,15 @@ def check_collator(collator: Any) -> None:
 
 
 def written_dates(template: Any) -> tuple[str, ...]:
-    """The formats of the dates that LLaMA-Factory itself writes into prompts: with the template of
-    Llama 3, where a row has tools."""
+    """Returns the formats of the dates that LLaMA-Factory itself writes into prompts.
+
+    It does so with the template of Llama 3, in rows that have tools."""
     llama = getattr(template.format_tools, "tool_format", None) == "llama3"
     return ("%d %b %Y",) if llama else ()
 
 
 def dataset_pairs(dataset: Dataset, name: str) -> list[Pair]:
-    """All pairs of a tokenised dataset; LLaMA-Factory has truncated it already.
+    """Returns all pairs of a tokenised dataset, which LLaMA-Factory has truncated already.
 
     Raises:
         BDPOError: a row has an image, a video or a sound.
@@ -71,7 +72,7 @@ def _refuse_media(dataset: Dataset, name: str) -> None:
 
 
 def stream_pair(row: Mapping[str, Any], name: str) -> tuple[Pair, tuple[int, int]]:
-    """The pair of a row of a tokenised stream, and what stands for its lengths before truncation.
+    """Returns the pair of a row of a tokenised stream, and :data:`BEFORE` as its lengths.
 
     Raises:
         BDPOError: the row has an image, a video or a sound.
@@ -98,5 +99,5 @@ def _pair(row: Mapping[str, Any]) -> Pair:
 
 
 def preference_batch(batch: Mapping[str, Any]) -> PreferenceBatch:
-    """A batch of LLaMA-Factory's pairwise collator, with its `labels`, (2B, T)."""
+    """Converts a batch of LLaMA-Factory's pairwise collator, whose `labels` are (2B, T)."""
     return PreferenceBatch.of(batch, batch["labels"] != IGNORE_INDEX, without=("labels",))

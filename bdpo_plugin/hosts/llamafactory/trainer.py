@@ -1,4 +1,4 @@
-"""B-DPO's loss in LLaMA-Factory's DPO trainer."""
+"""The trainer for LLaMA-Factory: its DPO trainer with B-DPO's loss."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from bdpo_plugin.training.scorer import is_blank
 from bdpo_plugin.training.step import TOTAL, LossTerms
 from bdpo_plugin.training.streams import StreamFilter, TellStreams
 
-#: The curves that `plot_loss: true` draws beside LLaMA-Factory's own.
+#: Log keys that `plot_loss: true` plots in addition to LLaMA-Factory's own.
 _CURVES = ("rewards/margins", "bdpo/imbalance", "bdpo/weight_chosen", "bdpo/scale")
 
 
 class LlamaFactoryBDPOTrainer(RunMixin, CustomDPOTrainer):
     """LLaMA-Factory's DPO trainer with B-DPO's reference pass, weights, loss and metrics.
 
-    Its optimizers, schedulers, samplers, logging and callbacks stay. `pref_ftx` adds its SFT term
-    as it does to any other loss.
+    LLaMA-Factory's optimizers, schedulers, samplers, logging and callbacks are unchanged.
+    `pref_ftx` adds its SFT term as it does to any other loss.
 
     Args:
-        model, ref_model, finetuning_args, processor, **kwargs: of `CustomDPOTrainer`.
+        model, ref_model, finetuning_args, processor, **kwargs: as in `CustomDPOTrainer`.
 
     Raises:
-        BDPOError: data that cannot be trained on, or a run that cannot be honoured.
+        BDPOError: the data cannot be trained on, or a setting cannot be honoured.
     """
 
     host = "llamafactory"
@@ -59,12 +59,12 @@ class LlamaFactoryBDPOTrainer(RunMixin, CustomDPOTrainer):
         self.host_dates = written_dates(kwargs["data_collator"].template)
         callbacks = kwargs.get("callbacks") or []
         model_args = next((c.model_args for c in callbacks if hasattr(c, "model_args")), None)
-        with warnings.catch_warnings():  # LLaMA-Factory switches all of them off
+        with warnings.catch_warnings():  # LLaMA-Factory turns all warnings off
             super().__init__(model, ref_model, finetuning_args, processor, **kwargs)
         self._tokenizer = self.processing_class
         self._described = describe_reference(self, ref_model, model_args)
         types, weights = ["sigmoid"], [1.0]
-        if self.ftx_gamma > 1e-6:  # as LLaMA-Factory has it
+        if self.ftx_gamma > 1e-6:  # the same threshold as LLaMA-Factory's
             types, weights = [*types, "sft_by_pair"], [*weights, self.ftx_gamma]
         self._terms = LossTerms(types, weights, self.beta)
         self._prepare_datasets()
@@ -96,7 +96,7 @@ class LlamaFactoryBDPOTrainer(RunMixin, CustomDPOTrainer):
         )
 
     def _prepare_stream(self, stream: IterableDataset, name: str) -> IterableDataset:
-        """The stream without the pairs that cannot teach, which are counted."""
+        """Filters out, and counts, the pairs of a stream that cannot be trained on."""
         rows = StreamFilter(
             name,
             partial(stream_pair, name=name),
@@ -118,7 +118,7 @@ class LlamaFactoryBDPOTrainer(RunMixin, CustomDPOTrainer):
         loss, metrics, _ = self._step(model, batch, preference_batch(batch))
         del metrics[TOTAL]
         prefix = "eval_" if train_eval == "eval" else ""
-        # left on the device until they are logged
+        # The metrics stay on the device until they are logged.
         return loss, {f"{prefix}{k}": total / count for k, (total, count) in metrics.items()}
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""The training arguments of B-DPO: TRL's, and the keys of the method."""
+"""TRL's training arguments with the ``bdpo_*`` fields."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _DEFAULT = BDPOSettings()
 class BDPOArguments:
     """The ``bdpo_*`` fields alone, for a host that composes its own training arguments.
 
-    What they mean and which values they take is in :class:`~bdpo_plugin.settings.BDPOSettings`,
-    which :class:`~bdpo_plugin.hosts.trl.BDPOTrainer` validates them with.
+    :class:`~bdpo_plugin.settings.BDPOSettings` documents them, and
+    :class:`~bdpo_plugin.hosts.trl.BDPOTrainer` validates them with that class.
     """
 
     bdpo_alpha: float = field(
@@ -59,14 +59,14 @@ class BDPOArguments:
 
 @dataclass
 class BDPOConfig(BDPOArguments, DPOConfig):
-    """`trl.DPOConfig` with the ``bdpo_*`` keys; beta, loss type and the rest stay TRL's.
+    """`trl.DPOConfig` with the ``bdpo_*`` fields. The meaning of TRL's own fields is unchanged.
 
     Raises:
-        BDPOError: an ill-formed ``bdpo_*`` value.
+        BDPOError: a ``bdpo_*`` value is invalid.
     """
 
     def __post_init__(self) -> None:
-        # as they are read, so that what a run saves of its arguments has no path, no numpy in it
+        # Store the validated values, so that saved arguments contain no Path and no numpy objects.
         for key, value in BDPOSettings.from_keys(vars(self)).to_keys().items():
             setattr(self, key, value)
         super().__post_init__()

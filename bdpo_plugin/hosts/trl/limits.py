@@ -1,4 +1,4 @@
-"""What of TRL's configuration B-DPO cannot honour, refused before anything is computed."""
+"""Checks for TRL's options that B-DPO cannot honour, before anything is computed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bdpo_plugin.limits import Limit, check_limits, check_loss
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 from bdpo_plugin.training.model_files import check_decoder, check_model
 
-#: Arguments of `trl.DPOConfig`, and why they must stay as they are.
+#: Arguments of `trl.DPOConfig` that must keep their defaults.
 _LIMITS = (
     Limit("use_weighting", "WPO weights would be multiplied onto the balance weights"),
     Limit("padding_free", "TRL itself has it switched off"),
@@ -25,15 +25,15 @@ _LIMITS = (
     Limit("precompute_ref_batch_size", "`bdpo_score_tokens` sets the size of a scoring batch", ()),
 )
 _FUSED = Limit("use_liger_kernel", "Liger's fused DPO loss knows no balance weights")
-#: Sizes of accelerate's `ParallelismConfig`.
+#: For the sizes in accelerate's `ParallelismConfig`.
 _WHOLE = "the scoring pass wants whole sequences, and rows of its own in each rank"
 _SPLITS = tuple(
     Limit(key, _WHOLE, (1,), "Set it to 1.") for key in ("tp_size", "cp_size", "sp_size")
 )
 
-#: Releases of TRL that the tests run beside.
+#: Releases of TRL that the tests run with.
 TESTED = ("1.9.0", "1.16.0")
-#: Methods of `trl.DPOTrainer` that BDPOTrainer overrides, and what TRL calls them with.
+#: Methods of `trl.DPOTrainer` that BDPOTrainer overrides -> the arguments that TRL passes to them.
 _METHODS: dict[str, tuple[str, ...]] = {
     "_prepare_dataset": ("dataset", "processing_class", "args", "dataset_name"),
     "_precompute_ref_logps": ("dataset", "name", "batch_size"),
@@ -44,16 +44,16 @@ _METHODS: dict[str, tuple[str, ...]] = {
 
 
 def check_release(trainer: type, found: str) -> None:
-    """Refuse a release of TRL whose trainer lacks a method that BDPOTrainer overrides or calls.
+    """Checks that TRL's trainer has the methods that BDPOTrainer overrides or calls.
 
-    A release that has all of it and that the tests do not run beside is a warning.
+    Warns if it has, but the tests do not run with this release.
 
     Args:
-        trainer: its `DPOTrainer`.
-        found: the release.
+        trainer: TRL's `DPOTrainer`.
+        found: the installed release of TRL.
 
     Raises:
-        BDPOError: with what is missing, and the tested releases.
+        BDPOError: methods are missing. The message lists them and the tested releases.
     """
     missing = [
         f"the method {name}({', '.join(arguments)})"
@@ -73,7 +73,7 @@ def check_release(trainer: type, found: str) -> None:
 
 
 def _takes(method: Any, arguments: tuple[str, ...]) -> bool:
-    """Whether a method takes these arguments in this order, and needs no other."""
+    """Whether a method takes these arguments in this order and requires no others."""
     if method is None:
         return False
     own = list(inspect.signature(method).parameters.values())[1:]
@@ -84,11 +84,11 @@ def _takes(method: Any, arguments: tuple[str, ...]) -> bool:
 
 
 def check_arguments(args: Any) -> BDPOSettings:
-    """The method's settings of a run, or a refusal that names the argument.
+    """Returns the settings of a run, after checking its arguments.
 
     Raises:
-        BDPOError: a ``bdpo_*`` value out of range, an argument that cannot be honoured, or a
-            release of TRL that the trainer cannot run beside.
+        BDPOError: a ``bdpo_*`` value is invalid, an argument cannot be honoured, or the trainer
+            cannot run with this release of TRL. The message names the argument.
     """
     if not isinstance(args, DPOConfig) or not hasattr(args, "bdpo_alpha"):
         raise BDPOError(
@@ -102,9 +102,9 @@ def check_arguments(args: Any) -> BDPOSettings:
         type_key="loss_type",
         smoothing_key="label_smoothing",
     )
-    # enums in some releases of TRL
+    # some releases of TRL have enums here
     values = {key: getattr(value, "value", value) for key, value in vars(args).items()}
-    # in releases without a loss of Liger's, its kernels are in the layers alone
+    # releases without Liger's fused DPO loss apply Liger's kernels to the layers only
     fused = hasattr(DPOTrainer, "_compute_loss_liger")
     check_limits(values, (*_LIMITS, *([_FUSED] if fused else [])), "B-DPO")
     settings.check_precompute(args.precompute_ref_log_probs or None)  # False is TRL's default
@@ -112,7 +112,7 @@ def check_arguments(args: Any) -> BDPOSettings:
 
 
 def check_columns(arguments: Iterable[Any]) -> None:
-    """Refuse vision data among the arguments of a trainer.
+    """Checks that no dataset among the arguments of a trainer has images.
 
     Raises:
         BDPOError: a dataset has an image column.
@@ -128,11 +128,11 @@ def check_columns(arguments: Iterable[Any]) -> None:
 
 
 def check_given_model(model: Any, args: DPOConfig) -> None:
-    """Refuse a model that is not there, or that has an encoder.
+    """Checks that a model exists and that it has no encoder.
 
     Args:
-        model: as given to a trainer: loaded, or its name.
-        args: of the run.
+        model: the trainer's argument: a loaded model, or its name.
+        args: the arguments of the run.
     """
     if isinstance(model, str | os.PathLike):
         options = args.model_init_kwargs or {}
@@ -143,10 +143,10 @@ def check_given_model(model: Any, args: DPOConfig) -> None:
 
 
 def check_launch(accelerator: Any, gpus: int) -> None:
-    """Refuse a way of using several GPUs that a preference batch cannot be read under.
+    """Checks that batches reach each process whole.
 
     Raises:
-        BDPOError: one process with several GPUs, or a sequence or layer split over ranks.
+        BDPOError: one process has several GPUs, or a sequence or layer is split over ranks.
     """
     if gpus > 1:
         raise BDPOError(

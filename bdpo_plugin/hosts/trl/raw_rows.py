@@ -1,4 +1,4 @@
-"""The data that TRL's trainer is given, checked before TRL reads it."""
+"""Checks the datasets that TRL's trainer is given, before TRL reads them."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from bdpo_plugin.settings import BDPOSettings
 from bdpo_plugin.training.datasets import check_control_column, is_reserved, stream_refusal
 from bdpo_plugin.training.score_columns import FILE_ROW, ROW
 
-#: Columns by which TRL may tell text from conversations, though it reads nothing else of them.
+#: Columns that may mislead TRL when it distinguishes text from conversations. It reads them for
+#: nothing else.
 _MISTAKEN = ("messages", "completion")
 
 _UNREADABLE = "Change or remove these rows, or choose another chat template."
 
 
 def given_arguments(rest: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """A trainer's arguments after `args`, by name."""
+    """Returns the trainer's arguments that follow `args`, by name."""
     names = ("data_collator", "train_dataset", "eval_dataset", "processing_class")
     return {**dict(zip(names, rest, strict=False)), **kwargs}
 
 
 def given_datasets(given: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """The datasets among a trainer's arguments, each with its name."""
+    """Returns the datasets among a trainer's arguments, each with its name."""
     evaluation = given.get("eval_dataset")
     if not isinstance(evaluation, dict):
         evaluation = {} if evaluation is None else {"eval": evaluation}
@@ -40,20 +41,21 @@ def given_datasets(given: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def check_datasets(
     datasets: Iterable[tuple[str, Any]], tokenizer: Any, pad_token: str | None
 ) -> dict[int, list[int]]:
-    """Refuse data that TRL cannot read, all its problems in one message.
+    """Checks that TRL can read the datasets, and reports all their problems in one message.
 
-    A stream is looked at only so far that it has a row: see :func:`checked_stream`.
+    Only the existence of a first row is checked in a stream: see :func:`checked_stream`.
 
     Args:
-        datasets: each with its name.
-        tokenizer: of the run; None where TRL is to load it.
-        pad_token: that of the training arguments.
+        datasets: each dataset with its name.
+        tokenizer: the tokenizer of the run, or None if TRL will load it.
+        pad_token: the padding token in the training arguments.
 
     Returns:
-        by the id of a dataset, its rows that have no message in a response.
+        The positions of rows in which a response has no message, by the id of the dataset.
 
     Raises:
-        BDPOError: with the rows, what is wrong with them and what to do.
+        BDPOError: TRL cannot read the data. The message lists the rows, what is wrong with them and
+            what to do.
     """
     reports, empty = [], {}
     for name, dataset in datasets:
@@ -67,14 +69,14 @@ def check_datasets(
 
 
 def check_scorable(datasets: Iterable[tuple[str, Any]], settings: BDPOSettings) -> None:
-    """Refuse what would keep a dataset from being scored before training.
+    """Checks that the datasets can be scored before training, if the settings ask for it.
 
     Args:
-        datasets: each with its name.
-        settings: of the run.
+        datasets: each dataset with its name.
+        settings: the settings of the run.
 
     Raises:
-        BDPOError: one is a stream, or lacks the column that `bdpo_control` names.
+        BDPOError: a dataset is a stream, or lacks the column that `bdpo_control` names.
     """
     for name, dataset in datasets:
         if isinstance(dataset, IterableDataset) and settings.precompute:
@@ -85,7 +87,7 @@ def check_scorable(datasets: Iterable[tuple[str, Any]], settings: BDPOSettings) 
 
 
 def _file_rows(dataset: Any) -> Sequence[str] | None:
-    """What the user knows the rows of a dataset by, where the host says so."""
+    """Returns the names that the host gave to the rows of a dataset, or None."""
     if isinstance(dataset, Dataset) and FILE_ROW in dataset.column_names:
         return list(dataset[FILE_ROW])
     return None
@@ -102,7 +104,7 @@ def _general_problems(dataset: Any, tokenizer: Any, pad_token: str | None) -> It
     if first is None:
         yield "It has no rows. Give it some, or leave it out."
         return
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor has a tokenizer
     if tokenizer is None or tokenizer.eos_token is not None:
         return
     if isinstance(first.get("chosen"), str):
@@ -118,7 +120,7 @@ def _general_problems(dataset: Any, tokenizer: Any, pad_token: str | None) -> It
 
 
 def _check_rows(dataset: Dataset, report: RowReport, tokenizer: Any) -> list[int]:
-    """Reports what is wrong; returns the rows without a message in a response."""
+    """Adds problems to `report`. Returns the rows in which a response has no message."""
     check = RowCheck(partial(reads_parts, tokenizer))
     empty = []
     for number, row in enumerate(_rows(dataset)):
@@ -131,8 +133,8 @@ def _check_rows(dataset: Dataset, report: RowReport, tokenizer: Any) -> list[int
 
 
 def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
-    """The rows as TRL will see them, without the columns that it does not read."""
-    custom = dataset.format["type"] == "custom"  # whose function may read any column
+    """Yields the rows as TRL will see them, without columns that it does not read."""
+    custom = dataset.format["type"] == "custom"  # its function may read any column
     if not custom and {"chosen", "rejected"} <= set(dataset.column_names):
         dataset = dataset.select_columns([c for c in dataset.column_names if c in READ])
     for block in dataset.iter(batch_size=1000):
@@ -142,7 +144,7 @@ def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
 
 
 def reads_parts(tokenizer: Any) -> bool:
-    """Whether the chat template takes a content of text parts for the text that it is."""
+    """Whether the chat template renders a list of text parts like the same text in a string."""
 
     def render(content: Any) -> Any:
         return tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
@@ -151,15 +153,15 @@ def reads_parts(tokenizer: Any) -> bool:
         return False
     try:
         return bool(render("probe") == render([{"type": "text", "text": "probe"}]))
-    except Exception:  # whatever a template raises: it does not read them
+    except Exception:  # whatever the template raises, it does not support parts
         return False
 
 
 def checked_stream(stream: IterableDataset, name: str, tokenizer: Any) -> IterableDataset:
-    """The stream with the position of each row as a column; a row that is no pair ends the run.
+    """Adds the position of each row to a stream as a column, and checks each row that is read.
 
     Raises:
-        BDPOError: when such a row is read.
+        BDPOError: raised when a row is read that is not a preference pair.
     """
     check = RowCheck(partial(reads_parts, tokenizer))
 
@@ -171,13 +173,13 @@ def checked_stream(stream: IterableDataset, name: str, tokenizer: Any) -> Iterab
 
 
 def _render_problems(row: Mapping[str, Any], tokenizer: Any) -> list[Problem]:
-    """What the chat template or the tokenizer raises at a row."""
+    """Returns the error that the chat template or the tokenizer raises at a row, if any."""
     if [] in (row["chosen"], row["rejected"]):
-        return []  # TRL does not get to see it
+        return []  # such rows are removed before TRL reads them
     try:
         whole = row if "prompt" in row else {**row, **extract_prompt(row)}
         tokenizer(list(rendered(whole, tokenizer)))
-    except Exception as error:  # whatever a template raises
+    except Exception as error:  # a template can raise anything
         told = " ".join(str(error).split())[:200]
         words = f"the chat template or tokenizer raises {type(error).__name__}: {told}"
         return [(words, _UNREADABLE)]
@@ -185,18 +187,19 @@ def _render_problems(row: Mapping[str, Any], tokenizer: Any) -> list[Problem]:
 
 
 def without_mistaken(dataset: Any) -> Any:
-    """Without the columns by which TRL may mistake text for conversations or the reverse."""
+    """Removes the columns that may make TRL mistake text for conversations, or the reverse."""
     columns = dataset.column_names or next(iter(dataset))
     return dataset.remove_columns([column for column in _MISTAKEN if column in columns])
 
 
 def without_rows(dataset: Dataset, empty: Sequence[int], name: str) -> tuple[Dataset, list[str]]:
-    """The dataset without the rows that have no message in a response, and what to say of them.
+    """Removes the rows in which a response has no message. Also returns the messages about them.
 
-    TRL tells conversations from text by a first message, and leaves to chance of which side.
+    TRL distinguishes conversations from text by a first message, and picks the response that it
+    looks at by chance.
 
     Raises:
-        BDPOError: nothing is left.
+        BDPOError: no rows are left.
     """
     if not empty:
         return dataset, []
@@ -209,10 +212,12 @@ def without_rows(dataset: Dataset, empty: Sequence[int], name: str) -> tuple[Dat
 
 @contextmanager
 def unreadable_told(dataset: Dataset, name: str, tokenizer: Any) -> Iterator[None]:
-    """Where TRL stops at a row, look for all that the template or the tokenizer raises at.
+    """Context manager that turns an error of TRL into one that lists all unreadable rows.
+
+    These are the rows at which the chat template or the tokenizer raises.
 
     Raises:
-        BDPOError: in the place of TRL's error, with the rows.
+        BDPOError: raised in place of TRL's error, if there are such rows.
     """
     try:
         yield

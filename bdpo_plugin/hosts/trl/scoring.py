@@ -1,4 +1,4 @@
-"""The scoring pass of a model and a dataset, without a host's configuration."""
+"""Runs the reference pass on a model and a dataset without a configuration, for `bdpo mi`."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from bdpo_plugin.hosts.trl.trainer import BDPOTrainer
 from bdpo_plugin.inspection.scored_pairs import Place, Scored, keep_scores, texts
 from bdpo_plugin.sources.loading import load_train
 
-#: How a file is loaded, by the end of its name.
+#: Suffix of a file -> the loader of the package datasets.
 _LOADERS = {".json": "json", ".jsonl": "json", ".gz": "json", ".parquet": "parquet"}
 
 
 def score(model: str, dataset: str, output_dir: Path, max_length: int) -> Scored:
-    """Score preference pairs with the default settings, by TRL's rows and the model's own template.
+    """Scores preference pairs with the default settings and the model's own chat template.
 
     Args:
-        model: name or folder.
-        dataset: a JSON, JSONL or Parquet file, or the name of a dataset of the hub, whose split
+        model: the model's name or folder.
+        dataset: a JSON, JSONL or Parquet file, or the name of a dataset on the hub, whose split
             ``train`` is read. Its columns are TRL's, or ``messages`` (``conversations``),
             ``chosen`` and ``rejected`` as in this package's recipes.
-        output_dir: where the scores go.
-        max_length: tokens of a pair's longer sequence; longer ones are cut.
+        output_dir: the folder for the scores.
+        max_length: maximum number of tokens of a pair's longer sequence. Longer ones are truncated.
 
     Raises:
-        BDPOError: what a run would raise.
+        BDPOError: a run would raise it.
     """
     path = Path(dataset)
     source = {}
@@ -52,7 +52,7 @@ def score(model: str, dataset: str, output_dir: Path, max_length: int) -> Scored
                 bf16=not cpu,
             ),
             train_dataset=as_trl(rows),
-            peft_config=LoraConfig(target_modules="all-linear"),  # so that there is one model only
+            peft_config=LoraConfig(target_modules="all-linear"),  # avoids a second, reference model
         )
         table = keep_scores(Path(folder), output_dir)
     pairs = dataset_pairs(trainer.train_dataset, trainer.data_collator.collator)
@@ -65,7 +65,7 @@ def score(model: str, dataset: str, output_dir: Path, max_length: int) -> Scored
 
 
 def as_trl(rows: Dataset) -> Dataset:
-    """Rows of messages before two single ones -> TRL's; others as they are."""
+    """Converts rows of messages and two single responses to TRL's form. Keeps other rows as is."""
     before = next((c for c in ("messages", "conversations") if c in rows.column_names), None)
     if before is None or "prompt" in rows.column_names:
         return rows

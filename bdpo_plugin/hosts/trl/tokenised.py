@@ -1,4 +1,4 @@
-"""TRL's preference datasets and batches, read."""
+"""Reads TRL's tokenised preference datasets and batches."""
 
 from __future__ import annotations
 
@@ -29,32 +29,36 @@ from bdpo_plugin.terminal import visible
 from bdpo_plugin.training.batch import PreferenceBatch
 from bdpo_plugin.training.datasets import TRL_COLUMNS
 
-#: What TRL's tokenisation makes of a row.
+#: The columns of rows that TRL has tokenised.
 TOKENISED = ("prompt_ids", "chosen_ids", "rejected_ids")
 
-#: What TRL reads of a row.
+#: The columns that TRL reads.
 READ = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs")
 
-#: Rows that are looked at in the time that another process takes to be there.
+#: The number of rows that can be checked in the time that another process needs to start.
 WORTH_A_PROCESS = 5000
 
-#: How TRL's collator cuts a sequence to so many tokens, by its `truncation_mode`.
+#: `truncation_mode` of TRL's collator -> the slice that truncates a sequence to a number of tokens.
 _CUTS: dict[str, Callable[[int | None], slice]] = {
     "keep_start": lambda limit: slice(limit),
     "keep_end": lambda limit: slice(None if limit is None else -limit, None),
 }
 
-#: The texts whose tokens tell. TRL 1.16 ends a prompt where its tokens and those with a response
-#: begin to differ, so that what follows is right; TRL 1.9 leaves the prompt as it is, and cuts as
-#: many tokens off the text with a response.
+#: The texts whose token ids reveal a mismatch at the prompt boundary. TRL 1.16 ends the prompt
+#: where its tokens and those of prompt plus response begin to differ, so that the rest is right:
+#: the prompt has to be compared. TRL 1.9 leaves the prompt as it is, and removes as many tokens from
+#: the beginning of prompt plus response: these two have to be compared.
 _TELLING = ("prompt",) if hasattr(dpo_trainer, "common_prefix_length") else ("chosen", "rejected")
 
 
 def preference_batch(batch: Mapping[str, Any]) -> PreferenceBatch:
-    """A batch of TRL's collator: `input_ids`, `attention_mask`, `completion_mask`, each (2B, T).
+    """Converts a batch of TRL's collator to a :class:`PreferenceBatch`.
+
+    Args:
+        batch: with `input_ids`, `attention_mask` and `completion_mask`, each (2B, T).
 
     Raises:
-        BDPOError: another collator has made it.
+        BDPOError: another collator has made the batch.
     """
     missing = {"input_ids", "attention_mask", "completion_mask"} - set(batch)
     if missing:
@@ -68,9 +72,9 @@ def preference_batch(batch: Mapping[str, Any]) -> PreferenceBatch:
 
 
 def dataset_pairs(dataset: Dataset, collator: Any) -> list[Pair]:
-    """All pairs of a tokenised dataset as training will see them, after its truncation."""
+    """Returns all pairs of a tokenised dataset, truncated as in training."""
     if type(collator) is not DataCollatorForPreference:
-        return _collated(dataset, collator)  # which may do anything
+        return _collated(dataset, collator)  # another collator may do anything
     limit = math.inf if collator.max_length is None else collator.max_length
     cut = _CUTS[collator.truncation_mode](collator.max_length)
 
@@ -90,7 +94,7 @@ def dataset_pairs(dataset: Dataset, collator: Any) -> list[Pair]:
 def _collated(
     dataset: Dataset, collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
 ) -> list[Pair]:
-    """The pairs as any collator makes them."""
+    """Returns the pairs of the batches that an arbitrary collator makes."""
     pairs: list[Pair] = []
     for rows in dataset.select_columns(list(TOKENISED)).iter(batch_size=256):
         examples = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
@@ -101,16 +105,17 @@ def _collated(
 def prompt_boundary_mismatches(
     dataset: Dataset, tokenizer: Any, name: str, processes: int | None = None
 ) -> list[int]:
-    """Rows whose prompt's tokens change when a response follows; the same in every rank.
+    """Returns the rows in which the tokens of the prompt change when a response follows.
 
-    Releases of TRL differ in what they train on then: a response without its first tokens, or a
-    prompt without its last. Each rank looks at a share of the rows.
+    Releases of TRL differ in what they train on in such rows: a response without its first tokens,
+    or a prompt without its last ones. Each rank checks a share of the rows, and all ranks return
+    the same result.
 
     Args:
-        dataset: tokenised by TRL.
-        tokenizer: of the run.
-        name: of the dataset, on the progress bar.
-        processes: that a rank may use, as `dataset_num_proc` says.
+        dataset: a dataset that TRL has tokenised.
+        tokenizer: the tokenizer of the run.
+        name: the name of the dataset, for the progress bar.
+        processes: the number of processes that each rank may use (`dataset_num_proc`).
     """
     if not {"prompt", "chosen", "rejected"} <= set(dataset.column_names):
         return []
@@ -135,7 +140,7 @@ def prompt_boundary_mismatches(
 
 @contextmanager
 def _bars(*, shown: bool) -> Iterator[None]:
-    """Without the progress bars of `datasets`, unless they are to be shown."""
+    """Context manager that disables the progress bars of `datasets` unless `shown`."""
     change = not (shown or are_progress_bars_disabled())
     if change:
         disable_progress_bars()
@@ -149,7 +154,7 @@ def _bars(*, shown: bool) -> Iterator[None]:
 def _has_boundary_mismatch(
     columns: Mapping[str, list[Any]], tokenizer: Any
 ) -> dict[str, list[bool]]:
-    """Of each row, as a column, whether its prompt ends elsewhere than the response begins."""
+    """Computes for each row whether its prompt ends elsewhere than the response begins."""
     there = [name for name in READ if name in columns]
     rows = [
         dict(zip(there, row, strict=True))
@@ -170,7 +175,13 @@ def _has_boundary_mismatch(
 def rendered(
     row: Mapping[str, Any], tokenizer: Any, parts: Iterable[str] = ("prompt", "chosen", "rejected")
 ) -> tuple[str, ...]:
-    """A row's prompt, prompt with chosen and prompt with rejected, as text, or some of these."""
+    """Renders a row's prompt, prompt with chosen and prompt with rejected as text.
+
+    Args:
+        row: the row, by column.
+        tokenizer: its chat template renders conversations.
+        parts: which of the three texts to render.
+    """
     prompt = row["prompt"]
     if isinstance(prompt, str):
         return tuple(prompt if part == "prompt" else prompt + row[part] for part in parts)

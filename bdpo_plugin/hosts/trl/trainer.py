@@ -1,4 +1,4 @@
-"""DPO with balance weights: what changes of TRL's trainer, and nothing else."""
+"""The trainer for TRL. It overrides only what B-DPO changes in TRL's DPO trainer."""
 
 from __future__ import annotations
 
@@ -52,22 +52,22 @@ from bdpo_plugin.training.streams import StreamFilter, TellStreams
 class BDPOTrainer(RunMixin, DPOTrainer):
     """Balanced Direct Preference Optimization (arXiv 2603.22829, as read in docs/method.md).
 
-    What it changes of `trl.DPOTrainer`: the precomputation of the reference's log-probabilities
-    also gives the mutual information of both responses with their query, and from it the balance
-    weights; and the loss weighs the two log-ratios with them, reading the model at the response
-    positions alone. Rewards stay plain DPO rewards.
+    It changes two things in `trl.DPOTrainer`. The precomputation of the reference model's
+    log-probabilities also computes the mutual information of both responses with their query, and
+    from it the balance weights. The loss multiplies the two log-ratios by these weights, and
+    computes logits at the response positions only. Rewards stay plain DPO rewards.
 
     Args:
         model, ref_model: as in `trl.DPOTrainer`.
         args: a :class:`BDPOConfig`.
-        *rest, **kwargs: of `trl.DPOTrainer`.
-        weigh: (mi_chosen, mi_rejected), each (B,), ->
-            :class:`~bdpo_plugin.objective.BalanceWeights`, in the place of the built-in
-            :func:`~bdpo_plugin.objective.balance_weights`. It is called once for a whole
-            dataset, or for each batch where ``bdpo_precompute`` is off.
+        *rest, **kwargs: as in `trl.DPOTrainer`.
+        weigh: a callable that maps (mi_chosen, mi_rejected), each (B,), to
+            :class:`~bdpo_plugin.objective.BalanceWeights`. It replaces the built-in
+            :func:`~bdpo_plugin.objective.balance_weights`, and is called once for a whole dataset,
+            or for each batch if ``bdpo_precompute`` is off.
 
     Raises:
-        BDPOError: a setting that cannot be honoured, or data that cannot be trained on.
+        BDPOError: a setting cannot be honoured, or the data cannot be trained on.
     """
 
     _tag_names = ["trl", *TAGS]  # noqa: RUF012
@@ -107,7 +107,7 @@ class BDPOTrainer(RunMixin, DPOTrainer):
 
     @cached_property
     def _source(self) -> ReferenceSource:
-        # TRL asks for scores from within its constructor: only then there is a model
+        # TRL asks for scores from within its constructor, and has a model only by then
         check_launch(self.accelerator, self.args.n_gpu)
         return ReferenceSource(self, prepare_deepspeed)
 
@@ -129,7 +129,7 @@ class BDPOTrainer(RunMixin, DPOTrainer):
         with unreadable_told(dataset, name, self._tokenizer):
             prepared = super()._prepare_dataset(dataset, processing_class, args, name)
         if lost := len(dataset) - len(prepared):
-            # positions here: ROW is counted before `without_rows`
+            # these are positions in `dataset`; ROW holds positions before `without_rows`
             left = set(prepared[ROW])
             rows = [place for place, row in enumerate(dataset[ROW]) if row not in left]
             shown = first_rows(rows, dataset[FILE_ROW if FILE_ROW in dataset.features else ROW])
@@ -144,7 +144,7 @@ class BDPOTrainer(RunMixin, DPOTrainer):
         return prepared
 
     def _prepare_stream(self, stream: Any, processing_class: Any, args: Any, name: str) -> Any:
-        """The tokenised stream without the pairs that cannot teach, which are counted."""
+        """Tokenises a stream. Filters out, and counts, the pairs that cannot be trained on."""
 
         def pair(row: Any) -> tuple[Pair, tuple[int, int]]:
             collator = getattr(self.data_collator, "collator", self.data_collator)
@@ -164,7 +164,7 @@ class BDPOTrainer(RunMixin, DPOTrainer):
         if next(iter(stream), None) is None:
             raise nothing_left(name)
         whole = copy.copy(args)
-        whole.max_length = None  # TRL would drop long prompts without a word
+        whole.max_length = None  # TRL would silently drop long prompts
         prepared = super()._prepare_dataset(stream, processing_class, whole, name)
         return self._ready.add(prepared.filter(rows.teaches))
 
@@ -204,7 +204,9 @@ class BDPOTrainer(RunMixin, DPOTrainer):
         )
 
     def _prepare_stepwise(self) -> None:
-        """Without a pass: check the data that can be checked, and settle the null prompt."""
+        """Checks the data that can be checked and finds the null prompt, if nothing is precomputed.
+
+        Each batch is then scored in its training step."""
         if isinstance(self.train_dataset, IterableDataset):
             first = peek(self.train_dataset, "train", TOKENISED)
             self._scorer_for(dataset_pairs(first, self.data_collator))
@@ -238,11 +240,11 @@ class BDPOTrainer(RunMixin, DPOTrainer):
         self._sums["train" if self.model.training else "eval"].add(metrics)
         if not return_outputs:
             return loss
-        with torch.no_grad():  # for `compute_metrics`, which wants all logits
+        with torch.no_grad():  # `compute_metrics` needs the logits of all positions
             return loss, model(**preference_batch(inputs).inputs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        # before an evaluation's tokens are told, those of the steps since the last log are counted
+        # Count the training tokens since the last log before an evaluation reports their total.
         for mode, sums in self._sums.items():
             for step in sums.drain():
                 tokens = step.pop(TOTAL)
