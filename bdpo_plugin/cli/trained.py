@@ -83,7 +83,7 @@ def load_model(name: str, **options: Any) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if "quantization_config" in options:  # quantized weights cannot be moved after loading
+    if "quantization_config" in options:  # weights are quantized on their device, and stay there
         options["device_map"] = {"": device}
     try:
         model = AutoModelForCausalLM.from_pretrained(name, **options)
@@ -152,7 +152,7 @@ def _options(base: str, trained: Path, record: Mapping[str, Any]) -> dict[str, A
 
 
 def _vocabulary(trained: Path, model: PreTrainedModel) -> int | None:
-    """Returns the vocabulary size during training, if the adapter has weights of the embeddings."""
+    """Returns the number of embedding rows in training, if the adapter has weights of them."""
     from safetensors import safe_open
 
     file = trained / "adapter_model.safetensors"

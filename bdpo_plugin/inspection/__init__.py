@@ -1,1 +1,1 @@
-"""What is looked at without training: a configuration, its data, its memory and its cost."""
+"""Inspects a configuration, its data, its memory and its cost without training."""

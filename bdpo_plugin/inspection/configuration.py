@@ -1,4 +1,4 @@
-"""A configuration as it would train, looked at without the weights of its model."""
+"""What the hosts' inspections report about a configuration: its training data and its size."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from bdpo_plugin.settings import BDPOSettings
 
 @dataclass(frozen=True)
 class Plan:
-    """What decides the memory and the time that a training takes.
+    """The properties of a training run that determine its memory and time.
 
     Attributes:
-        model: name or folder.
-        bytes_per_weight: of the frozen base, or of the model where all is trained.
-        trained_bytes: of a trained weight.
-        computed_bytes: of an activation.
-        rank: of the LoRA adapter; 0 where the whole model is trained; None where how much is
-            trained cannot be told.
-        targets: names of the modules with an adapter; None for all linear ones.
-        rows: pairs of one step of one device.
-        max_length: tokens of a pair's longer sequence.
-        checkpointing: whether activations are computed again in the backward pass.
-        eight_bit_optimizer: whether the optimizer keeps a byte, and not four, for each number.
-        pass_tokens: of one batch of the scoring pass; None: as the device's free memory allows.
-        attention: the attention implementation asked for; None where transformers chooses it.
+        model: name or folder of the model.
+        bytes_per_weight: bytes of a weight of the frozen base model, or of the model itself if all
+            its weights are trained.
+        trained_bytes: bytes of a trained weight.
+        computed_bytes: bytes of an activation.
+        rank: rank of the LoRA adapter; 0 if the whole model is trained; None if the number of
+            trained weights is not known.
+        targets: names of the modules that have an adapter; None for all linear ones.
+        rows: pairs per step and device.
+        max_length: maximum number of tokens of a pair's longer sequence.
+        checkpointing: whether activations are recomputed in the backward pass.
+        eight_bit_optimizer: whether the optimizer stores each number in one byte instead of four.
+        pass_tokens: tokens of one batch of the reference pass; None if that depends on the device's
+            free memory.
+        attention: the attention implementation in the configuration; None if transformers chooses.
     """
 
     model: str
@@ -50,22 +52,22 @@ class Inspected:
     """The training data of a configuration, as the host tokenises it.
 
     Attributes:
-        settings: of B-DPO.
-        tokenizer: of the run.
-        template: the chat template's name in the configuration, where the host writes the prompts
-            by one of its own; None where the tokenizer's is used.
+        settings: the settings of B-DPO.
+        tokenizer: the tokenizer of the run.
+        template: the name of the host's own template in the configuration; None if the tokenizer's
+            chat template is used.
         pairs: B pairs after truncation.
         lengths: (B,) response tokens (chosen, rejected) before truncation.
-        prompt_boundary_mismatch: positions whose prompt's tokens change when a response follows;
-            None where the host tokenises the two apart.
+        prompt_boundary_mismatch: positions of the rows in which the tokens of the prompt change
+            when a response follows; None if the host tokenises prompt and response separately.
         sources: the user's datasets.
-        rendered: of a source, the text that the model is to read of each row.
-        cut: pairs of which a part is cut off.
-        left_out: rows that are left out as they are longer than the sequence length.
+        rendered: a function that returns the text of each row of a source that the model reads.
+        cut: number of pairs that are truncated.
+        left_out: number of rows that are dropped because they are longer than the sequence length.
         length_key: the host's name of the sequence length.
-        plan: what decides the memory.
-        prepared: where the host keeps the pairs as it tokenised them in an earlier run, if it reads
-            these and no other data.
+        plan: the properties that determine memory and time.
+        prepared: the folder of pairs that the host tokenised in an earlier run, if it reads these
+            and no other data.
     """
 
     settings: BDPOSettings

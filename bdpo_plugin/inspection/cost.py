@@ -1,10 +1,10 @@
-"""What an epoch costs, counted from the lengths of the data and the model's configuration: in
-operations, beside the host's own DPO on the same pairs.
+"""Counts the operations of an epoch, to compare B-DPO with the host's own DPO on the same pairs.
 
-A multiplication of T tokens by N weights takes 2 N T operations forward, as many for the gradient
-of what goes in, and as many for that of the weights. Attention of q queries with k keys takes
-4 q k for each hidden entry of its heads, half of it where it is causal. Padding is not counted,
-the host's is more; nor is what takes little: norms, sampling, the optimizer.
+The counts use only the lengths of the data and the model's configuration. Multiplying T tokens by N
+weights takes 2 N T operations in the forward pass, as many for the gradient of the inputs and as
+many for the gradient of the weights. Attention of q queries to k keys takes 4 q k operations for
+each hidden entry of its heads, half of that if it is causal. Padding is not counted, although the
+host has more of it. Neither are cheap operations: norms, sampling, the optimizer.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Cost(NamedTuple):
     """Operations of one epoch over all pairs.
 
     Attributes:
-        host: of the host's own DPO, whose reference is run in each step.
-        ours: of our steps.
-        scoring: of the reference pass, once.
+        host: of the host's own DPO, which runs the reference model in each step.
+        ours: of our training steps.
+        scoring: of the reference pass, which runs once.
         plain_scoring: of the reference pass at `bdpo_alpha: 0`.
     """
 
@@ -33,8 +33,13 @@ class Cost(NamedTuple):
 
 
 class _Shape(NamedTuple):
-    """Weights that each token is multiplied by, of the layers and of the output layer, and the
-    hidden entries of all heads of all layers."""
+    """The sizes of a model that determine its operations per token.
+
+    Attributes:
+        body: weights of the layers that each token is multiplied by.
+        head: weights of the output layer.
+        heads: hidden entries of all heads of all layers.
+    """
 
     body: float
     head: float
@@ -44,12 +49,14 @@ class _Shape(NamedTuple):
 def epoch_cost(
     model: Any, plan: Plan, pairs: Sequence[Pair], null_tokens: int, *, shared: bool, mi: bool
 ) -> Cost:
-    """Of a configuration.
+    """Counts the operations of an epoch.
 
     Args:
-        model: without weights.
-        null_tokens: of the null prompt.
-        shared: whether the beginning of a pair runs once.
+        model: the model, without weights.
+        plan: the properties of the run.
+        pairs: the training pairs.
+        null_tokens: number of tokens of the null prompt.
+        shared: whether the common beginning of a pair is computed once.
         mi: whether the mutual information is measured.
     """
     shape = _shape(model)
@@ -62,7 +69,7 @@ def epoch_cost(
         whole = [p + r for p, r in zip(prompts, responses, strict=True)]
         same = shared and list(pair.chosen.prompt_ids) == list(pair.rejected.prompt_ids)
         rows = [(0, whole[0]), (prompts[1], responses[1])] if same else [(0, n) for n in whole]
-        # its policy, and its reference
+        # the policy, then the reference model
         host += _pass(shape, [(0, n) for n in whole], sum(whole), full=full, again=again)
         host += _forward(shape, [(0, n) for n in whole], sum(whole))
         ours += _pass(shape, rows, sum(responses), full=full, again=again)
@@ -74,7 +81,10 @@ def epoch_cost(
 
 
 def _forward(shape: _Shape, rows: Sequence[tuple[int, int]], read: int) -> float:
-    """Of segments, each (tokens before it, tokens), of which `read` positions are projected."""
+    """Counts the operations of a forward pass.
+
+    `rows` are segments, each (tokens before it, tokens in it). Logits are computed at `read`
+    positions."""
     tokens = sum(n for _, n in rows)
     return 2 * shape.body * tokens + 2 * shape.head * read + _attention(shape, rows)
 
@@ -82,14 +92,16 @@ def _forward(shape: _Shape, rows: Sequence[tuple[int, int]], read: int) -> float
 def _pass(
     shape: _Shape, rows: Sequence[tuple[int, int]], read: int, *, full: bool, again: int
 ) -> float:
-    """Forward and backward; `again` is 1 where the layers are run again in the backward."""
+    """Counts a forward and a backward pass.
+
+    `again` is 1 if the backward pass runs the layers again (gradient checkpointing)."""
     tokens = sum(n for _, n in rows)
     layers = 2 * (2 + again + full)
     head = 2 * (2 + full)
     return (
         layers * shape.body * tokens
         + head * shape.head * read
-        + (3.5 + again) * _attention(shape, rows)  # flash kernels compute the scores again
+        + (3.5 + again) * _attention(shape, rows)  # flash kernels recompute the attention scores
     )
 
 
@@ -111,8 +123,9 @@ def _shape(model: Any) -> _Shape:
 
 
 def _active(model: Any, config: Any) -> Iterator[tuple[Any, float]]:
-    """Each weight, and by how many of its entries a token is multiplied: of a mixture's experts,
-    as many as are chosen."""
+    """Yields each weight tensor and how many of its entries a token is multiplied by.
+
+    In a mixture of experts, these are the entries of the experts chosen for a token."""
     chosen = getattr(config, "num_experts_per_tok", None) or 1
     names = ("num_experts", "num_local_experts", "n_routed_experts")
     experts = next((n for name in names if (n := getattr(config, name, None))), 1)

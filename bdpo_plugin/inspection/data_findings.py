@@ -1,4 +1,4 @@
-"""What `bdpo doctor` looks for in the data of a configuration."""
+"""The checks of `bdpo doctor` on the data of a configuration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 
 class Finding(NamedTuple):
-    """What was looked at, how it is, and in words."""
+    """The result of one check: its name, its state and a message."""
 
     name: str
     state: str
@@ -25,7 +25,7 @@ class Finding(NamedTuple):
 
 
 def data_findings(data: Inspected) -> Iterator[Finding]:
-    """All that can be told of the rows of a run without its model."""
+    """Yields all findings about the rows of a run that do not need its model."""
     for source in data.sources:
         rows = source.rows
         words = f"{source.file or 'not from one local file'}: {len(rows)} rows, columns "
@@ -85,7 +85,7 @@ def _length(data: Inspected) -> Finding:
 
 
 def _calls(data: Inspected) -> Finding:
-    """Tool calls, tools and images that the text of a row does not have."""
+    """Checks that tool calls, tools and images of each row appear in its rendered text."""
     lost: dict[str, list[int]] = {}
     seen = 0
     for source in data.sources:
@@ -111,8 +111,9 @@ def _calls(data: Inspected) -> Finding:
 
 
 def _asks(row: Mapping[str, Any]) -> list[tuple[str, str | None]]:
-    """What of a row has to be in its text: in words, and a part of the text; None for what never is
-    there."""
+    """Returns the parts of a row that its text must contain: their names and a piece of text.
+
+    The piece of text is None for parts that can never appear in text."""
     needed: list[tuple[str, str | None]] = []
     for column, value in row.items():
         if column in _MEDIA and value:
@@ -133,7 +134,7 @@ def _asks(row: Mapping[str, Any]) -> list[tuple[str, str | None]]:
 
 
 def _name(tool: Any) -> str | None:
-    """The name of the function of a tool, or of a call of one."""
+    """Returns the name of the function of a tool or of a tool call."""
     if not isinstance(tool, Mapping):
         return None
     inner = tool.get("function")
@@ -167,8 +168,10 @@ def _prompts(data: Inspected) -> Iterator[Finding]:
 
 
 def _thinking(data: Inspected) -> Finding:
-    """Qwen3's template and its like: at inference with thinking off they write an empty thought
-    before the answer, which a response of a training pair lacks."""
+    """Checks that prompts or responses contain a thought, if the chat template writes thoughts.
+
+    With thinking off, templates like Qwen3's write an empty thought before the answer at inference,
+    which the response of a training pair lacks."""
     template = data.tokenizer.chat_template or ""
     if not isinstance(template, str) or "<think>" not in template:
         return Finding("thinking", OK, "the tokenizer's chat template writes no thoughts")

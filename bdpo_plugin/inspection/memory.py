@@ -1,4 +1,4 @@
-"""How much memory a training takes, estimated from its configuration."""
+"""Estimates the memory of a training run from its configuration, for `bdpo doctor`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from bdpo_plugin.inspection.configuration import Plan
 from bdpo_plugin.reference.scoring import SCORE_TOKENS_ON_GPU, STATES
 
 _GIB = 2**30
-#: The most logits that are held at once (`bdpo_plugin/model/head.py`).
+#: The maximum size of the logits that exist at once, in bytes (`bdpo_plugin/model/head.py`).
 _LOGITS = 128 * 2**20
 
 
 class Memory(NamedTuple):
-    """Of one device, in GiB."""
+    """Estimated memory of one device, in GiB."""
 
     weights: float
     adapter: float
@@ -24,20 +24,20 @@ class Memory(NamedTuple):
 
     @property
     def training(self) -> float:
-        """While it trains: all but the scoring pass."""
+        """Memory during training: everything but the reference pass."""
         return sum(self) - self.scoring
 
     @property
     def peak(self) -> float:
-        """The greater one of the pass, which needs the weights too, and of the training."""
+        """The larger one of training and the reference pass, which needs the weights too."""
         return max(self.training, self.weights + self.adapter + self.scoring)
 
 
 def weightless(plan: Plan) -> Any:
-    """The model of a run, of its shape and without its weights.
+    """Returns the model of a run with its shapes, but without its weights.
 
     Raises:
-        OSError, ValueError: the model's configuration cannot be had.
+        OSError, ValueError: the model's configuration cannot be loaded.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -46,16 +46,17 @@ def weightless(plan: Plan) -> Any:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     model.tie_weights()
-    if plan.attention:  # whose package may not be here
+    if plan.attention:  # set afterwards, as its package may not be installed here
         model.config._attn_implementation = plan.attention
     return model
 
 
 def estimate(model: Any, plan: Plan) -> Memory:
-    """The memory of a run on one device, from the model's shape alone.
+    """Estimates the memory of a run on one device from the shapes of the model alone.
 
     Args:
-        model: :func:`weightless`.
+        model: a model without weights, as :func:`weightless` returns it.
+        plan: the properties of the run.
     """
     config = model.config
     weights, total = _weights(model, plan)
@@ -65,7 +66,7 @@ def estimate(model: Any, plan: Plan) -> Memory:
     states = tokens * text.hidden_size * plan.computed_bytes
     layers = text.num_hidden_layers
     kept = states * (layers + STATES if plan.checkpointing else layers * STATES)
-    scored = plan.pass_tokens or SCORE_TOKENS_ON_GPU[0]  # more only where there is memory for it
+    scored = plan.pass_tokens or SCORE_TOKENS_ON_GPU[0]  # larger batches only if memory is free
     moments = 2 * trained * (1 if plan.eight_bit_optimizer else plan.trained_bytes)
     found = Memory(
         weights=weights,
@@ -79,8 +80,9 @@ def estimate(model: Any, plan: Plan) -> Memory:
 
 
 def _weights(model: Any, plan: Plan) -> tuple[float, int]:
-    """Bytes of the base's weights, and how many there are. Quantisation leaves embeddings and the
-    output layer in 16 bits."""
+    """Returns the bytes of the base model's weights, and their number.
+
+    Quantization leaves the embeddings and the output layer in 16 bits."""
     quantised = plan.bytes_per_weight not in (2, 4)
     outside = 0
     if quantised:
@@ -91,7 +93,7 @@ def _weights(model: Any, plan: Plan) -> tuple[float, int]:
 
 
 def _adapter(model: Any, plan: Plan) -> int:
-    """Weights of a LoRA adapter."""
+    """Returns the number of weights of a LoRA adapter."""
     from torch import nn
 
     head = model.get_output_embeddings()

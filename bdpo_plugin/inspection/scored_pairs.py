@@ -1,4 +1,4 @@
-"""The scored pairs of a dataset beside the user's rows that they were made of."""
+"""Combines the scored pairs of a run with the user's dataset rows, for `bdpo mi`."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from bdpo_plugin.reference.chat_template import as_ids, as_string, template_turn
 
 
 class Place(NamedTuple):
-    """Where a pair is from: the position of its source among all, and its row there."""
+    """The row that a pair was made from: the position of its source, and the row in it."""
 
     source: int
     row: int
 
 
 class Texts(NamedTuple):
-    """A pair as the model sees it, decoded.
+    """The decoded texts of a pair.
 
     Attributes:
-        prompt: with all that the template writes around the messages.
-        query: the prompt without what comes before the user's first message and after the last.
+        prompt: the whole prompt, with everything that the template writes around the messages.
+        query: the prompt from the user's first message to the end of the last one.
         chosen, rejected: the responses, without special tokens.
     """
 
@@ -42,12 +42,12 @@ class Texts(NamedTuple):
 
 @dataclass(frozen=True)
 class Scored:
-    """The B training pairs of a run that has been scored.
+    """The B training pairs of a run and their scores.
 
     Attributes:
-        table: B rows, as :func:`~bdpo_plugin.output.tables.save_scores` writes them.
-        texts: (B,)
-        places: (B,) None where a pair's row is not known.
+        table: B rows, as :func:`~bdpo_plugin.output.score_file.save_scores` writes them.
+        texts: (B,) the decoded texts.
+        places: (B,) the rows that the pairs were made from; None where it is not known.
         sources: the user's datasets.
     """
 
@@ -57,8 +57,9 @@ class Scored:
     sources: Sequence[Source]
 
     def column(self, name: str) -> list[Any] | None:
-        """(B,) the values of a column of the user's data, None where there is none; None if no
-        source has such a column."""
+        """Returns the (B,) values of a column of the user's data, or None if no source has it.
+
+        A value is None if the pair's row is not known or its source lacks the column."""
         if not any(name in source.rows.column_names for source in self.sources):
             return None
         columns = [s.rows[name] if name in s.rows.column_names else None for s in self.sources]
@@ -70,12 +71,14 @@ class Scored:
 
 
 def keep_scores(run: Path, output_dir: Path) -> pa.Table:
-    """Copies the scores of a run whose folder is a temporary one; returns those of its training
-    pairs.
+    """Copies the scores of a run from its temporary output folder.
 
     Args:
         run: the output folder of the run.
-        output_dir: whose folder ``bdpo`` has them afterwards.
+        output_dir: the scores are copied to its folder ``bdpo``.
+
+    Returns:
+        The scores of the training pairs.
     """
     kept = output_dir / "bdpo"
     kept.mkdir(parents=True, exist_ok=True)
@@ -86,7 +89,7 @@ def keep_scores(run: Path, output_dir: Path) -> pa.Table:
 
 
 def texts(pairs: Iterable[Pair], tokenizer: Any) -> list[Texts]:
-    """What pairs are, in words."""
+    """Decodes the prompt, the query and the responses of each pair."""
     turns = template_turns(tokenizer)
 
     def query(prompt: str) -> str:
@@ -112,12 +115,15 @@ def find_places(
     sources: Sequence[Source],
     keys: Callable[[Source], Iterable[Hashable | None]],
 ) -> list[Place | None]:
-    """Where what became of a row was made.
+    """Finds the dataset row that each pair was made from.
+
+    Pairs and rows are matched by keys. Of several rows with the same key, the first one that is
+    left is taken.
 
     Args:
-        wanted: a key of each pair.
-        sources: of the user.
-        keys: those of the rows of a source; None for a row that became nothing.
+        wanted: the key of each pair.
+        sources: the user's datasets.
+        keys: a function that returns the keys of a source's rows; None for a row that was dropped.
     """
     free: dict[Hashable, deque[Place]] = defaultdict(deque)
     for number, source in enumerate(sources):

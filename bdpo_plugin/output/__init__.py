@@ -1,1 +1,1 @@
-"""What a run leaves behind: tables on the screen, its scores, its record, its model card."""
+"""The output of a run: tables on the screen, its scores, its record, its model card."""

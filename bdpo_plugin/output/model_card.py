@@ -1,4 +1,4 @@
-"""What B-DPO adds to the model card, the README.md that a host writes into a run's folder."""
+"""Completes the model card, which is the README.md that a host writes to a run's output folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bdpo_plugin.redact import configuration_text, without_texts
 from bdpo_plugin.settings import BDPOSettings
 
 NAME = "B-DPO"
-#: In the form of TRL's trainers.
+#: The paper, in the form that TRL's trainers use for citations.
 PAPER = {
     "title": "Improving Safety Alignment via Balanced Direct Preference Optimization",
     "id": "2603.22829",
@@ -32,7 +32,7 @@ PAPER = {
 TAGS = ("bdpo", "dpo")
 
 _TITLE = f"## {NAME}"
-#: What a host has written of a card, where it has written none.
+#: The beginning of the card if the host has written none.
 _NONE = "---\ntags: []\n---\n\n# A model trained with B-DPO\n"
 _PICTURES = {"curves.png": "Training curves", "mi_scatter.png": "Mutual information of the pairs"}
 
@@ -45,19 +45,19 @@ def complete_card(
     cite: bool = False,
     weighing: str | None = None,
 ) -> None:
-    """Puts the tags, the settings and the figures of a run into the card in its folder. Asks no
-    network.
+    """Adds the tags, the settings and the figures of a run to its model card. Uses no network.
 
     Args:
-        folder: with what the run left behind; and the README.md of a host, if it has written one.
-        settings: of the run.
-        configuration: what the host was started with. Secrets, what names a machine or a person,
-            and texts are left out of it.
-        cite: whether the host's card does not cite the paper.
-        weighing: the callable that weighs the pairs in the place of some settings, in words.
+        folder: the output folder of the run. It has a README.md if the host has written one.
+        settings: the settings of the run.
+        configuration: the configuration that the host was started with. Secrets, prompts and
+            templates in it are redacted, and so is what identifies a machine or a person.
+        cite: whether to cite the paper, as the host's card does not.
+        weighing: a description of the callable that weighs the pairs, if there is one. It replaces
+            some of the settings.
     """
     path = Path(folder, "README.md")
-    # ModelCard.load takes the path of a file that is not there for a repository of the hub
+    # ModelCard.load would take the path of a missing file for the name of a hub repository
     content = path.read_text(encoding="utf-8") if path.is_file() else _NONE
     card = ModelCard(content, ignore_metadata_errors=True)
     data: Any = card.data

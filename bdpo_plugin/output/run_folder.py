@@ -1,4 +1,4 @@
-"""A run as it lies on disk: its log, the scores of its pairs, its settings."""
+"""Reads a run's output folder: its log, the scores of its pairs and its settings."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from bdpo_plugin.settings import RECIPE
 if TYPE_CHECKING:
     import pyarrow
 
-#: Where a B-DPO run leaves the scores of its training pairs, in its output folder.
+#: The file with the scores of a B-DPO run's training pairs, in its output folder.
 SCORES = Path("bdpo", "reference_scores.parquet")
-#: What a B-DPO run says of itself.
+#: The file with the record of a B-DPO run.
 RECORD = Path("bdpo", "run.json")
-#: The figures of a run as a whole, in its last log or in that file.
+#: Figures of a run as a whole. They are in its last log entry or in the record.
 ENDED = ("train_runtime", "train_peak_memory_gib")
 
 
-#: The key that transformers writes into the log of each evaluation.
+#: A key that transformers logs once per evaluation.
 _EVALUATION = re.compile(r"eval_(?:(?P<name>.+)_)?runtime")
 
 
 class Run(NamedTuple):
-    """One finished run as it lies on disk."""
+    """One finished run, as its output folder has it."""
 
     name: str
     log: list[dict[str, Any]]
@@ -36,15 +36,15 @@ class Run(NamedTuple):
 
     @property
     def measured(self) -> bool:
-        """Whether it has scores with the mutual information; without, all its weights are 1."""
+        """Whether there are scores with the mutual information. If not, all weights are 1."""
         return self.scores is not None and "mi_chosen" in self.scores.column_names
 
 
 def read_run(directory: Path, name: str) -> Run:
-    """The log and, of a B-DPO run, the reference scores of an output folder.
+    """Reads the log of an output folder and, for a B-DPO run, the scores.
 
     Raises:
-        click.ClickException: the run left no log, or a log without one training step.
+        click.ClickException: there is no log, or it has no training step.
     """
     log = json.loads(find_trainer_state(directory).read_text(encoding="utf-8"))["log_history"]
     if not any("loss" in entry for entry in log):
@@ -62,11 +62,11 @@ def read_run(directory: Path, name: str) -> Run:
 
 
 def evaluations(log: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The logs of each evaluation set by its name, "" for the only one; its figures have the names
-    that those of the training have.
+    """Returns the log entries of each evaluation set, by its name ("" for the only one).
 
-    A trainer with several sets writes the name of one into some keys of its log (`eval_NAME_loss`),
-    and not into those of the rewards.
+    The figures get the names that they have in training. A trainer with several evaluation sets
+    writes the name of the set into some keys of its log (`eval_NAME_loss`), but not into those of
+    the rewards.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for entry in log:
@@ -83,7 +83,11 @@ def evaluations(log: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, An
 
 
 def find_trainer_state(directory: Path) -> Path:
-    """The ``trainer_state.json`` of the latest step: the run's own, or its last checkpoint's."""
+    """Returns the ``trainer_state.json`` of the latest step, the run's own or a checkpoint's.
+
+    Raises:
+        click.ClickException: there is none.
+    """
 
     def step(path: Path) -> int:
         return int(json.loads(path.read_text(encoding="utf-8"))["global_step"])
@@ -99,21 +103,22 @@ def find_trainer_state(directory: Path) -> Path:
     return max(found, key=step)
 
 
-#: Entries of the files of a run that say where it ran or who ran it, and not what it computed.
+#: Settings that say where a run took place or who started it, but not what it computed.
 _OTHER = re.compile(
     r"(^_|_dir$|(?<!or)_path$|run_name|hub_|push_to|local_rank|report_to|token$|key$|secret$|password$"
     r"|^wandb|^mlflow|logging|^parent_library$|^megatron|inference_mode|_version$|^train_runtime$|^train_peak_memory_gib$)"
 )
-#: The files of a run that have its settings, in the order in which the later one decides.
+#: The files with settings of a run. If two have the same setting, the later file decides.
 _FILES = ("adapter_config.json", "bdpo_run.json", "bdpo/run.json", "bdpo/recipe.yml")
 
 
 def read_settings(directory: Path) -> dict[str, Any]:
-    """What a run was set to, as far as its folder says so, by name. Without folders, names of
-    accounts and tokens.
+    """Reads the settings of a run from its folder, by name.
+
+    Paths of folders, names of accounts and tokens are not included.
 
     Raises:
-        click.ClickException: the run left no log, or a file of it cannot be read.
+        click.ClickException: there is no log, or a file cannot be read.
     """
     import yaml
 
@@ -132,24 +137,25 @@ def read_settings(directory: Path) -> dict[str, Any]:
             except (UnicodeDecodeError, yaml.YAMLError) as error:
                 raise click.ClickException(f"{path} cannot be read: {error}") from error
             if isinstance(content, dict):
-                content.pop(RECIPE, None)  # what came of another run
+                content.pop(RECIPE, None)  # describes the results of another run
                 found |= dict(_flat(content))
     return {k: v for k, v in found.items() if v is not None and not _OTHER.search(k)}
 
 
 def _flat(content: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """The values in a mapping of mappings, by their names. Those of our own settings have names
-    that say so."""
+    """Yields the values of nested mappings with their dotted names.
+
+    The settings of B-DPO keep their own names, as these are unique (``bdpo_...``)."""
     for name, value in content.items():
         if isinstance(value, dict):
             yield from _flat(value, "" if name == "settings" else f"{before}{name}.")
         else:
-            # a set, which PEFT writes in any order
+            # PEFT writes this set in arbitrary order
             yield f"{before}{name}", sorted(value) if name == "target_modules" else value
 
 
 def named(directories: tuple[Path, ...]) -> list[tuple[Path, str]]:
-    """Each folder with its name in a picture: its own, after its parent's if two have the same."""
+    """Returns each folder with a short name, which includes its parent if two names are equal."""
     resolved = [directory.resolve() for directory in directories]
     names = [path.name for path in resolved]
     if len(set(names)) < len(names):

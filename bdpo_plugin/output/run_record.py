@@ -1,5 +1,7 @@
-"""What a run was made of, in its output folder, for whoever wants to run it again; and its first
-steps alone, for whoever wants to see whether they are the same."""
+"""Writes the record of a run to its output folder, so that others can repeat the run.
+
+Also ends a run after its first steps, for `bdpo recipes check --run`, which compares two runs.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,13 @@ from bdpo_plugin.output.weighing_record import active_settings
 from bdpo_plugin.redact import configuration_text, digest_of
 from bdpo_plugin.settings import BDPOError
 
-#: In the folder ``bdpo`` of an output folder.
+#: Names of files in the folder ``bdpo`` of an output folder.
 RECORD = "run.json"
 CONFIGURATION = "recipe.yml"
-#: The environment variable that ends a run after so many steps, with nothing saved but its log.
+#: Environment variable with the number of steps after which a run ends. Only its log is saved.
 FIRST_STEPS = "BDPO_FIRST_STEPS"
-#: The output folder of the run for which it is meant, as `bdpo recipes check --run` sets it.
+#: Environment variable with the output folder of the run that :data:`FIRST_STEPS` is meant for. It
+#: is set by `bdpo recipes check --run`.
 FIRST_STEPS_IN = "BDPO_FIRST_STEPS_IN"
 
 _PACKAGES = (
@@ -37,18 +40,18 @@ _PACKAGES = (
 def write_record(
     trainer: Any, finished: Mapping[str, float] | None = None, *, resumed: bool = False
 ) -> None:
-    """Write ``bdpo/run.json`` and, where the configuration is known, ``bdpo/recipe.yml``.
+    """Writes ``bdpo/run.json`` and, if the configuration is known, ``bdpo/recipe.yml``.
 
     Args:
         trainer: a :class:`~bdpo_plugin.training.mixin.RunMixin` whose data is ready.
-        finished: the last log of the run, once there is one.
-        resumed: whether this part of the run began from a checkpoint. Its time is then not that of
-            the whole run, which nobody has measured, and is not written.
+        finished: the last log of the run, if it has ended.
+        resumed: whether training resumed from a checkpoint. The logged time is then only that of
+            the last part of the run, and is not recorded.
     """
     folder = Path(trainer.args.output_dir, "bdpo")
     folder.mkdir(parents=True, exist_ok=True)
     record = _record(trainer)
-    if finished is not None:  # hosts write their last log to no file that a run always has
+    if finished is not None:  # not every run of a host saves its last log to a file
         kept = ("train_peak_memory_gib",) if resumed else ("train_runtime", "train_peak_memory_gib")
         record |= {name: finished[name] for name in kept if name in finished}
     text = json.dumps(record, indent=1, ensure_ascii=False)
@@ -57,7 +60,7 @@ def write_record(
     if trainer.configuration is not None:
         recipe.write_text(configuration_text(trainer.configuration), encoding="utf-8")
     else:
-        recipe.unlink(missing_ok=True)  # that of an earlier run in this folder
+        recipe.unlink(missing_ok=True)  # an earlier run in this folder may have written one
 
 
 def _record(trainer: Any) -> dict[str, Any]:
@@ -103,7 +106,7 @@ def _record(trainer: Any) -> dict[str, Any]:
 
 
 def _quantization(config: Any) -> dict[str, Any]:
-    """The settings of quantised weights, as JSON has them: enough to quantise them so again."""
+    """Returns the quantization settings as JSON values, enough to quantize the weights again."""
     settings = config if isinstance(config, dict) else config.to_dict()
     known = {key: value for key, value in settings.items() if not key.startswith("_")}
     plain: dict[str, Any] = json.loads(json.dumps(known, default=str))
@@ -121,10 +124,10 @@ def _versions() -> dict[str, str]:
 
 
 def first_steps() -> int | None:
-    """How many steps the environment variable :data:`FIRST_STEPS` leaves a run, if it is set.
+    """Returns the number of steps in the environment variable :data:`FIRST_STEPS`, if it is set.
 
     Raises:
-        BDPOError: it is no whole number above 0.
+        BDPOError: it is not a whole number above 0.
     """
     value = os.environ.get(FIRST_STEPS)
     if not value:
@@ -135,16 +138,16 @@ def first_steps() -> int | None:
 
 
 class FirstSteps(TrainerCallback):
-    """Ends the process after the first steps of a run, whose schedule is that of the whole run.
+    """Ends the process after the first steps of a run. Its schedule stays that of the whole run.
 
-    Nothing is saved but the log, as ``trainer_state.json`` in the output folder. Evaluation stays,
-    as it draws from the random numbers that dropout draws from. The process ends with status 0
-    where :data:`FIRST_STEPS_IN` names the output folder, and else with 1 and a message: the
-    variable may have been left in somebody's shell.
+    Only the log is saved, as ``trainer_state.json`` in the output folder. Evaluation stays on, as
+    it uses the same random number generator as dropout. The process ends with status 0 if
+    :data:`FIRST_STEPS_IN` names the output folder. Otherwise it ends with status 1 and a message,
+    as the variable may have been left in a user's shell by mistake.
 
     Args:
-        steps: how many.
-        output_dir: of the run.
+        steps: the number of steps.
+        output_dir: the output folder of the run.
     """
 
     def __init__(self, steps: int, output_dir: str) -> None:
@@ -172,15 +175,17 @@ class FirstSteps(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
             state.save_to_json(str(Path(args.output_dir, "trainer_state.json")))
-        # past what hosts do with a finished model
+        # Exiting here skips everything that hosts do with a finished model.
         if self._wanted:
             raise SystemExit(0)
         raise SystemExit(self._told("has ended") if state.is_world_process_zero else 1)
 
 
 def add_peak_memory(logs: dict[str, float], device: torch.device) -> None:
-    """Add ``train_peak_memory_gib`` to the last log of a run, in place: the most memory that this
-    process had at any time, the pass included; allocated on its GPU, or resident on the CPU."""
+    """Adds ``train_peak_memory_gib`` to the last log of a run, in place.
+
+    It is the peak memory of this process, including the reference pass: memory allocated on its
+    GPU, or resident memory on a CPU."""
     if "train_runtime" not in logs:
         return
     if device.type == "cpu":

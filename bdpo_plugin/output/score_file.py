@@ -1,4 +1,4 @@
-"""The file of a dataset's scores, `OUTPUT_DIR/bdpo/reference_scores*.parquet`."""
+"""Writes the scores of a dataset to `OUTPUT_DIR/bdpo/reference_scores*.parquet`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from bdpo_plugin.settings import BDPOSettings
 
 
 def score_file(name: str, content: str = "") -> str:
-    """Name of the file of a dataset's scores.
+    """Returns the name of the file with a dataset's scores.
 
     Args:
-        name: of an evaluation set; "" for the training data.
-        content: digest of the pairs of a set that was given later, which may have the name of
-            another.
+        name: the name of an evaluation set; "" for the training data.
+        content: a digest of the pairs, for an evaluation set that was passed to the trainer later
+            and may have the name of another one.
     """
-    # what is not for the name of a file goes, and a digest of it keeps two such names apart
+    # Replace characters that do not belong in a file name. A digest keeps the results distinct.
     safe = re.sub(r"[^\w.-]+", "_", name)[:80].strip(".")
     if safe != name:
         safe += "-" + hashlib.blake2b(name.encode(errors="replace"), digest_size=4).hexdigest()
@@ -42,13 +42,13 @@ def save_scores(
     groups: Sequence[str] | None = None,
     weighing: CallableRecord | None = None,
 ) -> None:
-    """Write the scores of a dataset as Parquet, one row a pair, atomically.
+    """Writes the scores of a dataset atomically as Parquet, one row per pair.
 
-    Columns: ``row`` in the host's tokenised dataset, token counts, log-probabilities in nats,
-    MI where it was measured, weights and scale; and ``control_group``, where a control shuffled
+    Columns: ``row`` (the position in the host's tokenised dataset), token counts, log-probabilities
+    in nats, MI if it was measured, weights and scale, and ``control_group`` if a control shuffled
     within groups. The file's metadata has the settings as ``bdpo_*``, the unit of the MI as
-    ``mi_unit``, and as ``weigh`` the callable that weighed the pairs in the place of some
-    settings. The MI is the pair's own under a control too; the weights are not.
+    ``mi_unit``, and the callable that weighed the pairs instead of some settings, if any, as
+    ``weigh``. With a control, the MI is still the pair's own, but the weights are not.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table(
@@ -76,7 +76,7 @@ def save_scores(
     if weighing is not None:
         metadata["weigh"] = weighing.words()
     table = table.replace_schema_metadata(metadata)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # two runs may have one folder
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # two runs may share a folder
     try:
         pq.write_table(table, temporary)
         temporary.replace(path)
@@ -85,12 +85,12 @@ def save_scores(
 
 
 def mi_unit(settings: BDPOSettings) -> str:
-    """The unit of a run's mutual information, in words."""
+    """Returns the unit of a run's mutual information, for messages."""
     return "nats per token" if settings.mi_normalize else "nats"
 
 
 def quantiles(values: Tensor, *at: float) -> list[float]:
-    """The values at some shares of the (n,) values in their order."""
+    """Returns quantiles of the (n,) values: the sorted values nearest to the given fractions."""
     # torch.quantile refuses more than 2**24 values
     ordered = values.float().sort().values
     return [float(ordered[round(q * (len(ordered) - 1))]) for q in at]

@@ -1,4 +1,4 @@
-"""The tables that a run prints: what was resolved, what is wrong with the data, the scores."""
+"""Prints the tables of a run: its settings, problems in the data, and the scores."""
 
 from __future__ import annotations
 
@@ -25,11 +25,15 @@ def print_settings(
     batches: str | None = None,
     warnings: Sequence[str] = (),
 ) -> None:
-    """The table of what holds for the whole run.
+    """Prints the table of the settings of a run.
 
     Args:
-        weighing: the callable that weighs the pairs, if one does.
-        batches: how the reference's are laid, where it has been tried by now.
+        settings: the settings of the run.
+        reference: a description of the reference model.
+        null_prompt: the null prompt of the run.
+        weighing: a description of the callable that weighs the pairs, if there is one.
+        batches: a description of the form of the reference pass's batches, if it is known by now.
+        warnings: further warnings.
     """
     table = _table("B-DPO")
     table.add_row("reference", _shown(reference))
@@ -52,11 +56,11 @@ def print_settings(
 
 
 def weighting_in_words(settings: BDPOSettings, weighing: str | None = None) -> str:
-    """How the pairs of a run are weighed.
+    """Describes how the pairs of a run are weighed.
 
     Args:
-        settings: of the run.
-        weighing: the callable that weighs them, in words, if one does.
+        settings: the settings of the run.
+        weighing: a description of the callable that weighs them, if there is one.
     """
     if weighing is not None:
         return f"given as a callable: {weighing}"
@@ -69,7 +73,7 @@ def weighting_in_words(settings: BDPOSettings, weighing: str | None = None) -> s
 
 
 def control_note(settings: BDPOSettings) -> str:
-    """What a run with `bdpo_control` is to say of itself."""
+    """Returns the note that marks all output of a run with `bdpo_control`."""
     column = settings.control_column
     weighed: dict[str | None, str] = {
         "shuffled": "another pair" + (f" of the same `{column}`" if column else ""),
@@ -83,14 +87,14 @@ def control_note(settings: BDPOSettings) -> str:
 
 
 def print_warning(warning: str) -> None:
-    """A table of one warning that comes up later than those of :func:`print_settings`."""
+    """Prints a table with one warning that arises after :func:`print_settings`."""
     table = _table("B-DPO")
     table.add_row("[bold red]WARNING", _shown(warning))
     _print(table)
 
 
 def print_problems(problems: Sequence[str]) -> None:
-    """The table of what is wrong with the data, if anything is."""
+    """Prints the table of problems in the data, if there are any."""
     if problems:
         table = _table("[bold red]B-DPO: problems in the data")
         for problem in problems:
@@ -99,7 +103,7 @@ def print_problems(problems: Sequence[str]) -> None:
 
 
 def print_store_problems(problems: Sequence[str]) -> None:
-    """The table of what is wrong with the scores on disk."""
+    """Prints the table of problems with the scores on disk."""
     table = _table("[bold red]B-DPO: problems with the stored scores")
     for problem in problems:
         table.add_row(_shown(problem))
@@ -109,7 +113,7 @@ def print_store_problems(problems: Sequence[str]) -> None:
 def print_scores(
     name: str, settings: BDPOSettings, scores: PairScores, weights: BalanceWeights
 ) -> None:
-    """The table of one dataset's scores."""
+    """Prints the table of one dataset's scores."""
     table = _table(f"B-DPO: the {_shown(name)} data")
     total, computed = len(scores.computed), int(scores.computed.sum())
     table.add_row("pairs", f"{total}: {computed} scored now, {total - computed} reused")
@@ -135,7 +139,7 @@ def print_scores(
 
 
 def _shown(text: str) -> str:
-    """As text and nothing else: neither rich's markup nor what a terminal obeys."""
+    """Escapes rich's markup and the control characters of terminals."""
     return escape(visible(text))
 
 

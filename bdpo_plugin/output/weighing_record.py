@@ -1,8 +1,8 @@
-"""What weighs the pairs of a run, in words and in a form that two runs can be compared by.
+"""Records what weighs the pairs of a run, for messages and to compare two runs.
 
-Mostly that is settings. It may be a callable of the user's (the trainer's argument `weigh`), which
-cannot be written down whole: its name is, with a digest of its source and one of what it computes
-with, such as the values that it captures.
+Usually these are settings. It may also be a callable of the user's (the trainer's argument
+`weigh`), which cannot be recorded completely. Its record has its name, a digest of its source, and
+a digest of the data that it computes with, such as captured values.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from bdpo_plugin.settings import BDPOSettings
 _RELEASES = ", ".join(
     (f"python {python_version()}", f"torch {torch.__version__}", f"datasets {datasets.__version__}")
 )
-#: The keys that a callable takes the place of.
+#: The settings that a callable replaces.
 OVERRIDDEN = ("bdpo_alpha", "bdpo_weighting", "bdpo_balance", "bdpo_scaling")
 
 
 def active_settings(settings: BDPOSettings, *, weigh: bool) -> dict[str, Any]:
-    """The keys that decide a run, without the folder of the scores.
+    """Returns the settings that affect a run, by their keys. The folder of the scores does not.
 
     Args:
-        weigh: whether a callable weighs the pairs, in the place of :data:`OVERRIDDEN`.
+        settings: the settings of the run.
+        weigh: whether a callable replaces the settings in :data:`OVERRIDDEN`.
     """
     without = ("bdpo_cache_dir", *(OVERRIDDEN if weigh else ()))
     return {key: value for key, value in settings.to_keys().items() if key not in without}
@@ -41,20 +42,20 @@ def active_settings(settings: BDPOSettings, *, weigh: bool) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class CallableRecord:
-    """A callable, as far as it can be written down. No part of it depends on where in memory
-    something lies, so that the next process finds the same.
+    """The record of a callable.
 
-    Of functions that it calls, those of its own module are read as well. Those of other modules
-    are known by name alone.
+    It does not depend on memory addresses, so that another process creates the same record for the
+    same callable. Functions of the same module that it calls are part of the record. Functions of
+    other modules are recorded by name only.
 
     Attributes:
         name: module and qualified name.
-        source: digest of its source, where a file has it. None for a lambda, whose line may have
-            much else in it: its bytecode is in `content`.
-        values: the numbers among what it computes with, by name: captured values, defaults,
-            global variables, attributes.
-        content: digest of all that it computes with; None where something of it cannot be read.
-        made_with: the releases that `content` depends on.
+        source: digest of the source code, if it is in a file. None for a lambda, as its line may
+            contain other code; its bytecode is part of `content`.
+        values: the numbers that it computes with, by name: captured values, defaults, global
+            variables, attributes.
+        content: digest of everything that it computes with; None if a part cannot be read.
+        made_with: the releases of packages that `content` depends on.
     """
 
     name: str
@@ -65,7 +66,7 @@ class CallableRecord:
 
     @classmethod
     def of(cls, given: Callable[..., Any]) -> CallableRecord:
-        """The record of a callable. It raises nothing, whatever the callable is."""
+        """Creates the record of a callable. Never raises, whatever the callable is."""
         return cls(
             name=_or_none(_name, given) or _name(type(given)),
             source=_or_none(_source, given),
@@ -77,13 +78,13 @@ class CallableRecord:
         return asdict(self)
 
     def words(self) -> str:
-        """Its name and what tells it from another of that name."""
+        """Returns the name, and the details that distinguish it from others of that name."""
         return _words(self.to_dict())
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool | None:
-    """Whether two records, as :meth:`CallableRecord.to_dict` gives them, are of callables that
-    differ; None where that cannot be told."""
+    """Whether two records, as :meth:`CallableRecord.to_dict` returns them, are of different
+    callables. None if that cannot be decided."""
     if any(before[part] != now[part] for part in ("name", "values")):
         return True
     if None not in (before["source"], now["source"]) and before["source"] != now["source"]:
@@ -96,7 +97,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool | None
 
 
 def in_words(record: Mapping[str, Any] | None) -> str:
-    """A record, or that there is none, for a message."""
+    """Formats a record, or the absence of one, for a message."""
     return "none" if record is None else _words(record)
 
 
@@ -107,7 +108,7 @@ def _words(record: Mapping[str, Any]) -> str:
 
 
 def _or_none(read: Callable[[Any], Any], given: Any) -> Any:
-    """What is read of an object of the user's; None where it raises, whatever it raises."""
+    """Returns `read(given)`, or None if that raises. A user's object can raise anything."""
     try:
         return read(given)
     except Exception:
@@ -115,7 +116,7 @@ def _or_none(read: Callable[[Any], Any], given: Any) -> Any:
 
 
 def _inner(given: Any) -> Any:
-    """The function or object behind partials and methods."""
+    """Unwraps partials and methods to the underlying function or object."""
     while isinstance(given, functools.partial) or inspect.ismethod(given):
         given = given.func if isinstance(given, functools.partial) else given.__func__
     return given
@@ -139,16 +140,16 @@ def _source(given: Any) -> str | None:
 
 
 def _classes(given: Any) -> list[type]:
-    """The class of an object, and those of its package that it is made of."""
+    """Returns the class of an object and those of its base classes that are in the same package."""
     kind = given if isinstance(given, type) else type(given)
     package = kind.__module__.partition(".")[0]
     return [cls for cls in kind.__mro__ if cls.__module__.partition(".")[0] == package]
 
 
 def _functions(function: FunctionType) -> list[FunctionType]:
-    """A function, and those of its module that it calls by name, with all that these call."""
+    """Returns a function and all functions of its module that it calls by name, also indirectly."""
     found = [function]
-    for one in found:  # which grows
+    for one in found:  # the list grows during the loop
         for name in _names(one.__code__):
             called = one.__globals__.get(name)
             if not isinstance(called, FunctionType) or called in found:
@@ -166,7 +167,7 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _content(given: Any) -> Any:
-    """What is to be hashed of a callable: functions by what they do, not by where they are."""
+    """Returns the data of a callable to hash. Functions are hashed by their code, not by name."""
     if isinstance(given, functools.partial):
         return "partial", _content(given.func), given.args, given.keywords
     if inspect.ismethod(given):
@@ -184,11 +185,11 @@ def _content(given: Any) -> Any:
 
 
 def _nowhere(function: FunctionType, others: list[FunctionType]) -> FunctionType:
-    """The function as if no module had it, so that its content is hashed and not its name.
+    """Returns a copy of a function without its module, so that its code is hashed, not its name.
 
     Args:
-        function: to be hashed.
-        others: functions that are hashed beside it.
+        function: the function to hash.
+        others: functions that are hashed separately, and so are left out of its globals.
     """
     code, known = _without_file(function.__code__), function.__globals__
     used = {name: known[name] for name in _names(code) if name in known}
@@ -205,7 +206,7 @@ def _without_file(code: CodeType) -> CodeType:
     def constant(value: Any) -> Any:
         if isinstance(value, CodeType):
             return _without_file(value)
-        # whose order is another one in each process
+        # the order of a frozenset differs between processes
         return tuple(sorted(map(repr, value))) if isinstance(value, frozenset) else value
 
     constants = tuple(map(constant, code.co_consts))
@@ -213,7 +214,7 @@ def _without_file(code: CodeType) -> CodeType:
 
 
 def _numbers(given: Any) -> dict[str, str]:
-    """The numbers that a callable computes with, by name, in words."""
+    """Returns the representations of the numbers that a callable computes with, by name."""
     found: dict[str, Any] = {}
     while isinstance(given, functools.partial):
         found |= {f"argument {place}": value for place, value in enumerate(given.args)}

@@ -1,1 +1,1 @@
-"""A recipe as a file, the numbers that it expects, and what of it may be shared."""
+"""Reads recipes, compares runs with their expected numbers, and checks that they can be shared."""

@@ -1,4 +1,4 @@
-"""Whether a run is what a recipe says of it."""
+"""Compares a run with the numbers that a recipe expects, for `bdpo recipes check --run`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from bdpo_plugin.settings import RECIPE
 
 
 def compare(recipe: Recipe, output: Path) -> Iterator[Finding]:
-    """In what a run differs from what a recipe expects, and from what was recorded of it.
+    """Yields the differences between a run and what its recipe expects and records.
 
     Args:
-        recipe: with its `expected`.
-        output: the folder of the run, or of its first steps.
+        recipe: a recipe with `expected` numbers.
+        output: the output folder of the run, or of its first steps.
     """
     expected: dict[str, Any] = recipe.about["expected"]
     record = read_record(output)
@@ -44,7 +44,7 @@ def compare(recipe: Recipe, output: Path) -> Iterator[Finding]:
         if key in expected and expected[key] != here.get(key):
             yield _differs(key, here.get(key), expected[key])
     if "null_prompt" in expected:
-        there = str(expected["null_prompt"])  # its text, in recipes that have texts
+        there = str(expected["null_prompt"])  # the text itself, in recipes that include texts
         digest = there if re.fullmatch("[0-9a-f]{32}", there) else digest_of(there)
         if digest != here["null_prompt"]:
             text = record["null_prompt"]["text"]
@@ -63,7 +63,7 @@ def compare(recipe: Recipe, output: Path) -> Iterator[Finding]:
 
 
 def nearness(recipe: Recipe, output: Path) -> str:
-    """How near a run is to what a recipe expects, of which it is within the tolerances."""
+    """Describes how near the numbers of a run are to the expected ones, within the tolerances."""
     expected = recipe.about["expected"]
     here, tolerance = expected_of(output), expected.get("tolerance", {})
     parts = [f"{here['pairs']} pairs"]
@@ -97,7 +97,7 @@ def _near(
     if len(here) != len(there):
         yield _differs(key, here, there)
         return
-    apart = [not abs(a - b) <= tolerance for a, b in zip(here, there, strict=True)]  # nan is apart
+    apart = [not abs(a - b) <= tolerance for a, b in zip(here, there, strict=True)]  # true for nan
     if any(apart):
         places: list[Any] = list(steps) if steps else ["5 %", "50 %", "95 %"]
         told = [
@@ -109,7 +109,7 @@ def _near(
 
 
 def _row_that_differs(recipe: Recipe, output: Path) -> str:
-    """The first row whose scores are others than those in the bundle, if this is one."""
+    """Describes the first row whose scores differ from those in the bundle, if there is one."""
     theirs = recipe.path.with_name("scores.parquet")
     if not theirs.is_file():
         return ""

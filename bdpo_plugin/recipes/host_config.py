@@ -1,4 +1,4 @@
-"""Which host a configuration is for."""
+"""Reads the YAML file of a host, and checks that its model can be loaded."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import click
 
 
 class Config(NamedTuple):
-    """A host's YAML: the host, ``axolotl`` or ``llamafactory``, and its keys."""
+    """The contents of a YAML file: its host (``axolotl`` or ``llamafactory``) and its keys."""
 
     host: str
     keys: dict[str, Any]
 
 
-#: The key by which each host's configuration names its model.
+#: Host -> the key of its configuration that names the model.
 MODEL_KEYS = {"axolotl": "base_model", "llamafactory": "model_name_or_path"}
 _NAMES = {"axolotl": "Axolotl", "llamafactory": "LLaMA-Factory"}
 
 
 def read_config(path: Path) -> Config:
-    """A configuration, as far as it can be told without its host.
+    """Reads a configuration and recognises its host, which need not be installed.
 
     Raises:
-        click.ClickException: it is no YAML, or no preference training of a host.
+        click.ClickException: the file is not YAML, or not a configuration of exactly one host.
     """
     import yaml
 
@@ -47,7 +47,7 @@ def read_config(path: Path) -> Config:
 
 
 def check_preference(path: Path, config: Config) -> None:
-    """Raise click.ClickException where a configuration trains on no preference pairs."""
+    """Raises click.ClickException if a configuration does not train on preference pairs."""
     wanted = {"axolotl": ("rl", ("bdpo", "dpo")), "llamafactory": ("stage", ("dpo",))}
     key, values = wanted[config.host]
     if config.keys.get(key) not in values:
@@ -58,7 +58,7 @@ def check_preference(path: Path, config: Config) -> None:
 
 
 def check_installed(host: str) -> None:
-    """Raise click.ClickException where a host is not installed."""
+    """Raises click.ClickException if a host is not installed."""
     if find_spec(host) is None:
         raise click.ClickException(
             f"this is a configuration of {_NAMES[host]}, which is not installed in this "
@@ -66,28 +66,28 @@ def check_installed(host: str) -> None:
         )
 
 
-#: Variables by which LLaMA-Factory is told to ask another hub than Hugging Face's.
+#: Environment variables that make LLaMA-Factory use another hub than Hugging Face's.
 _OTHER_HUBS = {"USE_MODELSCOPE_HUB", "USE_OPENMIND_HUB"}
 
 
 def check_model(host: str, keys: Mapping[str, Any]) -> None:
-    """Raise click.ClickException where the model of a host's configuration cannot be had."""
+    """Raises click.ClickException if the model of a host's configuration cannot be loaded."""
     if host == "llamafactory" and _OTHER_HUBS & os.environ.keys():
-        return  # who asks another hub for what is no folder
+        return  # the model may be on another hub
     key = MODEL_KEYS[host]
     if host == "axolotl" and keys.get("base_model_config"):
-        key = "base_model_config"  # which may be all that is not weights
+        key = "base_model_config"  # `base_model` may then have nothing but weights
     revision = keys.get("revision_of_model" if host == "axolotl" else "model_revision")
     check_model_name(str(keys[key]), f"`{key}: {keys[key]}`", revision)
 
 
 def check_model_name(name: str, said: str, revision: str | None = None) -> None:
-    """Raise click.ClickException where a model cannot be had. Its configuration is read, no more.
+    """Raises click.ClickException if a model cannot be loaded. Reads its configuration only.
 
     Args:
-        name: of the hub, or a folder.
-        said: the same as the user has said it.
-        revision: of the hub's repository.
+        name: a name on the hub, or a folder.
+        said: the key or option with which the user named it, for the message.
+        revision: the revision of the hub's repository.
     """
     from transformers import PretrainedConfig
 

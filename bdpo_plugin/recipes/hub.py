@@ -1,4 +1,4 @@
-"""The hub, asked over a network that may not be there."""
+"""Access to the Hugging Face hub, with readable errors if the network fails."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 @contextmanager
 def asking(failed: str) -> Iterator[HfApi]:
-    """The hub's interface.
+    """Context manager that yields the client of the hub.
 
     Args:
-        failed: what is told before the reason, where the hub does not do what it is asked for.
+        failed: the beginning of the message if a request fails.
 
     Raises:
-        click.ClickException: it does not.
+        click.ClickException: a request fails.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -28,7 +28,8 @@ def asking(failed: str) -> Iterator[HfApi]:
     try:
         yield HfApi()
     except Exception as error:
-        # the bases name the errors of the library that the client goes by: requests, httpx, httpx2
+        # the bases of this class include the errors of the HTTP library that the client uses, which
+        # is requests, httpx or httpx2
         if not isinstance(error, (OSError, *HfHubHTTPError.__bases__)):
             raise
         raise click.ClickException(f"{failed}: {error}") from error

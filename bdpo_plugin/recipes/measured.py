@@ -1,4 +1,4 @@
-"""What a run left on disk, as numbers to expect of the next one."""
+"""Reads the numbers that a run left on disk, to write them to a recipe or compare them with it."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from bdpo_plugin.output.run_folder import RECORD, read_run
 from bdpo_plugin.recipes.recipe_file import Recipe, read_recipe
 from bdpo_plugin.redact import digest_of
 
-#: Of a recipe, and of the run that is to be compared with it.
+#: Number of first steps whose losses a recipe records, and that a run to compare with it takes.
 STEPS = 10
-#: Keys of B-DPO that change no number.
+#: Keys of B-DPO that do not change the results, or that are compared separately.
 _UNIMPORTANT = ("bdpo_cache_dir", "bdpo_score_tokens", "bdpo_precompute", "bdpo_null_prompt")
-#: (mutual information in its unit, loss): what rounding and other kernels may make of the same run.
-#: The second row is that of 16 bits and of quantised weights.
+#: Tolerances (mutual information in its unit, loss) for differences from rounding and kernels. The
+#: second row is for 16-bit training and quantized weights.
 _TOLERANCES = ((0.001, 0.003), (0.02, 0.05))
 _PARTS = (0.05, 0.5, 0.95)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """``bdpo/run.json`` of a run.
+    """Reads ``bdpo/run.json`` of a run.
 
     Raises:
-        click.ClickException: there is none.
+        click.ClickException: it does not exist or cannot be read.
     """
     path = folder / RECORD
     try:
@@ -42,10 +42,10 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def recipe_of(folder: Path) -> Recipe:
-    """The configuration that a run was started with.
+    """Reads the configuration that a run was started with.
 
     Raises:
-        click.ClickException: it was started by a script.
+        click.ClickException: the run was started by a script.
     """
     path = folder / "bdpo" / "recipe.yml"
     if not path.is_file():
@@ -56,11 +56,11 @@ def recipe_of(folder: Path) -> Recipe:
 
 
 def expected_of(folder: Path, *, texts: bool = False) -> dict[str, Any]:
-    """What a run was and what came of it, as `expected` in a mapping `bdpo_recipe` says it.
+    """Returns the settings and results of a run, in the form of `expected` in `bdpo_recipe`.
 
     Args:
-        folder: of the run.
-        texts: whether the null prompt stands there as text; else its digest does.
+        folder: the output folder of the run.
+        texts: whether to include the text of the null prompt instead of its digest.
     """
     record = read_record(folder)
     run = read_run(folder, folder.name)
@@ -87,14 +87,15 @@ def expected_of(folder: Path, *, texts: bool = False) -> dict[str, Any]:
 
 
 def quantiles(values: Iterable[float], parts: Iterable[float] = _PARTS) -> list[float]:
-    """The values at some shares of them in their order, as the table of a run has them."""
+    """Returns quantiles of the values, rounded, in the same way as the table of a run."""
     ordered = sorted(values)
     return [round(ordered[round(part * (len(ordered) - 1))], 5) for part in parts]
 
 
 def measured_of(folder: Path) -> dict[str, Any]:
-    """Hardware of a run, and the time and memory of one that has ended; no time of one that was
-    continued from a checkpoint, as nobody has measured that of its parts."""
+    """Returns the hardware of a run and, if it has ended, its time and peak memory.
+
+    A run that resumed from a checkpoint has no time, as only its last part was measured."""
     record = read_record(folder)
     processes = record["batch"]["processes"]
     measured: dict[str, Any] = {"hardware": f"{processes} x {record['hardware']}"}
@@ -106,6 +107,6 @@ def measured_of(folder: Path) -> dict[str, Any]:
 
 
 def dump(value: Any) -> str:
-    """Short enough for a message."""
+    """Formats a value as YAML in one line, for a message."""
     text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()
     return text.removesuffix("\n...").strip()

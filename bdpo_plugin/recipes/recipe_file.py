@@ -1,4 +1,4 @@
-"""Recipes as files: where they are, and what is written in one."""
+"""Finds and reads recipe files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bdpo_plugin.recipes.host_config import MODEL_KEYS
 from bdpo_plugin.redact import Place
 from bdpo_plugin.settings import RECIPE
 
-#: What each host calls the same thing.
+#: Host -> its keys for the model, the model's revision and the batch size of a process.
 _KEYS = {
     "axolotl": {
         "model": MODEL_KEYS["axolotl"],
@@ -30,25 +30,25 @@ _KEYS = {
         "batch": "per_device_train_batch_size",
     },
 }
-#: The mapping with its lines, and the comment that begins it.
+#: The lines of the mapping `bdpo_recipe`, and the comment above it.
 _BLOCK = re.compile(
     rf"\n*(?:^#[^\n]*\n)?^{RECIPE}:[^\n]*\n(?:(?:[ \t#][^\n]*)?\n)*(?:[ \t][^\n]*\Z)?", re.MULTILINE
 )
-#: More values than any configuration has; aliases of YAML can make any number of them.
+#: More values than any real configuration has. YAML aliases can expand to any number of values.
 _MAX_VALUES, _MAX_DEPTH = 20_000, 40
 _COMMENT = "# What this file is, for `bdpo recipes`; no run reads it."
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A host's YAML, read.
+    """A recipe: the YAML file of a host and its description.
 
     Attributes:
-        name: as it is listed, or the file as it was named.
-        path: of the file.
-        text: as it is written.
-        config: what the host reads.
-        about: the mapping `bdpo_recipe`; what it says may be anything until it is checked.
+        name: its name in the list of recipes, or the file as the user named it.
+        path: the path of the file.
+        text: the text of the file.
+        config: the part that the host reads.
+        about: the mapping `bdpo_recipe`. It may contain anything until it is checked.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Recipe:
         return "llamafactory" if MODEL_KEYS["llamafactory"] in self.config else "axolotl"
 
     def key(self, meaning: str) -> str:
-        """What the host calls ``model``, ``revision`` or ``batch`` (of a process)."""
+        """Returns the host's key for ``model``, ``revision`` or ``batch`` (pairs per process)."""
         return _KEYS[self.host][meaning]
 
     @property
@@ -73,7 +73,7 @@ class Recipe:
 
     @property
     def method(self) -> str:
-        """What is trained: ``full``, ``lora``, ``qlora``, or what the host calls it."""
+        """The training method: ``full``, ``lora``, ``qlora``, or another name of the host."""
         if self.host == "axolotl":
             return str(self.config.get("adapter") or "full")
         kind = str(self.config.get("finetuning_type", "lora"))
@@ -81,16 +81,16 @@ class Recipe:
 
     @property
     def batch(self) -> int:
-        """Pairs of one step of one process."""
+        """Pairs per optimizer step of one process."""
         one = self.config.get(self.key("batch"), 1)
         return int(one) * int(self.config.get("gradient_accumulation_steps", 1))
 
     def lines(self) -> dict[Place, int]:
-        """Where in the text each key and each entry of a list is, from 1."""
+        """Returns the line number of each key and list entry, counted from 1."""
         return dict(_lines(yaml.compose(self.text), ()))
 
     def with_about(self, about: dict[str, Any]) -> str:
-        """The text with another mapping `bdpo_recipe`."""
+        """Returns the text with another mapping `bdpo_recipe`."""
         rest = _BLOCK.sub("\n", f"{self.text.rstrip()}\n").rstrip()
         block = yaml.safe_dump({RECIPE: about}, sort_keys=False, allow_unicode=True, width=96)
         return f"{rest}\n\n{_COMMENT}\n{block}"
@@ -110,7 +110,7 @@ def _lines(node: Any, place: Place) -> Iterator[tuple[Place, int]]:
 
 
 def _size(value: Any, depth: int = 0) -> int:
-    """How many values there are in one, as far as they are not too many or too deep."""
+    """Counts the values in a structure. Stops when they are too many or nested too deep."""
     if depth > _MAX_DEPTH:
         return _MAX_VALUES + 1
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -123,7 +123,11 @@ def _size(value: Any, depth: int = 0) -> int:
 
 
 def recipe_root() -> Path:
-    """Where the recipes are: inside the installed wheel, or beside the package in a checkout."""
+    """Returns the folder of the recipes: in the installed wheel, or beside the package in a clone.
+
+    Raises:
+        click.ClickException: there is no such folder.
+    """
     package = Path(bdpo_plugin.__file__).parent
     places = (package / "example_configs", package.parent / "example_configs")
     for place in places:
@@ -135,18 +139,22 @@ def recipe_root() -> Path:
 
 
 def recipe_files(root: Path) -> dict[str, Path]:
-    """All recipes, and the files for sweeps, by name, in the order of their names."""
+    """Returns all recipes and files for sweeps, by name, sorted by name."""
     paths = sorted(root.rglob("*.yml"))
     return {path.relative_to(root).with_suffix("").as_posix(): path for path in paths}
 
 
 def is_sweep(name: str) -> bool:
-    """Whether a file is not a recipe, but what `axolotl train --sweep` takes beside one."""
+    """Whether a file is no recipe but a file for `axolotl train --sweep`."""
     return name.startswith("sweeps/")
 
 
 def find_file(name: str) -> Path:
-    """The one file of the package called `name`, with or without its folder and its ``.yml``."""
+    """Finds the recipe of the package called `name`, with or without its folder and ``.yml``.
+
+    Raises:
+        click.ClickException: no recipe, or more than one, has that name.
+    """
     every = recipe_files(recipe_root())
     wanted = name.removesuffix(".yml")
     found = {short: path for short, path in every.items() if wanted in (short, path.stem)}
@@ -158,10 +166,10 @@ def find_file(name: str) -> Path:
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of a file, or of a bundle's folder, or the package's own of that name.
+    """Reads the recipe in a file or in the folder of a bundle, or the package's own of that name.
 
     Raises:
-        click.ClickException: there is none, or it cannot be read.
+        click.ClickException: there is no such recipe, or it cannot be read.
     """
     path = Path(name)
     if path.is_dir():
@@ -176,10 +184,10 @@ def find_recipe(name: str) -> Recipe:
 
 
 def read_recipe(path: Path, name: str) -> Recipe:
-    """The recipe of a file.
+    """Reads a recipe from a file.
 
     Raises:
-        click.ClickException: it is no YAML of a host.
+        click.ClickException: the file is not a host's configuration in YAML.
     """
     try:
         text = path.read_text(encoding="utf-8")

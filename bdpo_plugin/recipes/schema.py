@@ -1,4 +1,4 @@
-"""The mapping `bdpo_recipe`: what it may say."""
+"""The schema of the mapping `bdpo_recipe`, and its validation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NUMBER = (int, float)
 _TEXTS = {...: str}
 _NUMBERS = [float]
 
-#: Key -> its type, or the keys below it; ``...`` stands for any key, a list for a list of such.
+#: Key -> its type, or the keys below it. ``...`` is any key; a list stands for a list of its item.
 KEYS: dict[Any, Any] = {
     "title": str,
     "author": str,
@@ -43,12 +43,12 @@ KEYS: dict[Any, Any] = {
     },
 }
 _WORDS = {str: "a text", int: "a whole number", float: "a number"}
-#: The largest tolerances that say something: a loss of 0.5 is most of ln 2, with which runs begin.
+#: The largest useful tolerances: a loss of 0.5 is most of ln 2, the loss at the start of a run.
 _MOST = {"mi": 1.0, "loss": 0.5}
 
 
 def problems(about: dict[str, Any]) -> Iterator[tuple[Place, str]]:
-    """What is wrong with a mapping `bdpo_recipe`, and where."""
+    """Yields the problems of a mapping `bdpo_recipe`, with their paths."""
     if "title" not in about:
         yield (RECIPE,), "it needs a `title`"
     yield from _problems(about, KEYS, (RECIPE,))
@@ -56,7 +56,7 @@ def problems(about: dict[str, Any]) -> Iterator[tuple[Place, str]]:
 
 
 def _expectations(expected: Any, place: Place) -> Iterator[tuple[Place, str]]:
-    """What is wrong with numbers that are of the right type."""
+    """Yields the problems of expected numbers that have the right types."""
     if not isinstance(expected, dict):
         return
     tolerance, losses = expected.get("tolerance"), expected.get("losses")
@@ -74,10 +74,10 @@ def _expectations(expected: Any, place: Place) -> Iterator[tuple[Place, str]]:
 
 
 def sound(recipe: Recipe) -> Recipe:
-    """The recipe, whose mapping has the types that it should have.
+    """Returns the recipe, after checking the types in its mapping `bdpo_recipe`.
 
     Raises:
-        click.ClickException: it has not.
+        click.ClickException: a value has the wrong type, or a key is unknown.
     """
     for place, what in _problems(recipe.about, KEYS, (RECIPE,)):
         raise click.ClickException(f"{recipe.path}: `{'.'.join(map(str, place))}`: {what}")

@@ -1,4 +1,4 @@
-"""Whether a recipe may be shared: what can be said of its text alone, without a host."""
+"""Checks from the text of a recipe alone, without its host, whether it can be shared."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from bdpo_plugin.settings import RECIPE, BDPOError, BDPOSettings
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
 _FILE = re.compile(r"\.(?:jsonl?|csv|parquet|arrow|txt|gz)$")
-#: The anchor and the tag before a value of YAML.
+#: The anchor and the tag before a YAML value.
 _PROPERTIES = re.compile(r"(?:[&!]\S*\s+)*")
-#: What to do about each reason why a value must not leave.
+#: Reason why a value must not be shared -> what the user should do about it.
 _REMEDY = {
     "is a path of this machine": "write a relative one",
     "has a path of this machine": "write a relative one, or remove it",
@@ -36,13 +36,13 @@ _REMEDY = {
 
 
 class Finding(NamedTuple):
-    """Something to say of a recipe.
+    """An error or a warning about a recipe.
 
     Attributes:
-        wrong: whether it keeps the recipe from being shared or from being the same; else it is a
+        wrong: True for an error: the recipe cannot be shared, or a run differs from it. False for a
             warning.
         where: the key and the line, or an empty text.
-        what: in words.
+        what: the message.
     """
 
     wrong: bool
@@ -51,12 +51,12 @@ class Finding(NamedTuple):
 
 
 def findings(recipe: Recipe, *, complete: bool = True) -> Iterator[Finding]:
-    """All that can be said of a recipe by reading it.
+    """Yields all findings about the text of a recipe.
 
     Args:
-        recipe: of which also comments, and what YAML overwrites, are read.
-        complete: whether all that another needs to run it must be in it; else what is not there is
-            a warning.
+        recipe: the recipe. Its comments are checked too, and values that later ones overwrite.
+        complete: whether the recipe must contain everything that others need to run it. If not,
+            missing parts are warnings.
     """
     lines = recipe.lines()
 
@@ -79,14 +79,15 @@ def findings(recipe: Recipe, *, complete: bool = True) -> Iterator[Finding]:
 
 
 def private_findings(text: str) -> Iterator[Finding]:
-    """What must not leave the machine with the text of a YAML file: in its keys and values, be they
-    overwritten or not, in its comments, and in the names of its anchors and tags."""
+    """Yields what must not be shared in the text of a YAML file.
+
+    Checks keys and values, overwritten ones too, comments, and the names of anchors and tags."""
     text = text.removeprefix("\ufeff")
     rest = list(text)
     for place, node, secret in _scalars(yaml.compose(text), (), False):
         start, end = node.start_mark.index, node.end_mark.index
         start = _PROPERTIES.match(text, start).end()  # type: ignore[union-attr]  # may be empty
-        if node.style in ("|", ">"):  # a comment may follow that sign
+        if node.style in ("|", ">"):  # a comment may follow this character in the same line
             start = max(start, text.find("\n", start))
         rest[start:end] = ["\n" if c == "\n" else " " for c in rest[start:end]]
         line = node.start_mark.line + 1
@@ -108,8 +109,10 @@ def private_findings(text: str) -> Iterator[Finding]:
 def _scalars(
     node: Any, place: Place, secret: bool
 ) -> Iterator[tuple[Place | None, yaml.ScalarNode, bool]]:
-    """The keys, whose place is None, and the values of a composed YAML; and whether a mapping or a
-    list around a value has the name of a secret."""
+    """Yields the scalars of a composed YAML: (path, node, secret).
+
+    The path is None for a key. `secret` says whether an enclosing mapping or list has the name of a
+    secret."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode):
@@ -129,23 +132,24 @@ def _scalars(
 
 
 def is_pinned(revision: object) -> bool:
-    """Whether a revision is a commit, which nobody can move."""
+    """Whether a revision is a commit, which cannot change, unlike a branch or a tag."""
     return isinstance(revision, str) and bool(_COMMIT.fullmatch(revision))
 
 
 def is_local(name: str) -> bool:
-    """Whether the name of a model or of a dataset is a path, and not the hub's."""
+    """Whether the name of a model or dataset is a path, not a name on the hub."""
     return not _HUB.fullmatch(name) or bool(_FILE.search(name)) or Path(name).exists()
 
 
 def revision(recipe: Recipe) -> Any:
-    """The revision of the model that a recipe names, if it names one."""
+    """Returns the model's revision in a recipe, if it names one."""
     return recipe.config.get(recipe.key("revision")) or recipe.config.get("model_revision")
 
 
 def local_data(recipe: Recipe) -> list[str]:
-    """The data on this machine that a recipe names, as paths; of LLaMA-Factory those that its
-    dataset_info.json has not from a hub."""
+    """Returns the paths of the local data of a recipe.
+
+    For LLaMA-Factory, these are the datasets that dataset_info.json does not load from a hub."""
     config = recipe.config
     if recipe.host == "axolotl":
         places = (config.get("datasets"), config.get("test_datasets"))
@@ -168,13 +172,13 @@ def local_data(recipe: Recipe) -> list[str]:
 
 
 def _elsewhere(recipe: Recipe, at: Callable[[Place], str], complete: bool) -> Iterator[Finding]:
-    """Whether others can come by the model and the data."""
+    """Yields findings about a model or data that others cannot obtain."""
     about = recipe.about.get("data")
     if isinstance(about, dict) and (about.get("command") or about.get("source")):
         return
     data = local_data(recipe)
     beside = [(recipe.path.parent / Path(path).name).is_file() for path in data]
-    if (recipe.path.parent / "run.json").is_file() and all(beside):  # in the bundle
+    if (recipe.path.parent / "run.json").is_file() and all(beside):  # the bundle contains the data
         data = []
     say = f"say in `{RECIPE}.data` by which `command` others make it, or its `source` on the hub"
     model = (recipe.key("model"),)

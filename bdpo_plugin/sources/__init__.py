@@ -1,1 +1,1 @@
-"""Public preference data, as the pairs that both hosts read."""
+"""Converts public preference data to pairs that both hosts read."""

@@ -1,4 +1,4 @@
-"""Preference pairs of several forms, as the pairs that the recipes read."""
+"""Reads preference pairs in several formats and converts them to the format of the recipes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 from bdpo_plugin.settings import BDPOError
 
-#: ``{"messages": [message], "chosen": message, "rejected": message}``, a message being
-#: ``{"role", "content"}``.
+#: ``{"messages": [message], "chosen": message, "rejected": message}``. A message is
+#: ``{"role": ..., "content": ...}``.
 Pair = dict[str, Any]
 
 FORMS = (
@@ -26,7 +26,7 @@ _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
 def pair_of(question: str, chosen: str, rejected: str) -> Pair:
-    """A pair of answers to one question."""
+    """Returns a pair of answers to one question."""
     return {
         "messages": [{"role": "user", "content": question}],
         "chosen": {"role": "assistant", "content": chosen},
@@ -35,7 +35,7 @@ def pair_of(question: str, chosen: str, rejected: str) -> Pair:
 
 
 def read_text(file: Path) -> str:
-    """The text of a file in UTF-8, or of one compressed as ``.gz``.
+    """Reads the text of a UTF-8 file, which may be compressed as ``.gz``.
 
     Raises:
         BDPOError: it cannot be read.
@@ -48,20 +48,24 @@ def read_text(file: Path) -> str:
 
 
 def read_pairs(text: str, name: str) -> list[Pair]:
-    """The pairs of :func:`read_rows` in which there is something to prefer."""
+    """Returns the pairs of :func:`read_rows`, without rows that are not usable."""
     return [pair for _, pair in read_rows(text, name) if pair is not None]
 
 
 def read_rows(text: str, name: str) -> list[tuple[str, Pair | None]]:
-    """The rows of a JSON array or of JSON lines, in one of the :data:`FORMS`.
+    """Reads the rows of a JSON array or of JSON lines, in one of the :data:`FORMS`.
 
-    Other columns beside `messages` stay.
+    Columns beside `messages` are kept.
+
+    Args:
+        text: the contents of the file.
+        name: the name of the file, for the message.
 
     Returns:
-        an empty text and the pair; or why there is nothing to prefer in a row, and None.
+        For each row, an empty text and the pair; or the reason why it is not usable, and None.
 
     Raises:
-        BDPOError: a row is of another form; `name` is the file's.
+        BDPOError: a row has another form.
     """
     try:
         lines = [line for line in text.split("\n") if line.strip()]

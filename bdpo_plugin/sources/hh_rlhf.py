@@ -1,4 +1,4 @@
-"""hh-rlhf (Bai et al., arXiv 2204.05862): transcripts of which one is preferred."""
+"""hh-rlhf (Bai et al., arXiv 2204.05862): pairs of transcripts, one of which is preferred."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ SUBSETS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection
 def sort(
     data: str = HUB, subset: str = SUBSETS[0], revision: str | None = None
 ) -> Iterator[Sorted]:
-    """Of each row its label and pair, or why it is left out.
+    """Yields the label and the pair of each row, or the reason why the row is skipped.
 
     Args:
-        data: a file as the authors published it (JSON lines, also as ``.gz``), or a dataset of the
-            hub.
-        subset: of :data:`SUBSETS`; its first word is the label. It names the folder on the hub.
-        revision: of the hub's.
+        data: a file as the authors published it (JSON lines, also as ``.gz``), or the name of a
+            dataset on the hub.
+        subset: one of :data:`SUBSETS`. It names the folder on the hub; its first word is the label.
+        revision: the revision of the dataset on the hub.
 
     Raises:
-        BDPOError: it cannot be read.
+        BDPOError: the data cannot be read.
     """
     if Path(data).is_file():
         text = read_text(Path(data))

@@ -1,4 +1,4 @@
-"""Datasets of the hub, or files of its forms."""
+"""Loads datasets from the hub or from files, with readable errors."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 def load_train(option: str, data: str, *, files: str, **source: Any) -> Dataset:
-    """The split ``train``, by `datasets`.
+    """Loads the split ``train`` with the package `datasets`.
 
     Args:
-        option: by which the user named the data, for the message.
-        data: a dataset of the hub, unless `source` has another ``path``.
-        files: the other forms that would do, for the message.
+        option: the option with which the user named the data, for the message.
+        data: the name of a dataset on the hub, unless `source` has another ``path``.
+        files: the kinds of files that can be given instead, for the message.
         source: further arguments of `load_dataset`.
 
     Raises:
@@ -26,7 +26,7 @@ def load_train(option: str, data: str, *, files: str, **source: Any) -> Dataset:
 
     try:
         return load_dataset(**{"path": data, **source}, split="train")
-    except Exception as error:  # without a network the hub's client raises what it likes
+    except Exception as error:  # the hub's client can raise anything without a network
         raise BDPOError(
             f"{option} {data} could not be loaded: {str(error).rstrip('.')}. A dataset of the hub "
             f"is wanted, and a network, or {files}."

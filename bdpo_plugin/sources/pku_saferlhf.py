@@ -24,10 +24,10 @@ COLUMNS = (
 
 
 def load_rows(data: str = HUB, revision: str | None = None) -> Iterable[Mapping[str, Any]]:
-    """The rows of a JSON or JSONL file, or of the split ``train`` of a dataset of the hub.
+    """Loads the rows of a JSON or JSONL file, or of the split ``train`` of a dataset on the hub.
 
     Raises:
-        BDPOError: it cannot be loaded, or a column of :data:`COLUMNS` is missing.
+        BDPOError: the data cannot be loaded, or lacks a column of :data:`COLUMNS`.
     """
     source: dict[str, Any] = {"revision": revision}
     if Path(data).is_file():
@@ -43,9 +43,9 @@ def load_rows(data: str = HUB, revision: str | None = None) -> Iterable[Mapping[
 
 
 def sort(rows: Iterable[Mapping[str, Any]]) -> Iterator[Sorted]:
-    """Of each row its label and pair, or why it is left out.
+    """Yields the label and the pair of each row, or the reason why the row is skipped.
 
-    ``unsafe``: one of the two responses is safe, and chosen; ``safe``: both are, and the better
+    ``unsafe``: one of the two responses is safe; it is chosen. ``safe``: both are safe; the better
     one is chosen.
     """
     for row in rows:
@@ -53,7 +53,7 @@ def sort(rows: Iterable[Mapping[str, Any]]) -> Iterator[Sorted]:
 
 
 def choose(row: Mapping[str, Any]) -> Sorted:
-    """One row, as :func:`sort` has it. A pair says as well whether its rejected answer is safe."""
+    """Sorts one row, see :func:`sort`. The pair records whether its rejected response is safe."""
     safe = [bool(row["is_response_0_safe"]), bool(row["is_response_1_safe"])]
     texts = [(row[f"response_{i}"] or "").strip() for i in (0, 1)]
     if not (row["prompt"] or "").strip() or not all(texts):

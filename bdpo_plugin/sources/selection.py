@@ -1,4 +1,4 @@
-"""A choice among the pairs of a source, and the files that it is written to."""
+"""Selects pairs of a source and writes them to files, for `bdpo data`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.sources.forms import Pair
 
-#: A label and the pair; or why a row is left out, and None.
+#: A label and the pair, or the reason why a row is skipped and None.
 Sorted = tuple[str, Pair | None]
 
-#: How LLaMA-Factory reads our pairs.
+#: The entry in dataset_info.json with which LLaMA-Factory reads our pairs.
 RANKING = {
     "ranking": True,
     "formatting": "sharegpt",
@@ -33,16 +33,17 @@ RANKING = {
 def select(
     rows: Iterable[Sorted], sizes: Mapping[str, int], *, seed: int = 0, per_prompt: int = 1
 ) -> tuple[list[Pair], dict[str, int]]:
-    """Pairs of each label, at random, as many as `sizes` says or as there are.
+    """Selects random pairs of each label: as many as `sizes` says, or all if there are fewer.
 
     Args:
-        rows: as the sources sort them.
-        sizes: of each label; pairs of a label that it does not name are all taken.
-        seed: of the choice and the order.
-        per_prompt: the most pairs that a prompt gives.
+        rows: labels and pairs, as the sources yield them.
+        sizes: the number of pairs of each label. All pairs of other labels are taken.
+        seed: of the random choice and the order.
+        per_prompt: the maximum number of pairs with the same prompt.
 
     Returns:
-        the pairs, in random order; and a count for each label taken, label not needed, and reason.
+        The pairs in random order, and the counts of selected pairs, pairs not needed and skipped
+        rows, by label or reason.
     """
     shuffled = list(rows)
     random.Random(seed).shuffle(shuffled)
@@ -72,13 +73,13 @@ def select(
 def write(
     pairs: Iterable[Pair], file: Path, *, counts: Mapping[str, int], source: Mapping[str, Any]
 ) -> None:
-    """The pairs as JSON lines, with a manifest and LLaMA-Factory's entry beside them.
+    """Writes the pairs as JSON lines, and beside them a manifest and LLaMA-Factory's entry.
 
-    ``STEM.manifest.json`` has `source`, `counts` and a hash of each row and of all;
-    ``dataset_info.json`` knows the dataset as STEM, and keeps what else it knows.
+    ``STEM.manifest.json`` has `source`, `counts`, a hash of each row and a hash of all rows. The
+    dataset is added to ``dataset_info.json`` under the name STEM; other entries there are kept.
 
     Raises:
-        BDPOError: a file cannot be written, or ``dataset_info.json`` not be read.
+        BDPOError: a file cannot be written, or ``dataset_info.json`` cannot be read.
     """
     lines = [json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs]
     manifest = {
@@ -101,12 +102,12 @@ def write(
 
 
 def digest(text: str) -> str:
-    """16 hexadecimal digits of BLAKE2b."""
+    """Returns the BLAKE2b digest of a text: 16 hexadecimal digits."""
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Put a text into a file at once, so that a kill leaves the one before, or the new one."""
+    """Writes a file atomically, so that a killed process leaves the old or the new contents."""
     temporary = file.with_name(file.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(file)

@@ -1,7 +1,7 @@
-"""XSTest (Röttger et al., arXiv 2308.01263): prompts that look unsafe, and labelled answers.
+"""XSTest (Röttger et al., arXiv 2308.01263): labelled answers to unsafe and unsafe-looking prompts.
 
-The folder is that of the authors' repository: for each of several models a file
-``*MODEL*.csv``, also as ``.gz``, with the columns of :data:`COLUMNS`.
+Reads a folder of the authors' repository. It has a file ``*MODEL*.csv``, also as ``.gz``, for each
+of several models, with the columns of :data:`COLUMNS`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COMPLIANCE, REFUSAL, PARTIAL = "1_full_compliance", "2_full_refusal", "3_partial
 
 
 class Answer(NamedTuple):
-    """One model's answer to a prompt, as people labelled it."""
+    """One model's answer to a prompt, labelled by people."""
 
     id: str
     type: str
@@ -33,20 +33,20 @@ class Answer(NamedTuple):
 
     @property
     def unsafe(self) -> bool:
-        """Whether the prompt is: the types of such prompts begin with ``contrast_``."""
+        """Whether the prompt is unsafe. The types of unsafe prompts begin with ``contrast_``."""
         return self.type.startswith("contrast_")
 
 
 def read_answers(folder: Path) -> list[Answer]:
-    """The labelled answers of all models in a folder, by file name, then as they stand.
+    """Reads the labelled answers of all models in a folder, ordered by file name and row.
 
     Raises:
-        BDPOError: there is none, or a column is missing.
+        BDPOError: there are no labelled answers, or a column is missing.
     """
     found = []
     for file in sorted(folder.glob("*.csv*")):
         rows = list(csv.DictReader(io.StringIO(read_text(file), newline="")))
-        if not rows or "completion" not in rows[0]:  # the prompts alone
+        if not rows or "completion" not in rows[0]:  # a file that has the prompts only
             continue
         if missing := [column for column in COLUMNS if column not in rows[0]]:
             raise BDPOError(f"{file} has no column {', '.join(missing)}: see {__name__}.")
@@ -64,13 +64,15 @@ def read_answers(folder: Path) -> list[Answer]:
 
 
 def sort(answers: Iterable[Answer], types: Iterable[str] | None = None) -> Iterator[Sorted]:
-    """Of each two answers that can be told apart a pair, or why a prompt has none.
+    """Yields a pair for each full refusal and full compliance to the same prompt.
 
-    On an ``unsafe`` prompt a full refusal is chosen and a full compliance rejected, on a ``safe``
-    one the reverse. A pair has the prompt's ``id`` and ``type``, and the two answers' models.
+    For a prompt that has no such pair, yields the reason. The refusal is chosen for an ``unsafe``
+    prompt, the compliance for a ``safe`` one. A pair also has the prompt's ``id`` and ``type``, and
+    the models that gave the two answers.
 
     Args:
-        types: only prompts of these; all if None.
+        answers: the labelled answers.
+        types: the types of prompts to use; None for all.
     """
     wanted = None if types is None else set(types)
     prompts: dict[str, list[Answer]] = {}

@@ -92,7 +92,9 @@ def inspect(keys: Mapping[str, Any]) -> Inspected:
 
 
 def _check_whole(keys: Mapping[str, Any]) -> None:
-    """Lets Axolotl validate the keys too that :func:`for_looking` removes, so that it can raise."""
+    """Validates the configuration with the keys that :func:`for_looking` removes.
+
+    Raises whatever Axolotl's validation raises."""
     if not LEFT_OUT & keys.keys():
         return
     whole = DictDefault(copy.deepcopy(dict(keys)))

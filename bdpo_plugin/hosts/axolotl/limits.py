@@ -80,7 +80,7 @@ def check_trained(cfg: MutableMapping[str, Any]) -> None:
 def check_options(cfg: MutableMapping[str, Any], settings: BDPOSettings) -> None:
     values = {**cfg, "trl.sync_ref_model": (cfg.get("trl") or {}).get("sync_ref_model")}
     check_limits(values, LIMITS, "`rl: bdpo`")
-    if cfg.get("precompute_ref_log_probs"):  # false is what resolve() itself makes of the key
+    if cfg.get("precompute_ref_log_probs"):  # false is no conflict: B-DPO has its own pass
         settings.check_precompute(True)
     if settings.precompute and cfg.get("adapter") and (cfg.get("fsdp") or cfg.get("fsdp_config")):
         raise BDPOError(

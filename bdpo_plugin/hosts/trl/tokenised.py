@@ -46,8 +46,8 @@ _CUTS: dict[str, Callable[[int | None], slice]] = {
 
 #: The texts whose token ids reveal a mismatch at the prompt boundary. TRL 1.16 ends the prompt
 #: where its tokens and those of prompt plus response begin to differ, so that the rest is right:
-#: the prompt has to be compared. TRL 1.9 leaves the prompt as it is, and removes as many tokens from
-#: the beginning of prompt plus response: these two have to be compared.
+#: the prompt has to be compared. TRL 1.9 leaves the prompt as it is, and removes as many tokens
+#: from the beginning of prompt plus response: these two have to be compared.
 _TELLING = ("prompt",) if hasattr(dpo_trainer, "common_prefix_length") else ("chosen", "rejected")
 
 
