@@ -27,6 +27,6 @@ def tiny(directory: Path, seed: int, steps: int, train_pairs: int, eval_pairs: i
 
     try:
         write(directory, seed=seed, steps=steps, train_pairs=train_pairs, eval_pairs=eval_pairs)
-    except ValueError as error:  # more pairs than there are
+    except ValueError as error:  # more pairs than the grammar has
         raise click.ClickException(str(error)) from error
     click.echo(f"Wrote model/, train.jsonl, eval.jsonl and prompts.txt to {directory}")

@@ -30,7 +30,7 @@ class BDPOPlugin(BasePlugin):
         if cfg.get("rl") == "bdpo":
             raw = DictDefault(cfg).to_dict()
             check_complete(raw)
-            written, _ = redacted(for_sharing(raw))  # Axolotl logs it
+            written, _ = redacted(for_sharing(raw))  # Axolotl logs all keys
         if not resolve(cfg):
             return
         if written is not None:
