@@ -1,1 +1,1 @@
-"""The user's rows, and the preference pairs of token ids that are made of them."""
+"""Checks of the user's rows, and the preference pairs of token ids made from them."""

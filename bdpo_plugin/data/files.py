@@ -1,5 +1,5 @@
-"""The file of a user's data that its host could not load, and where it is broken. Standard library
-only."""
+"""Finds the error in a data file of the user that the host could not load. The hosts call it; it
+needs the standard library only."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def json_problem(path: Path) -> str | None:
-    """What is wrong with a file of JSON or of JSON lines, in words; None where nothing is.
+    """Describes the first error in a file of JSON or JSON lines; returns None if there is none.
 
-    Either form may be in a file with either ending, as for the readers of the hosts. The line is
-    the file's, from 1.
+    Like the readers of the hosts, it accepts either format with either file extension. Line numbers
+    count from 1.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

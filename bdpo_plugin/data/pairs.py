@@ -1,4 +1,5 @@
-"""A preference pair as training sees it, and what makes one useless."""
+"""Preference pairs as token ids, and the check for pairs that cannot be trained on. All hosts turn
+their data into these pairs."""
 
 from __future__ import annotations
 
@@ -12,14 +13,14 @@ from bdpo_plugin.settings import BDPOError
 
 
 class Side(NamedTuple):
-    """One prompt and response, (n,) token ids each; the response's are those trained on."""
+    """One prompt and its completion, (n,) token ids each; training uses the completion's tokens."""
 
     prompt_ids: np.ndarray
     completion_ids: np.ndarray
 
 
 class Pair(NamedTuple):
-    """The two sides of a preference pair, after the host's truncation."""
+    """The chosen and the rejected prompt and completion of a pair, after the host's truncation."""
 
     chosen: Side
     rejected: Side
@@ -28,26 +29,26 @@ class Pair(NamedTuple):
 def split_sequence(
     input_ids: Sequence[int] | np.ndarray, completion_mask: Sequence[bool] | np.ndarray
 ) -> Side:
-    """One row of a host's batch -> prompt and response.
+    """Splits one row of a host's batch into prompt and completion.
 
     Args:
         input_ids: (T,) token ids without padding.
-        completion_mask: (T,) where the host trains on the token.
+        completion_mask: (T,) True where the host trains on the token.
 
     Raises:
-        ValueError: the trained tokens are not the end of the sequence.
+        ValueError: The tokens that are trained on are not contiguous to the end of the sequence.
     """
     ids = np.asarray(input_ids, dtype=np.int64)
     mask = np.asarray(completion_mask, dtype=bool)
     start = int(mask.argmax()) if mask.any() else len(ids)
     if not mask[start:].all():
         raise ValueError("the tokens trained on are not contiguous to the end of the sequence")
-    # a first token has no position that predicts it, so no host trains on it
+    # no position predicts the first token, so no host trains on it
     start = max(start, min(1, len(ids)))
     return Side(ids[:start], ids[start:])
 
 
-#: What can be wrong with a pair, in the user's words, and whether it can still teach.
+#: The possible problems of a pair, each with its message and whether the pair is still trained on.
 PROBLEMS = {
     "empty": ("a response is empty", False),
     "truncated": ("no token of a response is left after truncation", False),
@@ -59,11 +60,11 @@ PROBLEMS = {
 
 
 def first_rows(rows: Sequence[int], numbers: Sequence[int | str] | None = None) -> str:
-    """The first five of some rows, by what the user knows them by.
+    """Formats the first five of some rows for a message.
 
     Args:
-        rows: their positions.
-        numbers: what the user knows all rows by; default their position.
+        rows: the positions of the rows.
+        numbers: the names by which the user knows all rows of the dataset; default: positions.
     """
     shown = [row if numbers is None else numbers[row] for row in rows[:5]]
     return ", ".join(map(str, shown)) + (", ..." if len(rows) > 5 else "")
@@ -71,13 +72,14 @@ def first_rows(rows: Sequence[int], numbers: Sequence[int | str] | None = None) 
 
 @dataclass
 class DataReport:
-    """Which rows of a dataset have which problem.
+    """The problems found in the pairs of a dataset.
 
     Attributes:
-        name: of the dataset.
-        total: rows checked.
-        rows: positions by problem, a key of :data:`PROBLEMS`; a pair is listed once.
-        numbers: what the user knows the pairs by; default their position.
+        name: the name of the dataset.
+        total: the number of rows checked.
+        rows: the positions of the pairs with each problem, by key of :data:`PROBLEMS`. A pair is
+            listed under one problem only.
+        numbers: the names by which the user knows the pairs; default: positions.
     """
 
     name: str
@@ -87,11 +89,11 @@ class DataReport:
 
     @property
     def dropped(self) -> set[int]:
-        """The positions of the pairs that cannot teach anything."""
+        """The positions of the pairs that cannot be trained on."""
         return {row for p, rows in self.rows.items() if not PROBLEMS[p][1] for row in rows}
 
     def lines(self) -> list[str]:
-        """One line for each problem found."""
+        """Returns one line for each problem found."""
         out = []
         for problem, rows in self.rows.items():
             words, teaches = PROBLEMS[problem]
@@ -104,7 +106,11 @@ class DataReport:
         return out
 
     def raise_if_nothing_left(self) -> None:
-        """Raises BDPOError where no pair can teach anything."""
+        """Raises an error if no pair can be trained on.
+
+        Raises:
+            BDPOError: All pairs are dropped.
+        """
         if len(self.dropped) == self.total:
             raise BDPOError(
                 f"No pair of the {self.name} data can be trained on. {'; '.join(self.lines())}. "
@@ -122,16 +128,16 @@ def check_pairs(
     is_blank: Callable[[np.ndarray], bool] = lambda ids: False,
     numbers: Sequence[int | str] | None = None,
 ) -> DataReport:
-    """Looks for the problems of :data:`PROBLEMS` in the pairs of a dataset.
+    """Checks the pairs of a dataset for the problems of :data:`PROBLEMS`.
 
     Args:
-        pairs: as training sees them.
-        name: of the dataset, for the messages.
-        lengths: response tokens (chosen, rejected) of each pair before truncation.
-        bos: id of the BOS token.
-        prompt_boundary_mismatch: positions whose prompt is known not to end where the response
-            begins.
-        is_blank: whether the tokens of a response are no text.
+        pairs: the pairs after truncation, as training uses them.
+        name: the name of the dataset, for the messages.
+        lengths: the numbers of response tokens (chosen, rejected) of each pair before truncation.
+        bos: the id of the BOS token.
+        prompt_boundary_mismatch: the positions of the pairs whose prompt is known not to end where
+            the response begins.
+        is_blank: returns whether the tokens of a response decode to no text.
         numbers: see :class:`DataReport`.
     """
     report = DataReport(name, 0, numbers=numbers)

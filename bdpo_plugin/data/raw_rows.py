@@ -1,4 +1,5 @@
-"""The rows of a dataset as the user wrote them, and what of them is no preference pair at all."""
+"""Checks that the rows of a dataset, as the user wrote them, are preference pairs. The hosts call
+it before they tokenise the data."""
 
 from __future__ import annotations
 
@@ -10,10 +11,10 @@ from typing import Any
 from bdpo_plugin.data.pairs import first_rows
 from bdpo_plugin.settings import BDPOError
 
-#: What is wrong, in the user's words, and what to do about it.
+#: A message that says what is wrong, and one that says how to fix it.
 Problem = tuple[str, str]
 
-#: What to do about what is not there.
+#: How to fix a missing value.
 FILL = "Remove these rows, or fill them in."
 
 _FORM = "Write text, or a list of messages {'role': ..., 'content': ...}."
@@ -28,15 +29,15 @@ _PARTS = "Join the parts into one text."
 
 @dataclass
 class RowReport:
-    """Which rows of a dataset have which :data:`Problem`.
+    """The problems found in the rows of a dataset.
 
     Attributes:
-        name: of the dataset.
-        unit: what is counted.
-        total: rows looked at.
-        rows: their positions by problem.
+        name: the name of the dataset.
+        unit: the noun for the rows in messages.
+        total: the number of rows checked.
+        rows: the positions of the rows with each :data:`Problem`.
         general: problems of the dataset as a whole.
-        numbers: what the user knows the rows by; default their position.
+        numbers: the names by which the user knows the rows; default: positions.
     """
 
     name: str
@@ -51,7 +52,8 @@ class RowReport:
             self.rows.setdefault(problem, []).append(row)
 
     def lines(self) -> list[str]:
-        """One line for each problem found, the most frequent first."""
+        """Returns one line for each problem found, the most frequent first. After ten problems, one
+        line summarises the rest."""
         kinds = sorted(self.rows.items(), key=lambda item: -len(item[1]))
         lines = [
             f"{len(rows)} of {self.total} {self.unit}: {words} "
@@ -67,7 +69,11 @@ class RowReport:
 
 
 def raise_problems(reports: Iterable[RowReport]) -> None:
-    """Raise one BDPOError with all that was found, if anything was."""
+    """Raises one error that lists all problems of some reports.
+
+    Raises:
+        BDPOError: A report has a problem.
+    """
     found = [report for report in reports if report.lines()]
     if found:
         told = "\n".join(
@@ -84,12 +90,16 @@ def check_rows(
     problems: Callable[[Any], Iterable[Problem]],
     numbers: Sequence[int | str] | None = None,
 ) -> None:
-    """Raise one BDPOError with all that is wrong with the rows of a dataset, if anything is.
+    """Checks the rows of a dataset and raises one error that lists all problems.
 
     Args:
-        name: of the dataset.
-        problems: what is wrong with a row.
-        numbers: what the user knows the rows by; default their position.
+        rows: the rows of the dataset.
+        name: the name of the dataset.
+        problems: returns the problems of a row.
+        numbers: the names by which the user knows the rows; default: positions.
+
+    Raises:
+        BDPOError: A row has a problem, or there are no rows.
     """
     report = RowReport(name, numbers=numbers)
     for number, row in enumerate(rows):
@@ -101,7 +111,16 @@ def check_rows(
 
 
 def raise_row(position: int, name: str, problems: Iterable[Problem]) -> None:
-    """Raise one BDPOError with all that is wrong with a row of a stream, if anything is."""
+    """Raises one error that lists all problems of a row of a stream.
+
+    Args:
+        position: the position of the row in the stream.
+        name: the name of the dataset.
+        problems: the problems of the row.
+
+    Raises:
+        BDPOError: The row has a problem.
+    """
     if told := "; ".join(f"{words}. {remedy}" for words, remedy in problems):
         raise BDPOError(
             f"Row {position} of the {name} data, a stream, cannot be trained on: {told} "
@@ -112,7 +131,7 @@ def raise_row(position: int, name: str, problems: Iterable[Problem]) -> None:
 def missing_columns(
     row: Mapping[str, Any], columns: Iterable[str], remedy: str
 ) -> Iterator[Problem]:
-    """Those of some columns that a row does not have."""
+    """Yields a problem for each of some columns that a row does not have."""
     for column in columns:
         if column not in row:
             found = ", ".join(map(repr, row)) or "nothing"
@@ -120,11 +139,13 @@ def missing_columns(
 
 
 def missing_keys(where: str, message: Any, keys: Collection[str], remedy: str) -> Iterator[Problem]:
-    """Those of some keys that a message does not have.
+    """Yields a problem for each of some keys that a message does not have.
 
     Args:
-        where: the message, in words.
-        remedy: where a message has other keys.
+        where: a description of the message.
+        message: the message.
+        keys: the required keys.
+        remedy: how to fix a message that lacks a key.
     """
     if not isinstance(message, Mapping):
         wanted = " and ".join(f"`{key}`" for key in keys)
@@ -139,12 +160,12 @@ def missing_keys(where: str, message: Any, keys: Collection[str], remedy: str) -
 
 @dataclass(frozen=True)
 class MessageForm:
-    """What a message must be for a host whose user names its keys and roles.
+    """The required form of a message, for a host whose users configure its keys and roles.
 
     Attributes:
-        role, content: its keys.
-        roles: the values of the former that the host knows; empty where they are not known.
-        name_keys, name_roles: where to name others.
+        role, content: the keys of a message.
+        roles: the values of `role` that the host knows; empty if they are not known.
+        name_keys, name_roles: messages that say where to configure other keys and roles.
         calls: whether a message with `tool_calls` needs no text.
     """
 
@@ -156,7 +177,7 @@ class MessageForm:
     calls: bool
 
     def problems(self, column: str, message: Any) -> Iterator[Problem]:
-        """What is wrong with a message of a column."""
+        """Yields the problems of a message of a column."""
         where, keys = f"a message of `{column}`", (self.role, self.content)
         yield from missing_keys(where, message, keys, self.name_keys)
         if not isinstance(message, Mapping):
@@ -171,13 +192,14 @@ class MessageForm:
 
 
 class RowCheck:
-    """Tells what is wrong with a row, one after the other of a dataset.
+    """Checks the rows of a dataset, one per call.
 
-    A row has `chosen` and `rejected`, and mostly `prompt`: all of them text, or all of them lists
-    of messages with `role` and `content`. The first row decides for the dataset.
+    A row has `chosen` and `rejected`, and usually `prompt`: all of them text, or all of them lists
+    of messages with `role` and `content`. All rows must have the form of the first one.
 
     Args:
-        reads_parts: whether the chat template reads a content that is a list of text parts.
+        reads_parts: returns whether the chat template accepts a content that is a list of text
+            parts.
     """
 
     def __init__(self, reads_parts: Callable[[], bool] = lambda: False) -> None:
@@ -185,7 +207,8 @@ class RowCheck:
         self._form: str | None = None
 
     def __call__(self, row: Mapping[str, Any]) -> list[Problem]:
-        """What is wrong with a row; nothing where it is a pair, if perhaps a useless one."""
+        """Returns the problems of a row. A pair that is well formed but cannot be trained on has
+        none here."""
         found = list(missing_columns(row, ("chosen", "rejected"), _COLUMNS))
         forms = {}
         for column in ("prompt", "chosen", "rejected"):
@@ -235,7 +258,7 @@ class RowCheck:
                 yield from _text(f"the `content` of {where}", part["text"])
 
     def _together(self, row: Mapping[str, Any], forms: Mapping[str, str]) -> list[Problem]:
-        """What is wrong between sides that are right by themselves."""
+        """Returns the problems of a row whose fields are valid one by one but not together."""
         if len(set(forms.values())) > 1:
             words = ", ".join(f"`{column}` is {form}" for column, form in forms.items())
             remedy = _ONE_FORM
@@ -263,7 +286,7 @@ def _form(value: Any) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, in words."""
+    """Describes the type of a value for a message."""
     if value is None:
         return "None"
     names = {"dict": "a dict", "list": "a list", "int": "a number", "float": "a number"}
@@ -289,9 +312,9 @@ def _are_text_parts(content: Any) -> bool:
 
 
 def _share_a_prompt(chosen: Any, rejected: Any) -> bool:
-    """Whether a prompt can be taken from the beginning of both responses, as TRL takes it."""
+    """Whether both responses begin with a common prompt, which TRL extracts from them."""
     if isinstance(chosen, list) and not (chosen and rejected):
-        return True  # an empty response, which other checks drop
+        return True  # a later check drops pairs with an empty response
     shared = next(
         (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b),
         min(len(chosen), len(rejected)) - 1,

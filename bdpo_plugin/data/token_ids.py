@@ -1,4 +1,5 @@
-"""The token ids of a tokenised dataset, read from Arrow a block of rows at a time."""
+"""Reads the token ids of a tokenised dataset from Arrow, a block of rows at a time. The hosts use
+it to build pairs."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ _BLOCK = 1000
 
 
 def token_rows(dataset: Dataset, columns: Sequence[str]) -> Iterator[tuple[np.ndarray, ...]]:
-    """Of each row, the (n,) int64 token ids in each of the columns: not copied, and read-only."""
+    """Yields for each row the (n,) int64 token ids of each column, as read-only views without a
+    copy."""
     for block in dataset.select_columns(list(columns)).with_format("arrow").iter(_BLOCK):
         yield from zip(*(_arrays(block[column]) for column in columns), strict=True)
 

@@ -1,4 +1,5 @@
-"""The datasets of the user that a run's rows are made of, for those who look at its scores."""
+"""Records the user's datasets from which a run makes its rows, for commands that show scores beside
+the user's rows. The hosts call :func:`record_source`."""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ class Source(NamedTuple):
     """One dataset of the user.
 
     Attributes:
-        rows: as they were loaded.
-        made: what the host made of each row, in the same order.
-        file: the one local file that the rows are from, if they are from one.
+        rows: the rows as loaded.
+        made: the host's result for each row, in the same order.
+        file: the local file that all rows are from; None if there is no such file.
     """
 
     rows: Dataset
@@ -30,7 +31,7 @@ _recording: ContextVar[list[Source] | None] = ContextVar("the user's datasets", 
 
 @contextmanager
 def recording_sources() -> Iterator[list[Source]]:
-    """While it lasts, the datasets that the rows of a B-DPO run are made of, in their order."""
+    """Records in this context the datasets from which a B-DPO run makes its rows, in order."""
     seen: list[Source] = []
     token = _recording.set(seen)
     try:
@@ -40,14 +41,14 @@ def recording_sources() -> Iterator[list[Source]]:
 
 
 def is_recording() -> bool:
-    """Whether somebody wants to see the scores of the run, and not to train."""
+    """Whether sources are recorded: the run then only shows scores and does not train."""
     return _recording.get() is not None
 
 
 def record_source(rows: Any, made: Any) -> None:
-    """Note a dataset, and what the host made of it, where somebody watches."""
+    """Records a dataset and the host's result for its rows, inside :func:`recording_sources`."""
     if (seen := _recording.get()) is not None:
-        # as the releases of datasets that the hosts pin have it
+        # the releases of datasets that the hosts pin keep the file names here
         files = [Path(name) for name in rows.info.download_checksums or {}]
         one = len(files) == 1 and files[0].is_file()
         seen.append(Source(rows, made, files[0] if one else None))

@@ -1,1 +1,1 @@
-"""Any causal language model, read at its response positions."""
+"""Forward passes of any causal language model, with its logits read at response positions only."""

@@ -1,11 +1,11 @@
-"""What attention makes of a row in which a beginning stands once, beside what it makes of each
-sequence by itself.
+"""Compares attention over a row in which a common prefix stands once with attention over each
+sequence by itself. :mod:`~bdpo_plugin.model.probe` calls it.
 
-It is tried in every layer, with that layer's own settings, on numbers of its own: so nothing adds
-up over the layers, and as these numbers make attention look at few tokens, a factor, a cap or a
-window that is left out shows in every dtype.
+The comparison runs in every layer, with the settings of that layer, on random queries, keys and
+values. So differences do not accumulate over the layers. The random values make attention look at
+few tokens, so that a scaling factor, a soft cap or a window that is ignored shows in every dtype.
 
-Shapes: W tokens of the row, h heads, d their size.
+Shapes: W tokens of the row, h heads, d head size.
 """
 
 from __future__ import annotations
@@ -22,22 +22,25 @@ from torch import Tensor, nn
 from bdpo_plugin.model.device import to_device
 from bdpo_plugin.model.tree_attention import PrefixGroup, Tree, attend_shared, teach, window_mask
 
-#: The spreads of the scores before attention's softmax: a factor shows where it looks at several
-#: tokens, a cap where scores are large.
+#: Standard deviations of the attention scores before the softmax. With the small one attention
+#: looks at several tokens, which shows a scaling factor; the large one shows a soft cap.
 _SPREADS = (3.0, 8.0)
 
 
 @dataclass
 class AttentionTrial:
-    """To be given to a model's forward as :data:`~bdpo_plugin.model.tree_attention.ARGUMENT`.
+    """Tests the attention of each layer during one forward pass of a model.
+
+    Pass it to the model's forward as :data:`~bdpo_plugin.model.tree_attention.ARGUMENT`.
 
     Attributes:
-        groups: of the row; the second sequence has its beginning in common with the first.
-        lengths: of the sequences.
-        windows: of each layer that has been tried, how far it says that it looks: tokens, or None.
-        output, slope: how far the output is off, relative, and the gradients of its (query, key,
-            value).
-        leak: the largest gradient that passes from one sequence to what another has alone.
+        groups: the prefix groups of the row; the second sequence shares a prefix with the first.
+        lengths: the lengths of the sequences, in tokens.
+        windows: the sliding window that each tested layer passes to attention, in tokens, or None.
+        output: relative errors of the attention output.
+        slope: relative errors of the gradients with respect to (query, key, value).
+        leak: the largest gradients of the output of one sequence with respect to the tokens that
+            only another sequence has.
     """
 
     groups: Sequence[PrefixGroup]
@@ -58,12 +61,14 @@ class AttentionTrial:
         states: tuple[Tensor, ...],
         options: dict[str, Any],
     ) -> None:
-        """Try the attention of a layer.
+        """Tests the attention of one layer.
 
         Args:
-            name, attend: of its attention function.
-            states: its (query, key, value), whose shapes and dtypes are taken.
-            options: what else it gives to its attention function.
+            name: the name of its attention function.
+            attend: its attention function.
+            module: the attention layer.
+            states: its (query, key, value); only their shapes and dtypes are used.
+            options: the keyword arguments that the layer passes to its attention function.
         """
         options = {key: value for key, value in options.items() if key != "position_ids"}
         for spread in _SPREADS:

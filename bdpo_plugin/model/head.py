@@ -1,5 +1,5 @@
-"""The output layer of a causal language model: a forward that calls a function at it, and its
-projection in chunks.
+"""The output layer of a causal language model: a forward pass that calls a function at this layer,
+and log-probabilities computed from its logits in chunks. The response reader calls both.
 
 Shapes: B rows, T positions, N positions read, H hidden size, V vocabulary entries.
 """
@@ -18,14 +18,14 @@ from bdpo_plugin.model.traits import Traits, unwrapped
 
 T = TypeVar("T")
 
-#: Logits held at once: 128 MiB in float32.
+#: The most logits held in memory at once: 128 MiB in float32.
 CHUNK_ELEMENTS = 2**25
 
-#: Logits computed at once on a CPU, which gains nothing from large chunks: those just above
-#: 32 MiB go back to the system once freed.
+#: The most logits computed at once on a CPU, which gains nothing from larger chunks. Such a chunk
+#: is just above 32 MiB, so that its memory goes back to the system once it is freed.
 CPU_CHUNK_ELEMENTS = 9 * 2**20
 
-#: Logits that a CPU reads at once: 2 MiB in float32.
+#: The number of logits in a block that a CPU reads at once: 2 MiB in float32.
 CPU_BLOCK_ELEMENTS = 2**19
 
 
@@ -34,9 +34,9 @@ class Head(NamedTuple):
 
     Attributes:
         project: (n, H) -> (n, V) float32, which may be overwritten.
-        rows: how many rows to project at a time where the logits are not held.
-        held: how many rows' logits may be held for the backward pass.
-        trained: whether a parameter of the projection wants a gradient.
+        rows: how many rows to project at a time where the logits are not kept for a backward pass.
+        held: how many rows of logits may be kept for the backward pass.
+        trained: whether a parameter of the projection requires a gradient.
     """
 
     project: Callable[[Tensor], Tensor]
@@ -46,12 +46,13 @@ class Head(NamedTuple):
 
     @classmethod
     def of(cls, layer: nn.Module, traits: Traits, elements: int, device: torch.device) -> Head:
-        """Of a model.
+        """Builds the head of a model.
 
         Args:
-            layer: its output layer.
-            elements: of logits that are held at a time, at most.
-            device: that it runs on.
+            layer: the output layer of the model.
+            traits: the traits of the model.
+            elements: the most logits that may be held at a time.
+            device: the device that the model runs on.
         """
         chunk = min(elements, CPU_CHUNK_ELEMENTS) if device.type == "cpu" else elements
         return cls(
@@ -63,24 +64,26 @@ class Head(NamedTuple):
 
     @classmethod
     def none(cls, logits: Tensor) -> Head:
-        """Where the (n, V) logits themselves stand in the place of the hidden states."""
+        """Returns a head for (n, V) logits that stand in place of the hidden states."""
         rows = max(1, len(logits))
         return cls(lambda part: part.to(torch.float32, copy=True), rows, rows, trained=False)
 
 
 def projection(layer: nn.Module, traits: Traits) -> Callable[[Tensor], Tensor]:
-    """(n, H) -> (n, V) float32, by a model's output layer and what it does after that."""
-    # a tied output layer may be on another device than the last layer
+    """Returns a function (n, H) -> (n, V) float32: the output layer and the model's post-processing
+    of the logits."""
+    # A tied output layer may be on another device than the last layer.
     return lambda rows: traits.postprocess_logits(layer(rows).float()).to(rows.device)
 
 
 class TokenStatistics(NamedTuple):
-    """What is read at each of N positions; all (N,) float32, only `logps` with gradient.
+    """Statistics of the next token at each of N positions; all (N,) float32. Only `logps` has a
+    gradient.
 
     Attributes:
         logps: log pi(token), nats.
-        entropy: of the next-token distribution, nats.
-        mean_logits: over the vocabulary.
+        entropy: entropy of the next-token distribution, nats.
+        mean_logits: mean of the logits over the vocabulary.
         correct: 1 where the token is the most likely one, else 0.
     """
 
@@ -99,22 +102,23 @@ def forward_calling(
     *,
     instead: bool,
 ) -> tuple[T | None, Any]:
-    """One forward of a model, in which `function` is called at its output layer.
+    """Runs one forward pass of a model and calls `function` at its output layer.
 
     Args:
-        model: a causal language model, however wrapped.
-        layer: its output layer, if it tells.
-        positions: (B, T) bool, on the CPU: the N that are read.
-        function: gets the (N, H) states before the layer, and may call the layer itself.
-        inputs: of the model's forward.
-        instead: whether what `function` returns leaves the model in the place of the logits; the
-            layer itself is then given a single position. Else it is given the N positions as one
-            row of a batch, and the (1, N, V) logits of these leave the model.
+        model: a causal language model, in any wrapper.
+        layer: its output layer, or None if the model does not name one.
+        positions: (B, T) bool, on the CPU: the N positions to read.
+        function: takes the (N, H) input states of the layer, and may call the layer itself.
+        inputs: the arguments of the model's forward.
+        instead: if True, the model returns the result of `function` in place of the logits, and
+            the layer itself runs on a single position. Else the layer runs on the N positions as
+            one row of a batch, and the model returns their (1, N, V) logits.
 
     Returns:
-        what `function` returned, or None where it was not called: there is no layer, or a graph
-        that was compiled before calls no hook; the model's outputs. For a backward pass, take what
-        `function` returned from these: FSDP and DDP prepare it at what leaves the model.
+        The result of `function` and the model's outputs. The result is None if `function` was not
+        called: there is no layer, or the model is a graph that was compiled earlier and calls no
+        hooks. For a backward pass, take the result of `function` from the outputs: FSDP and DDP
+        prepare the backward pass at the outputs of the model.
     """
     waiting: list[Tensor] = []
     results: list[T] = []
@@ -124,7 +128,7 @@ def forward_calling(
         if states.dim() != 3 or states.shape[1] < positions.shape[1]:
             return None
         waiting[:] = [select(states, positions)]
-        # some quantised layers cannot take an empty input
+        # Some quantised layers cannot take an empty input.
         return (states[:1, :1] if instead else waiting[0][None], *args[1:])
 
     def after(*_: Any) -> None:
@@ -149,25 +153,27 @@ def forward_calling(
 
 
 def select(states: Tensor, positions: Tensor) -> Tensor:
-    """(B, T, H) states or logits -> (N, H), at the (B, T) positions, on the CPU, that are True."""
-    # the virtual tokens of prompt learning come before the positions of the real ones
+    """Selects from (B, T, H) states or logits the (N, H) ones where `positions` is True; it is
+    (B, T) and on the CPU."""
+    # The virtual tokens of prompt learning come before the real tokens.
     states = states[:, -positions.shape[1] :].flatten(0, 1)
-    # the CPU knows how many there are: no wait for the device
+    # `nonzero` on the CPU does not wait for the device.
     return states[to_device(positions.flatten().nonzero().squeeze(1), states.device)]
 
 
 def statistics(
     hidden: Tensor, head: Head, labels: Tensor, *, extras: bool = True
 ) -> TokenStatistics:
-    """:class:`TokenStatistics` of (N,) `labels` at (N, H) `hidden`, chunk by chunk.
+    """Computes :class:`TokenStatistics` of (N,) `labels` at (N, H) `hidden`, chunk by chunk.
 
-    Without `extras` only `logps` is computed, the rest is NaN.
+    Without `extras` it computes `logps` only, and the rest is NaN.
 
-    With gradient, where the head is frozen, no logits outlive their chunk's turn: the gradient with
-    respect to the hidden states is computed along with the forward (each row's log-probability
-    depends on its own row alone). Where it is trained, a chunk is as large as may be held for the
-    backward, as each chunk's gradient is as large as the head; if there are more of them, they are
-    computed again in the backward.
+    With gradient and a frozen head, the logits of a chunk are freed before the next chunk: the
+    gradient with respect to the hidden states is computed in the forward pass, which is possible
+    because the log-probability of a row depends on that row alone. With gradient and a trained
+    head, a chunk is as large as may be held for the backward pass, because the gradient of each
+    chunk is as large as the head; if there are several chunks, they are computed again in the
+    backward pass.
     """
     backward = torch.is_grad_enabled() and hidden.requires_grad
     size = head.held if backward and head.trained else head.rows
@@ -184,7 +190,7 @@ def statistics(
 
 
 def block_rows(logits: Tensor) -> int:
-    """How many rows of (n, V) logits to read at once."""
+    """Number of rows of (n, V) logits to read at once."""
     if logits.device.type != "cpu":
         return len(logits)
     return min(len(logits), max(1, CPU_BLOCK_ELEMENTS // logits.shape[-1]))
@@ -197,12 +203,12 @@ def _statistics(
 
 
 class _LogitStatistics(torch.autograd.Function):
-    """(n, V) float32 logits, (n,) labels -> :class:`TokenStatistics`.
+    """Computes :class:`TokenStatistics` from (n, V) float32 logits and (n,) labels.
 
-    The logits are read once, a block at a time that stays in the processor's cache, and with
-    gradient are overwritten by that of the log-probabilities with respect to them: nothing else of
-    their size is made or kept. In plain operations: hosts put kernels of their own in the place of
-    `torch.nn.functional.cross_entropy`.
+    The logits are read once, in blocks that fit into the processor's cache. With gradient, the
+    gradient of the log-probabilities overwrites the logits, so that no other tensor of their size
+    is allocated or kept. Only plain operations are used, because hosts replace
+    `torch.nn.functional.cross_entropy` by kernels of their own.
     """
 
     @staticmethod
@@ -214,9 +220,9 @@ class _LogitStatistics(torch.autograd.Function):
         for part, label in zip(logits.split(size), labels[:, None].split(size), strict=True):
             highest, own = part.amax(dim=-1, keepdim=True), part.gather(-1, label)
             terms = torch.sub(part, highest, out=buffer[: len(part)]).exp_()
-            # not torch.softmax, which on the CPU loses the small terms of a large vocabulary
+            # torch.softmax on the CPU loses the small terms of a large vocabulary
             total = terms.sum(dim=-1, keepdim=True)
-            # in this order no digits are lost where the label is nearly certain
+            # this order loses no precision where the label is nearly certain
             found = [(own - highest) - total.log()]
             if extras:
                 mean, correct = part.mean(dim=-1, keepdim=True), (own == highest).float()
@@ -244,13 +250,15 @@ _logit_statistics: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = _Logit
 
 
 class _FrozenHead(torch.autograd.Function):
-    """:func:`_statistics`, with the gradient computed along with the forward."""
+    """Computes :func:`_statistics` and, in the same forward pass, the gradient with respect to
+    `rows`."""
 
     @staticmethod
     def forward(
         ctx: Any, rows: Tensor, labels: Tensor, project: Callable[[Tensor], Tensor], extras: bool
     ) -> tuple[Tensor, ...]:
-        # nothing is kept for a later backward: a host that offloads what is has no part in it
+        # Nothing is saved for a later backward pass here, so the host's hooks that offload saved
+        # tensors must not run.
         keep = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
         with torch.enable_grad(), keep:
             leaf = rows.detach().requires_grad_()
@@ -270,8 +278,15 @@ _frozen_head: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = _FrozenHead
 
 
 def sum_by_row(values: Tensor, positions: Tensor) -> Tensor:
-    """(N,) values at the (B, T) positions that are True, on the CPU, row by row -> (B,) float32
-    sums."""
+    """Sums (N,) values over each row of a batch.
+
+    Args:
+        values: (N,), one for each True of `positions`, row by row.
+        positions: (B, T) bool, on the CPU.
+
+    Returns:
+        (B,) float32 sums.
+    """
     where = to_device(positions.flatten().nonzero().squeeze(1), values.device)
     spread = torch.zeros(positions.numel(), dtype=torch.float32, device=values.device)
     return spread.index_copy(0, where, values.float()).view(positions.shape).sum(dim=1)

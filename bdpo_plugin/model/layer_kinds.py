@@ -1,9 +1,11 @@
-"""What a model's layers are: whether attention alone passes anything from one position to another.
+"""Tells from the kinds of a model's layers whether only attention passes information between
+positions. :class:`~bdpo_plugin.model.traits.Traits` asks it.
 
-Sequences of one row are kept apart by attention masks. A convolution, a state space, a recurrence
-or a token shift knows of no mask, and hands on what stands before it, so that such a model must
-keep its padding. This is told from the kinds of the layers, as the effect may be small in what a
-model is tried on. What is not known to be attention is taken for something else.
+Attention separates the sequences that share a row. A convolution, a state space model, a recurrence
+or a token shift ignores attention masks and carries information from one sequence to the next, so
+a model with such a layer must keep its padding. This module looks at the kinds of the layers,
+because the effect may be too small to show in the probe. A layer that is not known to be harmless
+counts as mixing positions.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D  # a linear layer, by another name
 
-#: The values of `layer_types`, and of lists like it, in the configurations of transformers.
+#: The allowed values of `layer_types`, and of similar lists, in the configurations of transformers.
 _ATTENTION = {"full_attention", "sliding_attention"}
 _PER_TOKEN = {"dense", "sparse"}
 
-#: Modules of torch that read each position by itself.
+#: Modules of torch that process each position by itself.
 _PER_POSITION = (
     nn.Linear,
     nn.Bilinear,
@@ -34,16 +36,17 @@ _PER_POSITION = (
     nn.ParameterDict,
 )
 
-#: Whose modules are read by the names below: elsewhere a forward may do anything.
+#: Packages whose modules can be judged by the names below. In other packages a forward may do
+#: anything.
 _PACKAGES = {
     *("torch", "transformers", "peft", "accelerate", "deepspeed"),
     *("axolotl", "llamafactory", "liger_kernel", "trl", "unsloth"),
-    # whose layers take the place of linear ones
+    # packages whose layers replace linear layers
     *("bitsandbytes", "torchao", "hqq", "gptqmodel", "auto_gptq", "awq", "eetq", "aqlm"),
     *("compressed_tensors", "optimum", "auto_round", "fbgemm_gpu", "quark", "vptq"),
 }
 
-#: In the names of classes and of parameters.
+#: Names of classes and parameters that mark a layer which carries a state between positions.
 _STATES = re.compile(
     r"Conv|conv_|SSM|ssm|Mamba|mamba|R[Ww][Kk][Vv]|[Rr]ecurren|Retention|Delta(Net|Rule)"
     r"|Linear_?Attention|Lightning|Hyena|L[Rr][Uu]|L[Ss][Tt][Mm]|GRU|Time_?(Mix|Shift)|TokenShift"
@@ -52,12 +55,14 @@ _STATES = re.compile(
 
 
 def attends_only(model: Any, config: Any) -> bool:
-    """Whether all that passes between positions is attention of the interface of transformers,
-    over the row, with positions that are rotary or learnt.
+    """Tells whether only attention passes information between positions.
+
+    The attention must use the attention interface of transformers, over the whole row, with rotary
+    or learnt positions.
 
     Args:
-        model: of transformers, without wrappers.
-        config: of the language model in it.
+        model: a model of transformers, without wrappers.
+        config: the configuration of its language model.
     """
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     return (
@@ -71,16 +76,16 @@ def attends_only(model: Any, config: Any) -> bool:
 def _config_tells_attention(config: Any) -> bool:
     layers = getattr(config, "num_hidden_layers", None)
     kinds = set(getattr(config, "layer_types", None) or [])
-    for value in vars(config).values():  # or by another name
+    for value in vars(config).values():  # some models use another name than `layer_types`
         if isinstance(value, (list, tuple)) and len(value) == layers:
             kinds |= {kind for kind in value if isinstance(kind, str)}
-    # biases of ALiBi grow with the place in the row, and lose digits
+    # ALiBi's biases grow with the position in the row, and so lose precision.
     return kinds <= _ATTENTION | _PER_TOKEN and not getattr(config, "alibi", False)
 
 
 def _mixes(module: nn.Module) -> bool:
     kind = type(module)
-    # whose forward it is; containers and the like have none
+    # The class that defines the forward; containers define none, so it is `nn.Module`.
     owner = next(base for base in kind.__mro__ if "forward" in vars(base))
     package = (kind if owner is nn.Module else owner).__module__.split(".")[0]
     of_torch = {base for base in kind.__mro__ if base.__module__.startswith("torch.nn.modules.")}

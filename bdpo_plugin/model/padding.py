@@ -1,12 +1,13 @@
-"""Whether what a model says of a sequence depends on the padding of its batch.
+"""Measures whether the logits of a sequence depend on the padding of its batch. The probe calls it.
 
-It must not, or a sequence is scored as one thing and trained on as another, since the two batches
-differ in width. Some architectures get it wrong: an indexer that chooses its tokens among the
-padding too, experts with room for so many tokens of a batch. A sequence is run alone and padded;
-what rounding does to the model is measured beside it, by its embeddings changed by a rounding of
-the dtype in which the arithmetic is done, as that grows with depth and routers enlarge it.
+They must not: the batches of scoring and of training differ in width, so the same sequence would
+get different log-probabilities in the two. Some architectures depend on padding: those with an
+indexer that also selects padding tokens, or with experts of a limited capacity per batch. A
+sequence runs alone and padded, and the change of its logits is compared with the effect of
+rounding. That effect is measured too, by perturbing the embeddings by one rounding of the dtype in
+which the arithmetic is done, because it grows with depth and routers amplify it.
 
-n tokens in the sequence, N of them read, V vocabulary entries.
+Shapes: n tokens in the sequence, N of them read, V vocabulary entries.
 """
 
 from __future__ import annotations
@@ -22,22 +23,24 @@ from bdpo_plugin.model.head import forward_calling, select
 from bdpo_plugin.model.rounding import RoundedEmbeddings, Tolerance, changed, rounding_of
 from bdpo_plugin.model.traits import unwrapped
 
-#: Tokens that are added on a side, and those that are read at most, the last of the sequence.
+#: The number of padding tokens added on one side, and the most tokens read, the last of the
+#: sequence.
 _PADDING = _READ = 64
 
-#: Fields of a configuration that say how many tokens a layer looks at. A sequence must be longer
-#: to show what depends on it.
+#: Fields of a configuration that limit how many tokens a layer looks at. Only a longer sequence
+#: shows an effect of such a limit.
 _REACH = re.compile(r"window|chunk_size|block_size|top_?k(_tokens)?$")
 _FIELDS_OF_EXPERTS = re.compile(r"expert|moe|group|router")
 
 
 class PaddingEffect(NamedTuple):
-    """What padding on one side does to a sequence.
+    """Effect of padding on one side of a sequence.
 
     Attributes:
-        nats: the largest change of the log-probability of one of its tokens.
-        times_rounding: the change of the logits, in units of the most that rounding may do.
-        unknown: why it could not be tried, in words.
+        nats: the largest change of a token's log-probability, in nats.
+        times_rounding: the change of the logits, divided by the largest change that rounding
+            explains.
+        unknown: why the effect could not be measured; empty if it was.
     """
 
     nats: float = 0
@@ -46,20 +49,20 @@ class PaddingEffect(NamedTuple):
 
     @property
     def beyond_rounding(self) -> bool:
-        # not `> 1`, which no NaN is
+        # `> 1` would be False for NaN
         return not self.times_rounding <= 1
 
 
 class Padding(NamedTuple):
-    """What padding does to a model's numbers, by the side that it is on."""
+    """Effects of padding on a model's logits, on the right and on the left."""
 
     right: PaddingEffect
     left: PaddingEffect
 
 
 def reach(config: Any) -> int:
-    """The most tokens that a layer of the model looks at, as far as its configuration limits
-    them; 0 where it does not."""
+    """Returns the largest number of tokens that the configuration lets a layer look at; 0 where it
+    sets no limit."""
     found = [
         value
         for name, value in vars(config).items()
@@ -75,15 +78,17 @@ def try_padding(
     ids: Tensor,
     limit: float = math.inf,
 ) -> Padding:
-    """What padding does to the model's numbers; to be called in evaluation mode, without gradient.
+    """Measures the effect of padding on the model's logits. Call it in evaluation mode, without
+    gradient.
 
-    The number of forward passes is always the same: a sharded model needs it.
+    The number of forward passes is always the same, as a sharded model requires.
 
     Args:
-        layer: its output layer, if it tells.
-        inputs: of the model's forward, of some batch.
-        ids: (n,) the tokens of a sequence, on the CPU.
-        limit: tokens that a row may have.
+        model: a causal language model, in any wrapper.
+        layer: its output layer, or None if the model does not name one.
+        inputs: the arguments of the model's forward for some batch.
+        ids: (n,) the token ids of a sequence, on the CPU.
+        limit: the most tokens that a row may have.
     """
     padding = int(min(_PADDING, limit // 2))
     config = unwrapped(model).config.get_text_config()
@@ -94,7 +99,7 @@ def try_padding(
     rounded = RoundedEmbeddings(unwrapped(model))
 
     def logits(left: int = 0, right: int = 0) -> Tensor:
-        """(N, V), centred: a constant makes no difference to what they say."""
+        """Returns the (N, V) logits, centred, because adding a constant changes no probability."""
         padded = nn.functional.pad(ids, (left, right))[None]
         mask = nn.functional.pad(torch.ones_like(ids), (left, right))[None]
         where = torch.zeros_like(mask, dtype=torch.bool)
@@ -125,8 +130,8 @@ def try_padding(
         found = changed(other, alone)
         if tolerance.exact or float(found.median()):
             return PaddingEffect(nats, tolerance.of(found) / tolerance.allowed)
-        # Most tokens have the same bits, so that the layers round alike in both rows: what differs
-        # by more than rounding usually does differs for another reason, in however few tokens.
+        # Most tokens are bitwise equal, so the layers round alike in both rows. A larger difference
+        # than the usual rounding then has another cause, even if only a few tokens differ.
         return PaddingEffect(nats, float(found.max()) / tolerance.usual(0.5))
 
     return Padding(effect(logits(right=padding)), effect(logits(left=padding)))

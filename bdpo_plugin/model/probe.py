@@ -1,14 +1,18 @@
-"""What a model can do, tried on short sequences when it is met.
+"""Probes on short sequences how a model may be run; the response reader calls :func:`probe` the
+first time that it reads a model.
 
-Whether its output layer can be run apart is seen from the model's own logits. Whether the
-sequences of a row are kept apart is seen from bits: attention gives exactly no weight to what it
-does not see, so that other tokens in the place of a neighbour change not one bit, in any dtype;
-what they do change in rows of one sequence each (the load of a mixture's experts, kernels that are
-not deterministic) is told apart by the same change there. And other tokens in the common
-beginning, or other positions, must change some. A convolution, a state or a mask that was not read
-shows at once. What is left is a comparison of values, by what rounding does to them.
+The probe answers three questions:
 
-B rows of T positions in a batch, L tokens in each sequence of a trial, V vocabulary entries, H
+- Can the output layer run by itself? The probe compares its result with the model's own logits.
+- Do the sequences of a row stay independent? Attention gives masked tokens a weight of exactly
+  zero. So if the tokens of one sequence are replaced, not one bit of the others may change, in any
+  dtype. Some models change bits even in rows of one sequence each (because of the load of their
+  experts, or of kernels that are not deterministic); the probe measures that change separately and
+  allows it. If tokens of the common prefix or positions are replaced, some bits must change. A
+  convolution, a recurrent state or an ignored mask shows at once.
+- Are the values right? The probe compares them within what rounding explains.
+
+Shapes: B rows of T positions in a batch, L tokens in each probed sequence, V vocabulary entries, H
 hidden size.
 """
 
@@ -39,27 +43,27 @@ from bdpo_plugin.model.traits import (
 )
 from bdpo_plugin.model.tree_attention import ARGUMENT, PrefixGroup
 
-#: Tokens that a model's output layer is tried on.
+#: The number of tokens that the output layer is probed on.
 _FEW = 32
 
-#: Tokens of each of the three sequences; a quarter of them the first two have in common.
+#: The number of tokens of each of the three sequences; the first two share their first quarter.
 _LENGTH = 32
 
-#: What a model may say that cannot read such rows, such as one that takes the mask of a row for
-#: that of a batch.
+#: Exceptions that a model may raise if it cannot read such rows, for example because it takes the
+#: mask of a row for that of a padded batch.
 _CANNOT = (ValueError, TypeError, IndexError, RuntimeError)
 
 
 @dataclass(frozen=True)
 class SharedPrefixSupport:
-    """Whether batches of a model may be laid in a row in which a common beginning stands once.
+    """Whether a model can run a batch packed in one row, in which a common prefix stands once.
 
     Attributes:
-        shared: whether they may.
-        windows: whether its layers tell attention how far they look, so that sequences may be
-            longer than that.
-        each_once: whether every token was run once, as :class:`RowRules` wanted.
-        why: why they may not, in words.
+        shared: whether it can.
+        windows: whether its layers pass their sliding window to attention, so that sequences may
+            be longer than the window.
+        each_once: whether the probe ran every token exactly once, as :class:`RowRules` required.
+        why: the reason if it cannot; else empty.
     """
 
     shared: bool = False
@@ -69,12 +73,13 @@ class SharedPrefixSupport:
 
 
 class Capabilities(NamedTuple):
-    """What a model can do.
+    """Results of the probe of a model.
 
     Attributes:
-        padding: what padding does to its numbers.
-        chunked: its logits can be had from its output layer, a chunk of positions at a time.
-        rows: whether its batches may be laid in a row.
+        padding: the effect of padding on its logits.
+        chunked: whether its logits can be computed from its output layer, a chunk of positions at
+            a time.
+        rows: whether it can run a batch packed in one row.
     """
 
     padding: Padding
@@ -90,15 +95,20 @@ def probe(
     ids: Tensor,
     mask: Tensor,
 ) -> Capabilities:
-    """What a model can do; where its logits are not those of its output layer, little, and the
-    user is told.
+    """Probes a model.
 
-    The number of forward passes is the same in every rank: a sharded model needs it.
+    Warns if its logits cannot be computed from its output layer. Such a model runs padded and
+    projects all response positions of a batch at once.
+
+    The number of forward passes is the same in every rank, as a sharded model requires.
 
     Args:
-        layer: its output layer, if it tells.
-        inputs: of its forward, of some batch.
-        ids, mask: the token ids and the attention mask of that batch, (B, T), on the CPU.
+        model: a causal language model, in any wrapper.
+        layer: its output layer, or None if the model does not name one.
+        traits: the traits of the model.
+        inputs: the arguments of the model's forward for some batch.
+        ids: (B, T) the token ids of that batch, on the CPU.
+        mask: (B, T) bool, its attention mask, on the CPU.
     """
     _keep_differentiable(model)
     longest = mask.sum(dim=1).argmax()
@@ -132,7 +142,8 @@ def probe(
         if bare is not None:
             theirs = outputs.logits[0].float()
             mine = traits.postprocess_logits(bare.float()).to(theirs.device)
-            # post-processing in float32 differs from the model's own by its dtype's rounding
+            # We post-process in float32, the model in its own dtype: the results differ by the
+            # rounding of that dtype.
             tolerance = max(2 * torch.finfo(bare.dtype).eps, 1e-4)
             if mine.shape == theirs.shape and bool(changed(mine, theirs).max() <= tolerance):
                 return Capabilities(padding, True, rows)
@@ -148,8 +159,11 @@ def probe(
 
 
 def _keep_differentiable(model: nn.Module) -> None:
-    """Where the CPU has AVX512-BF16, bitsandbytes packs a layer's 4-bit weights at its first use
-    in evaluation mode: in place, with a rounding, and without a gradient ever after."""
+    """Prevents bitsandbytes from packing 4-bit weights for inference.
+
+    On CPUs with AVX512-BF16 it packs the weights of a layer at the first use in evaluation mode. It
+    does so in place and with rounding, and the layer has no gradient from then on.
+    """
     modules: Iterable[Any] = model.modules()
     for module in modules:
         if getattr(module, "support_avx512bf16_for_cpu", False):
@@ -163,15 +177,16 @@ def try_rows(
     inputs: dict[str, Any],
     tokens: Tensor,
 ) -> SharedPrefixSupport:
-    """Whether batches of the model may be laid in a row; to be called without gradient.
+    """Probes whether the model can run a batch packed in one row. Call it without gradient.
 
-    The number of forward passes is the same in every rank: a sharded model needs it.
+    The number of forward passes is the same in every rank, as a sharded model requires.
 
     Args:
+        model: a causal language model, in any wrapper.
         layer: the model's output layer.
-        rules: of that batch.
-        inputs: of the model's forward, of some batch.
-        tokens: (N,) token ids of that batch, that the sequences are made of.
+        rules: the limits on rows for that batch.
+        inputs: the arguments of the model's forward for some batch.
+        tokens: (N,) token ids of that batch, from which the probed sequences are made.
     """
     try:
         return _Trial(model, layer, rules, inputs, tokens).of_values()
@@ -182,8 +197,8 @@ def try_rows(
 
 
 class _Trial:
-    """Three sequences of L tokens, the first two with a common beginning, in rows of their own and
-    in one row in which that stands once."""
+    """Compares three sequences of L tokens, each in a row of its own, with the same three in one
+    row. The first two share a prefix, which stands once in the common row."""
 
     def __init__(
         self,
@@ -198,7 +213,7 @@ class _Trial:
         self._common = common = length // 4
         kinds, ranks = tokens.unique(return_inverse=True)
         ranks = ranks.repeat(-(-3 * length // len(ranks)))[: 3 * length].view(3, length)
-        # where the tokens are few, at least not in the same order
+        # if there are few distinct tokens, the sequences at least begin at different ones
         ranks = ranks + torch.arange(3)[:, None]
         ranks[1, :common] = ranks[0, :common]
         another = 1 + torch.arange(length) % 3
@@ -222,7 +237,14 @@ class _Trial:
         stretched: bool = False,
         attention: AttentionTrial | None = None,
     ) -> Tensor:
-        """The states before the output layer, (3, L, H)."""
+        """Returns the (3, L, H) states before the output layer.
+
+        Args:
+            ids: (3, L) token ids.
+            row: whether the sequences run in one row.
+            stretched: whether the position ids after the common prefix are doubled.
+            attention: a trial that tests the attention of each layer during this forward pass.
+        """
         device, where = self._inputs["input_ids"].device, torch.ones_like(ids, dtype=torch.bool)
         arguments = self._inputs | {
             "input_ids": ids.to(device),
@@ -231,7 +253,7 @@ class _Trial:
         order = None
         if row:
             where, arguments, order = pack(where, arguments, where, self._groups, self._rules)
-        if stretched:  # the positions of what follows a beginning, and of the last sequence
+        if stretched:  # positions after the first `_common` ones of each sequence
             places = arguments["position_ids"]
             arguments["position_ids"] = torch.where(places < self._common, places, 2 * places)
         if attention:
@@ -245,8 +267,8 @@ class _Trial:
         return states
 
     def of_values(self) -> SharedPrefixSupport:
-        """What the states say: bits that must change, bits that must not, and how far they are
-        from those alone."""
+        """Judges the states in the common row: which bits must change, which must not, and how far
+        the values are from those of each sequence alone."""
         rounded = RoundedEmbeddings(unwrapped(self._model))
         attention = AttentionTrial(self._groups, [self._ids.shape[1]] * 3)
         alone = self._read(self._ids, attention=attention)
@@ -265,8 +287,8 @@ class _Trial:
         leak = max(_largest(row[1], neighbours[1]), _largest(row[others], second[others]))
         noise = 0.0
         if leak or is_sharded(self._model):
-            # What depends on other rows of a batch, such as the load of experts, or on chance, does
-            # so in rows of their own as well.
+            # Effects of other rows of a batch, such as the load of experts, and random effects
+            # occur also if each sequence has a row of its own. They are measured here.
             beside = [self._read(ids) for ids in (self._neighbours, self._second)]
             noise = max(
                 _largest(alone[1], beside[0][1]), _largest(alone[others], beside[1][others])
@@ -306,7 +328,7 @@ class _Trial:
 
 
 def _worst(found: Sequence[Tensor]) -> float:
-    """The largest of scalars on any devices; NaN where one is."""
+    """Returns the largest of some scalars, which may be on different devices; NaN if one is NaN."""
     return float(torch.stack([one.cpu() for one in found]).max()) if found else 0.0
 
 
@@ -315,7 +337,7 @@ def _largest(one: Tensor, other: Tensor) -> float:
 
 
 def _beyond(what: str, found: float, allowed: float) -> str:
-    """What to say of a difference; nothing where it is allowed."""
+    """Describes a difference that is larger than allowed; returns an empty string for others."""
     return "" if found <= allowed else f"{what}: by {found:.2g}, where {allowed:.2g} is allowed"
 
 

@@ -1,9 +1,10 @@
-"""Reading a causal model at its response positions alone.
+"""Reads a causal language model at its response positions only. The reference pass and the training
+step use one reader.
 
 A causal language model projects every position to the vocabulary, although a preference loss
-reads the response positions only. Here the projection runs inside the model's own forward (so
-that DDP, FSDP, DeepSpeed, PEFT and quantised heads see nothing unusual), of the response
-positions only, a chunk of them at a time.
+needs the response positions only. Here the projection covers the response positions only, a chunk
+of them at a time. It runs inside the model's own forward, so that DDP, FSDP, DeepSpeed, PEFT and
+quantised heads work as usual.
 
 Shapes: B rows, T positions, N positions read, H hidden size, V vocabulary entries.
 """
@@ -45,13 +46,13 @@ T = TypeVar("T")
 
 
 class Layout(NamedTuple):
-    """How the batches of a run are laid, in scoring or in training.
+    """How the batches of a run are arranged, in scoring or in training.
 
     Attributes:
-        kind: how they are where it pays: ``shared prefix`` or ``padded``.
-        why: what stands against more than that, in words.
-        batches: how many there were, by how they were laid.
-        padding: what padding does to the model's numbers, by side.
+        kind: the arrangement used where it saves tokens: ``shared prefix`` or ``padded``.
+        why: the reason if batches cannot share prefixes; else empty.
+        batches: the number of batches run in each arrangement.
+        padding: the effects of padding on the model's logits, on the left and on the right.
     """
 
     kind: str
@@ -61,63 +62,69 @@ class Layout(NamedTuple):
 
 
 class ResponseReader:
-    """Runs models and reads them at chosen positions, holding a chunk of logits at most.
+    """Runs models and reads them at chosen positions, with at most one chunk of logits in memory.
 
-    The first time that it meets a model it compares what it would compute with the model's own
-    logits on one row, and on disagreement lets the model project the positions itself, all at
-    once. Where the model keeps packed sequences apart, a batch runs without its padding if that
-    costs less. One reader serves a whole run.
+    Before its first read of a model, it compares logits from the output layer with the model's own
+    logits on one row. If they differ, the model projects the positions itself, all at once. If the
+    model keeps packed sequences independent, a batch runs without padding where that costs less.
+    One reader serves a whole run.
 
     Attributes:
-        layouts: how batches were laid, by what they were read for: ``scoring`` (without gradient)
-            and ``training``.
+        layouts: how the batches were arranged, for ``scoring`` (without gradient) and for
+            ``training``.
     """
 
     def __init__(self, chunk_elements: int = CHUNK_ELEMENTS) -> None:
         self.chunk_elements = chunk_elements
-        # by a model's output layer, which its wrappers share, and as long as that lives
+        # The key is the output layer, which a model and its wrappers share. An entry lives as long
+        # as the layer.
         self._traits: WeakKeyDictionary[nn.Module, Traits] = WeakKeyDictionary()
         self._capabilities: WeakKeyDictionary[nn.Module, Capabilities] = WeakKeyDictionary()
-        # with the loss of a router, where a model was met without it, or without where with
+        # results for batches with the router's loss if the model was probed without it, or for
+        # batches without that loss if it was probed with it
         self._other_rows: WeakKeyDictionary[nn.Module, SharedPrefixSupport] = WeakKeyDictionary()
         self.layouts: dict[str, Layout] = {}
         self._width = 0
 
     def traits(self, model: nn.Module) -> Traits:
-        """A model's traits, read the first time that they are asked for."""
+        """Returns a model's traits, which are read once."""
         key = _key(model)
         if key not in self._traits:
             self._traits[key] = Traits.of(model)
         return self._traits[key]
 
     def capabilities(self, model: nn.Module) -> Capabilities:
-        """What a model can do, as it was seen when the model was first met.
+        """Returns the results of the probe of a model.
 
         Raises:
-            KeyError: it has not been met.
+            KeyError: The model has not been probed.
         """
         return self._capabilities[_key(model)]
 
     def shares(self, model: nn.Module) -> bool:
-        """Whether batches of a model are laid in a row in which each beginning stands once,
-        however many tokens they have; as far as is known, where it has not been met."""
+        """Whether batches of any size of a model run in one row in which a common prefix stands
+        once. False for a model that has not been probed yet."""
         can = self._capabilities.get(_key(model))
         return can is not None and can.rows.shared and self.traits(model).widest_row == math.inf
 
     def probe(self, model: nn.Module, inputs: dict[str, Any], device: torch.device) -> Capabilities:
-        """Try out what a model can do, unless that was done.
+        """Probes a model, unless that has been done.
 
         Args:
-            inputs: of the model's forward, of some batch.
-            device: that the model takes its inputs on.
+            model: a causal language model, in any wrapper.
+            inputs: the arguments of the model's forward for some batch.
+            device: the device on which the model takes its inputs.
         """
         ids, mask, _ = _on_cpu(torch.zeros_like(inputs["input_ids"]), **inputs)
         return self._probed(model, inputs, ids, mask, device)
 
     @contextmanager
     def padded_alike(self, width: int) -> Iterator[None]:
-        """Where a model's numbers depend on padding, the batches that are read in it have `width`
-        tokens at least, and some padding: so two that hold a sequence say the same of it."""
+        """Pads the batches that are read in this context to at least `width` tokens.
+
+        It does so only for models whose logits depend on padding. Each batch then has some padding,
+        so that a sequence gets the same logits in each.
+        """
         before, self._width = self._width, width
         try:
             yield
@@ -149,20 +156,22 @@ class ResponseReader:
         device: torch.device | None = None,
         **inputs: Any,
     ) -> tuple[T, Any]:
-        """`function(hidden, head)`, called with the states at the chosen positions.
+        """Runs a forward pass and calls `function(hidden, head)` with the states at the chosen
+        positions.
 
         Args:
-            model: a causal language model, however wrapped.
-            positions: (B, T) bool, where the next-token logits are wanted.
-            function: gets the (N, H) hidden states of the positions, row by row of the batch, and
-                returns something.
+            model: a causal language model, in any wrapper.
+            positions: (B, T) bool, the positions whose next-token logits are needed.
+            function: takes the (N, H) hidden states of the positions, row by row of the batch, and
+                the model's head.
             may_pack: whether the batch may be run without its padding.
-            device: that the model takes its inputs on; default where they are. What is on the
-                CPU already need not come back from it, and is moved without a wait.
-            inputs: of the model's forward.
+            device: the device on which the model takes its inputs; default: the device of
+                `inputs`. Pass it together with inputs on the CPU: then nothing is copied back from
+                the device, and the copy to it does not wait.
+            inputs: the arguments of the model's forward.
 
         Returns:
-            what `function` returned, and the model's outputs, whose logits are of no use.
+            The result of `function` and the model's outputs. Do not use the logits of the outputs.
         """
         layer = output_layer(model)
         ids, mask, positions = _on_cpu(positions, **inputs)
@@ -198,10 +207,10 @@ class ResponseReader:
         self, model: nn.Module, positions: Tensor, labels: Tensor, **inputs: Any
     ) -> tuple[TokenStatistics, Any]:
         """Statistics of the (N,) tokens `labels` that follow the N positions, on the device of
-        these; see :meth:`read`."""
+        `labels`. The other arguments are those of :meth:`read`."""
 
         def function(hidden: Tensor, head: Head) -> TokenStatistics:
-            # a model spread over devices may end on another one than it began on
+            # the first and the last layer of a model may be on different devices
             found = statistics(hidden, head, labels.to(hidden.device))
             return TokenStatistics(*(tensor.to(labels.device) for tensor in found))
 
@@ -216,7 +225,7 @@ class ResponseReader:
         mask: Tensor,
         device: torch.device,
     ) -> tuple[SharedPrefixSupport, RowRules | None]:
-        """Whether a batch may be laid in a row, and in which."""
+        """Returns whether a batch may run in one row, and the limits on that row if it may."""
         rows = self._capabilities[_key(model)].rows
         if not rows.shared or layer is None:
             return rows, None
@@ -234,7 +243,7 @@ class ResponseReader:
         return rows, rules if rows.shared else None
 
     def _note(self, padding: Padding, rows: SharedPrefixSupport, *, shared: bool) -> None:
-        """What was made of a batch, for :attr:`layouts`."""
+        """Records in :attr:`layouts` how a batch was arranged."""
         use = "training" if torch.is_grad_enabled() else "scoring"
         kinds = ("padded", "shared prefix")
         if use not in self.layouts:
@@ -244,7 +253,8 @@ class ResponseReader:
 
 
 def _key(model: nn.Module) -> nn.Module:
-    """What a model is known by: its output layer, which its wrappers share; else itself."""
+    """Returns the module that identifies a model: its output layer, which its wrappers share, or
+    the model without wrappers if it does not name one."""
     layer = output_layer(model)
     key: nn.Module = unwrapped(model) if layer is None else layer
     return key
@@ -253,29 +263,29 @@ def _key(model: nn.Module) -> nn.Module:
 def _padded(
     positions: Tensor, inputs: dict[str, Any], more: Sequence[int]
 ) -> tuple[Tensor, dict[str, Any]]:
-    """A (B, T) batch with `more` columns and rows, as `torch.nn.functional.pad` takes them."""
+    """Pads a (B, T) batch with columns and rows, given as `torch.nn.functional.pad` takes them."""
     shape = inputs["input_ids"].shape
     padded = {
         name: nn.functional.pad(value, more)
         for name, value in inputs.items()
         if isinstance(value, Tensor) and value.shape == shape
     }
-    padded["attention_mask"][len(positions) :, 0] = 1  # a row of padding alone has no numbers
+    padded["attention_mask"][len(positions) :, 0] = 1  # attention over padding only would give NaN
     return nn.functional.pad(positions, more), inputs | padded
 
 
 def _on_cpu(
     positions: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The (B, T) token ids, mask and positions of a batch: the one time that its device is waited
-    for."""
+    """Copies the (B, T) token ids, mask and positions of a batch to the CPU. This is the only time
+    that a read waits for the device of the batch."""
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids)
     ids, mask, positions = torch.stack([input_ids, mask, positions.to(input_ids)]).cpu()
     return ids, mask.bool(), positions.bool()
 
 
 def _on(device: torch.device, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs of a forward, on a device."""
+    """Moves the inputs of a forward pass to a device."""
     return {
         name: to_device(value, device) if isinstance(value, Tensor) else value
         for name, value in inputs.items()

@@ -1,4 +1,5 @@
-"""How coarse a model's arithmetic is, and what that does to its numbers."""
+"""Measures how much a model's results change by rounding. The probes of padding and of packed rows
+take their tolerances from here."""
 
 from __future__ import annotations
 
@@ -9,16 +10,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-#: The spacing of numbers in which products of float32 are computed on a GPU, by
+#: The relative rounding of float32 matrix products on a GPU, for each value of
 #: `torch.get_float32_matmul_precision`.
 _FLOAT32_ON_GPUS = {"highest": 2.0**-23, "high": 2.0**-10, "medium": 2.0**-7}
 
 
 class RoundedEmbeddings:
-    """A context in which a model's embeddings are off by a rounding, another one each time.
+    """A context in which each forward pass perturbs the model's embeddings by one rounding. Each
+    call uses other signs.
 
     Attributes:
-        dtypes: those of the embeddings and of autocast, as the model met them.
+        dtypes: the dtypes of the embeddings and of autocast during these forward passes.
     """
 
     def __init__(self, model: Any) -> None:
@@ -49,16 +51,18 @@ class RoundedEmbeddings:
 
 
 def rounding_of(model: nn.Module, dtypes: Iterable[torch.dtype], device: torch.device) -> float:
-    """The spacing of the coarsest numbers that a model computes with, relative to them.
+    """Returns the relative spacing (machine epsilon) of the coarsest arithmetic of a model.
 
     Args:
-        dtypes: of its states, and of autocast where that is on.
+        model: the model.
+        dtypes: the dtypes of its states, and of autocast where it is on.
+        device: the device of the model.
     """
     found = set(dtypes)
     modules: Iterable[Any] = model.modules()
     for module in modules:
         if isinstance(given := getattr(module, "compute_dtype", None), torch.dtype):
-            found.add(given)  # of quantised weights, which are not what is multiplied
+            found.add(given)  # quantised weights are multiplied in this dtype
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor) and weight.is_floating_point() and weight.dim() > 1:
             found.add(weight.dtype)
@@ -69,24 +73,26 @@ def rounding_of(model: nn.Module, dtypes: Iterable[torch.dtype], device: torch.d
 
 
 class Tolerance:
-    """What rounding may change of what a model says of a token, seen from how its embeddings'
-    being off by a rounding changes it: that grows with depth, and routers enlarge it.
+    """The largest change of a token's states or logits that rounding explains.
+
+    It is derived from the changes that :class:`RoundedEmbeddings` causes, because the effect of
+    rounding grows with depth, and routers amplify it.
 
     Args:
-        model: which has the layers that add roundings of their own.
-        rounding: of its arithmetic, as :func:`rounding_of` tells.
-        changes: what the roundings of its embeddings changed, (N,) each, relative.
+        model: the model; the roundings that its layers add are counted by its number of layers.
+        rounding: the rounding of its arithmetic, from :func:`rounding_of`.
+        changes: relative changes caused by rounded embeddings, (N,) each.
     """
 
-    #: How much more may change than by a rounding of the embeddings, at least.
+    #: The smallest factor between the allowed change and the change by rounded embeddings.
     TIMES: ClassVar[float] = 4
-    #: What may change in any dtype: kernels sum in orders of their own.
+    #: The change that is allowed in any dtype, because kernels differ in their order of summation.
     LEAST: ClassVar[float] = 2.0**-16
 
     def __init__(self, model: Any, rounding: float, changes: Sequence[Tensor]) -> None:
         self._rounding, self._changes = rounding, changes
-        #: Whether each token is looked at. Coarse rounding makes a router or an indexer choose
-        #: otherwise for a token here and there, so that what it does to most of them is.
+        #: Whether every token counts. With coarse rounding, a router or an indexer chooses
+        #: differently for a few tokens; then only the 75 % quantile over the tokens counts.
         self.exact = rounding <= torch.finfo(torch.float32).eps
         layers = getattr(model.config.get_text_config(), "num_hidden_layers", None) or 1
         times = max(self.TIMES, math.sqrt(layers))
@@ -97,16 +103,17 @@ class Tolerance:
         return 1.0 if self.exact else 0.75
 
     def usual(self, share: float) -> float:
-        """What the roundings of the embeddings changed in that share of the tokens, at most."""
+        """Returns the quantile `share` over the tokens of the changes by rounded embeddings, and at
+        least a quarter of the rounding of the arithmetic."""
         return max(self._rounding / 4, *(float(one.quantile(share)) for one in self._changes))
 
     def of(self, change: Tensor) -> float:
-        """What has changed of (N,) tokens, to be compared with :attr:`allowed`."""
+        """Summarises the (N,) changes of tokens as one number, to compare with :attr:`allowed`."""
         return float(change.quantile(self._share))
 
 
 def changed(one: Tensor, other: Tensor) -> Tensor:
-    """(N, H) and (N, H) -> (N,): how far the first is from the other, relative to that."""
+    """Returns the (N,) distances of `one` from `other`, both (N, H), relative to `other`."""
     one, other = one.float(), other.to(one.device).float()
     size = other.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
     relative: Tensor = (one - other).norm(dim=-1) / size

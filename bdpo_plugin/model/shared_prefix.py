@@ -1,8 +1,8 @@
-"""The sequences of a batch in one row, without padding, those that begin alike with their beginning
-once: the cost is that of the tokens.
+"""Packs a padded batch into one row without padding, in which a common prefix of several sequences
+stands once. The response reader calls it.
 
-Attention keeps them apart (:mod:`~bdpo_plugin.model.tree_attention`); where it cannot, a batch
-keeps the padding that its host gave it.
+Attention keeps the sequences independent (:mod:`~bdpo_plugin.model.tree_attention`). If a model
+cannot do that, its batches keep the padding of their host.
 
 Shapes: B sequences of a padded batch, T positions, W tokens of the row, N positions read.
 """
@@ -23,11 +23,15 @@ from bdpo_plugin.model.tree_attention import ARGUMENT, PrefixGroup, Tree
 
 
 def plan_row(rules: RowRules, ids: Tensor, mask: Tensor) -> list[PrefixGroup] | None:
-    """The groups of the padded (B, T) batch in a row; None where it is impossible or saves nothing.
+    """Plans the row of a padded (B, T) batch.
 
     Args:
-        rules: of the batch.
-        ids, mask: its token ids and attention mask, bool, on the CPU.
+        rules: the limits on rows for the batch.
+        ids: (B, T) its token ids, on the CPU.
+        mask: (B, T) bool, its attention mask, on the CPU.
+
+    Returns:
+        The prefix groups of the row; None if the batch does not fit or a row saves nothing.
     """
     lengths = mask.sum(dim=1).tolist()
     if max(lengths) > rules.longest:
@@ -42,12 +46,14 @@ def plan_row(rules: RowRules, ids: Tensor, mask: Tensor) -> list[PrefixGroup] | 
 
 
 def prefix_groups(ids: Tensor, mask: Tensor) -> list[PrefixGroup]:
-    """Each sequence of the (B, T) batch in one group, so that the fewest tokens are left."""
+    """Assigns each sequence of the (B, T) batch to one group, so that the row has the fewest
+    tokens."""
     tokens = [row.tolist() for row in ids[mask].split(mask.sum(dim=1).tolist())]
     order = sorted(range(len(tokens)), key=lambda i: tokens[i])
     alike = np.array([_common(tokens[i], tokens[j]) for i, j in pairwise(order)], dtype=int)
-    # the most that the first n sequences of the dictionary's order save, and where their last group
-    # begins: its sequences save what all of them have in common, once for each but one of them
+    # Dynamic programming over the sequences in lexicographic order. `most[n]` is the most tokens
+    # that the first n of them can save, and `begins[n]` is where their last group begins. A group
+    # saves its common prefix once for each of its sequences but one.
     most, begins = np.zeros(len(order) + 1, dtype=int), [0] * (len(order) + 1)
     for end in range(1, len(order) + 1):
         common = np.minimum.accumulate(alike[: end - 1][::-1])
@@ -76,22 +82,24 @@ def pack(
     rules: RowRules,
     device: torch.device | None = None,
 ) -> tuple[Tensor, dict[str, Any], Tensor]:
-    """A (B, T) batch in a row.
+    """Packs a (B, T) batch into one row.
 
     Args:
-        positions, mask: the positions read and the attention mask, (B, T) bool, on the CPU.
-        inputs: of the model's forward.
-        groups: of the row.
-        rules: of the batch.
-        device: of the model; default that of its inputs.
+        positions: (B, T) bool, the positions to read, on the CPU.
+        inputs: the arguments of the model's forward.
+        mask: (B, T) bool, the attention mask, on the CPU.
+        groups: the prefix groups of the row.
+        rules: the limits on rows for the batch.
+        device: the device of the model; default: that of `inputs`.
 
     Returns:
-        the positions, (1, W) bool, on the CPU; the inputs of the model's forward; the (N,)
-        places, among the positions read in the row, of those of the padded batch.
+        The positions to read, (1, W) bool, on the CPU; the arguments of the model's forward; and,
+        for each of the N positions of the padded batch, its index among the positions read in the
+        row, (N,).
     """
     lengths = mask.sum(dim=1).tolist()
     of_sequences = mask.flatten().nonzero().flatten().split(lengths)
-    # of each token of the row: where it was
+    # for each token of the row, its index in the flattened batch
     source = torch.cat(
         [
             part
@@ -102,7 +110,7 @@ def pack(
             )
         ]
     )
-    # where each token of the batch has come to
+    # for each token of the flattened batch, its index in the row
     places = torch.zeros(mask.numel(), dtype=torch.long)
     places[source] = torch.arange(len(source))
     for members, shared in groups:
@@ -117,10 +125,11 @@ def pack(
     row = inputs | {
         "input_ids": ids.flatten()[to_device(source, ids.device)][None],
         "position_ids": to_device((mask.cumsum(dim=1) - 1).flatten()[source][None], device),
-        "use_cache": False,  # a model with a cache to fill takes a row for one sequence
+        "use_cache": False,  # with a cache, a model would take the row for one sequence
         ARGUMENT: Tree.of(groups, lengths, device),
-        # Models pass a mask of four dimensions on as it is and make none of their own; what reads
-        # it, and not the tree, sees nothing at all. One of two hides nothing.
+        # Models pass a mask with four dimensions on as it is and build none of their own. It masks
+        # everything, so that a layer that reads it instead of the tree sees no token at all. The
+        # mask with two dimensions masks nothing.
         "attention_mask": torch.ones(1, len(source), dtype=torch.long, device=device)
         if rules.each_once
         else torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device),
@@ -129,9 +138,13 @@ def pack(
 
 
 def in_order(states: Tensor, order: Tensor | None) -> Tensor:
-    """(n, ...) what was read in a row -> (N, ...) as in the padded batch.
+    """Brings states read in a row into the order of the padded batch.
 
     Args:
-        order: (N,) the places that :func:`pack` told of; None where nothing was packed.
+        states: (n, ...) states at the positions read in the row.
+        order: (N,) the indices returned by :func:`pack`; None if the batch was not packed.
+
+    Returns:
+        (N, ...) states.
     """
     return states if order is None else states.index_select(0, to_device(order, states.device))

@@ -1,4 +1,5 @@
-"""Facts about a causal language model: :class:`Traits` are read once, the rest at each call."""
+"""Reads facts about a causal language model. :class:`Traits` holds those that never change; the
+functions below return the others at each call. The response reader and the probe use them."""
 
 from __future__ import annotations
 
@@ -15,36 +16,38 @@ from torch import Tensor, nn
 from bdpo_plugin.model.layer_kinds import attends_only
 from bdpo_plugin.model.tree_attention import takes_tree
 
-#: Fields of a configuration whose layers look at a token's place in its row (Llama 4).
+#: Fields of a configuration whose layers depend on a token's index in its row (Llama 4).
 _PLACES = ("attention_chunk_size", "attn_temperature_tuning")
 
-#: The tensors that a model's forward is given where a batch is text alone.
+#: The tensors that a model's forward takes if a batch has only text.
 _USUAL = {"input_ids", "attention_mask"}
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What is constant of a causal language model: what its class and its configuration say.
+    """Constant facts about a causal language model, from its class and its configuration.
 
-    What a user, a host or an adapter may change between two calls is not here, but asked each
-    time: the output layer itself (:func:`output_layer`; adapters replace it), whether the ranks
-    share the weights (:func:`is_sharded`), and for packed rows the attention implementation, the
-    active adapter, compilation, NEFTune, training mode and the router's loss (:func:`row_rules`).
+    Facts that a user, a host or an adapter may change between two calls are not stored here, but
+    read each time: the output layer (:func:`output_layer`; adapters replace it), whether the
+    weights are sharded over the ranks (:func:`is_sharded`), and for packed rows the attention
+    implementation, the active adapter, compilation, NEFTune, training mode and the router's loss
+    (:func:`row_rules`).
 
     Attributes:
-        vocabulary: entries that the output layer projects to.
-        logit_factor, logit_cap: what the architectures of transformers do to their logits after
-            the output layer: multiply them, then cap them softly (None: no cap). A trial finds
-            out where this is not all, or wrong.
-        attends_only: whether attention alone passes anything from one position to another.
-        packable: whether position ids may tell its layers where a sequence begins.
-        window: tokens of the longest sequence that every layer sees the whole of, where some see
-            a part of what is before them alone.
-        widest_row: tokens of the widest row that it has room for.
-        rotary_limit: tokens beyond which its rotary embedding depends on the longest sequence of a
-            batch; None where it does not (all but ``longrope`` and ``dynamic``).
-        position_limit: tokens of the longest sequence that a model with a table of positions can
-            read (GPT-2, OPT, GPT-J and others); None where there is no such table.
+        vocabulary: the number of entries that the output layer projects to.
+        logit_factor: the factor by which the model multiplies its logits after the output layer.
+        logit_cap: the soft cap that it applies after that (None: no cap). The probe finds models
+            whose post-processing differs from these two.
+        attends_only: whether only attention passes information between positions.
+        packable: whether the model takes position ids, and no layer depends on a token's index in
+            its row.
+        window: the longest sequence, in tokens, that every layer sees as a whole; infinite without
+            a sliding window.
+        widest_row: the most tokens that a row may have.
+        rotary_limit: the number of tokens beyond which its rotary embedding depends on the longest
+            sequence of a batch; None if it never does (all but ``longrope`` and ``dynamic``).
+        position_limit: the longest sequence, in tokens, that a model with a table of positions can
+            read (GPT-2, OPT, GPT-J and others); None if it has no such table.
     """
 
     vocabulary: int
@@ -59,7 +62,7 @@ class Traits:
 
     @classmethod
     def of(cls, model: nn.Module) -> Traits:
-        """Read them, of a model of transformers, however wrapped."""
+        """Reads the traits of a model of transformers, in any wrapper."""
         bare = _bare(model)
         config = bare.config.get_text_config()
         return cls(
@@ -76,7 +79,7 @@ class Traits:
         )
 
     def postprocess_logits(self, logits: Tensor) -> Tensor:
-        """The model's logits, from what its output layer returned."""
+        """Computes the model's logits from the result of its output layer."""
         logits = logits if self.logit_factor == 1 else logits * self.logit_factor
         cap = self.logit_cap
         return torch.tanh(logits / cap) * cap if cap else logits
@@ -91,7 +94,7 @@ def _logit_factor(config: Any) -> float:
 
 
 def _window(config: Any) -> float:
-    """0 where it has one and does not tell how long it is."""
+    """Returns :attr:`Traits.window`; 0 if there is a window of unknown length."""
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if not window:
@@ -100,7 +103,7 @@ def _window(config: Any) -> float:
 
 
 def windows_of(config: Any) -> list[int]:
-    """How far each of the layers looks that sees a part of what is before it alone."""
+    """Returns the window, in tokens, of each layer with sliding-window attention."""
     window = getattr(config, "sliding_window", None)
     if not isinstance(window, int):
         return []
@@ -110,7 +113,7 @@ def windows_of(config: Any) -> list[int]:
 
 
 def _widest_row(config: Any) -> float:
-    """No limit with rotary embeddings."""
+    """Returns :attr:`Traits.widest_row`; rotary embeddings set no limit."""
     if any(hasattr(config, name) for name in ("rope_parameters", "rope_theta")):
         return math.inf
     length = getattr(config, "max_position_embeddings", None)
@@ -119,7 +122,7 @@ def _widest_row(config: Any) -> float:
 
 def _rotary_limit(config: Any) -> int | None:
     found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    # by type of layer, in some models
+    # some models have one entry for each type of layer
     for rope in found.values() if all(isinstance(v, dict) for v in found.values()) else [found]:
         if (rope.get("rope_type") or rope.get("type")) in ("longrope", "su", "dynamic"):
             name = "original_max_position_embeddings"
@@ -129,13 +132,14 @@ def _rotary_limit(config: Any) -> int | None:
 
 
 def _position_limit(model: Any, config: Any) -> int | None:
-    """The table is told from the others by its length, which is what the configuration names."""
+    """Returns :attr:`Traits.position_limit`. The table of positions is recognised by its length,
+    which the configuration names."""
     length = getattr(config, "max_position_embeddings", None)
     if not isinstance(length, int) or hasattr(config, "rope_parameters"):
         return None
     inputs = model.get_input_embeddings()
     tables = [
-        module.num_embeddings - getattr(module, "offset", 0)  # OPT's begins with two more rows
+        module.num_embeddings - getattr(module, "offset", 0)  # OPT's table has two rows more
         for module in model.modules()
         if isinstance(module, nn.Embedding) and module is not inputs
     ]
@@ -144,13 +148,13 @@ def _position_limit(model: Any, config: Any) -> int | None:
 
 
 class RowRules(NamedTuple):
-    """What row the sequences of one batch may be laid in.
+    """Limits on the row that the sequences of one batch may be packed in.
 
     Attributes:
-        widest: tokens that the row may have.
-        longest: tokens that a sequence in it may have.
-        each_once: whether every token has to be run exactly once, and no padding: a loss over the
-            experts' load counts them.
+        widest: the most tokens that the row may have.
+        longest: the most tokens that a sequence in it may have.
+        each_once: whether every token must run exactly once, and no padding, because a loss over
+            the load of the experts counts the tokens.
     """
 
     widest: float
@@ -159,16 +163,19 @@ class RowRules(NamedTuple):
 
 
 def row_rules(model: nn.Module, traits: Traits, inputs: dict[str, Any]) -> RowRules | str:
-    """Whether the batch may be laid in a row at this call, and in which; else why not, in words.
+    """Returns the limits on the row of a batch at this call, or the reason why it must keep its
+    padding.
 
-    What a model's layers are is told in :mod:`~bdpo_plugin.model.layer_kinds`, and whether it
-    keeps sequences apart is to be seen (:mod:`~bdpo_plugin.model.probe`). What a trial on a few
-    tokens would not show is left out here: layers that look at a token's place in its row,
-    adapters that begin at the last invocation in a row, and NEFTune, whose noise in training
-    depends on the width of the batch.
+    The kinds of the layers are judged in :mod:`~bdpo_plugin.model.layer_kinds`, and
+    :mod:`~bdpo_plugin.model.probe` tests whether sequences in a row stay independent. This function
+    excludes what a probe on a few tokens would not show: layers that depend on a token's index in
+    its row, adapters that begin at the last invocation in a row, and NEFTune, whose noise in
+    training depends on the width of the batch.
 
     Args:
-        inputs: of the model's forward.
+        model: the model, in any wrapper.
+        traits: the traits of the model.
+        inputs: the arguments of the model's forward.
     """
     bare, with_adapter = _bare(model), unwrapped(model)
     tensors = {name for name, value in inputs.items() if isinstance(value, Tensor)}
@@ -199,32 +206,33 @@ def row_rules(model: nn.Module, traits: Traits, inputs: dict[str, Any]) -> RowRu
 
 
 def _compiled(model: nn.Module) -> bool:
-    """A traced model does not look where the position ids begin again."""
+    """Whether the model is compiled: a traced model does not check where position ids restart."""
     return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether each rank holds a part of the weights (FSDP, ZeRO-3) and none can run it alone."""
+    """Whether each rank holds only a part of the weights (FSDP, ZeRO-3), so that no rank can run
+    the model alone."""
     return any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()) or any(
         hasattr(p, "ds_tensor") or hasattr(p, "to_local") for p in model.parameters()
     )
 
 
 def unwrapped(model: Any) -> Any:
-    """The model, adapters included, in what distributed training wraps it in."""
+    """Returns the model without the wrappers of distributed training, but with its adapters."""
     while isinstance(getattr(model, "module", None), nn.Module):
         model = model.module
     return model
 
 
 def _bare(model: nn.Module) -> Any:
-    """The model of transformers, without its wrappers and its adapters' own."""
+    """Returns the model of transformers, without the wrappers of distributed training and PEFT."""
     bare = unwrapped(model)
     return bare.get_base_model() if hasattr(bare, "get_base_model") else bare
 
 
 def output_layer(model: nn.Module) -> nn.Module | None:
-    """The layer that projects to the vocabulary, if the model tells."""
+    """Returns the layer that projects to the vocabulary; None if the model does not name one."""
     find = getattr(unwrapped(model), "get_output_embeddings", None)
     layer = find() if find else None
     return layer if isinstance(layer, nn.Module) else None
@@ -232,7 +240,8 @@ def output_layer(model: nn.Module) -> nn.Module | None:
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode: no dropout, and so no random number drawn. Each module gets its own back."""
+    """Puts the model in evaluation mode, without dropout and so without drawing random numbers; on
+    exit restores the mode of each module."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,12 +1,12 @@
-"""Attention over the sequences of a batch in one row, those that begin alike with their beginning
-once: a segment at a time, without a mask.
+"""Computes attention over a batch packed in one row, in which a common prefix stands once. It
+processes one segment at a time and needs no mask.
 
-The attention functions of transformers take what the model's forward was given by name. Those that
-can do it are wrapped: where the forward was given a :class:`Tree`, each segment goes by itself to
-the function that is wrapped, and else nothing changes. So a layer that is computed again in the
-backward pass, as under gradient checkpointing, has its tree as well.
+The attention functions of transformers receive the keyword arguments of the model's forward. The
+functions that support it are wrapped here: if the forward was given a :class:`Tree`, the wrapper
+calls the wrapped function for each segment; else it changes nothing. Because the tree is an
+argument, a layer that is computed again in the backward pass (gradient checkpointing) has it too.
 
-Shapes: W tokens of the row, K keys, h heads, d their size.
+Shapes: W tokens of the row, K keys, h heads, d head size.
 """
 
 from __future__ import annotations
@@ -29,42 +29,45 @@ from bdpo_plugin.model.device import to_device
 _VARLEN: Any
 try:
     from torch.nn.attention import varlen as _VARLEN
-except ImportError:  # of older releases of torch
+except ImportError:  # an older release of torch
     _VARLEN = None
 
-#: The names of the attention functions of transformers that take a tree, whatever a host has put
-#: in their place. Others take it if they are transformers' flash function by another name.
+#: The names of the attention functions of transformers that take a tree, even where a host has
+#: replaced the function. Others take it if they are transformers' flash function under another
+#: name.
 TREE_ATTENTION = ("sdpa", "flash_attention_2", "flash_attention_3")
 
-#: What torch's kernel for sequences of any length can compute in.
+#: The dtypes that torch's kernel for variable-length sequences supports.
 KERNEL_DTYPES = (torch.float16, torch.bfloat16)
 
-#: The argument of a model's forward that is a :class:`Tree`; or a function that each layer calls
-#: with the name and the function of its attention, itself, its (query, key, value) and the rest.
+#: The argument of a model's forward that takes a :class:`Tree`; or, to test a model, a callable
+#: that each layer calls with the name of its attention function, this function, the layer itself,
+#: its (query, key, value) and a dictionary of the other arguments.
 ARGUMENT = "bdpo_tree"
 
 
 class PrefixGroup(NamedTuple):
-    """Sequences of a batch that stay together, and their common tokens at the start."""
+    """Sequences of a batch that are packed together, and the number of tokens of their common
+    prefix."""
 
     members: tuple[int, ...]
     shared: int = 0
 
 
 class Varlen(NamedTuple):
-    """The segments as a kernel for sequences of any length takes them.
+    """The segments of a row in the form that a kernel for variable-length sequences takes.
 
     Attributes:
-        keys: (K,) the places in the row of the keys of all segments, one after another.
-        lengths: where each segment begins among the queries and among the keys, (segments + 1,)
-            int32 each, and the longest of each; named as transformers names them.
+        keys: (K,) the indices in the row of the keys of all segments, one segment after another.
+        lengths: the cumulative lengths of the segments among the queries and among the keys,
+            (segments + 1,) int32 each, and the longest of each, under the names of transformers.
     """
 
     keys: Tensor
     lengths: dict[str, Any]
 
     def to(self, device: torch.device) -> Varlen:
-        """On the device of a layer; a model may be spread over several."""
+        """Moves the tensors to the device of a layer; a model may be spread over several."""
         if self.keys.device == device:
             return self
         there = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.lengths.items()}
@@ -73,14 +76,14 @@ class Varlen(NamedTuple):
 
 @dataclass(frozen=True)
 class Tree:
-    """The segments of a row. The first of a group is a whole sequence, the others what its other
-    sequences have beside the common beginning.
+    """The segments of a row. The first segment of a group is a whole sequence; each other segment
+    is a sequence of the group without the common prefix.
 
     Attributes:
-        sizes: tokens of each.
-        before: of each the tokens that come before it, which are those that its group's first one
-            begins with; 0 in a first one.
-        varlen: the same for a kernel; None on a CPU.
+        sizes: the number of tokens of each segment.
+        before: the number of prefix tokens that each segment continues, which are the first tokens
+            of its group's first segment; 0 for a first segment.
+        varlen: the same for a variable-length kernel; None on a CPU.
     """
 
     sizes: list[int]
@@ -91,11 +94,12 @@ class Tree:
     def of(
         cls, groups: Sequence[PrefixGroup], lengths: Sequence[int], device: torch.device
     ) -> Tree:
-        """Of the groups of a row.
+        """Builds the tree of a row.
 
         Args:
-            lengths: of all sequences of the batch.
-            device: of the model.
+            groups: the prefix groups of the row.
+            lengths: the lengths of all sequences of the batch, in tokens.
+            device: the device of the model.
         """
         teach()
         sizes, before = [], []
@@ -123,7 +127,7 @@ def _varlen(sizes: list[int], before: list[int], device: torch.device) -> Varlen
 
 
 def takes_tree(name: str) -> bool:
-    """Whether the attention function of that name takes a tree."""
+    """Whether the attention function of this name takes a tree."""
     if name in TREE_ATTENTION:
         return True
     found = ALL_ATTENTION_FUNCTIONS.get(name)
@@ -131,13 +135,13 @@ def takes_tree(name: str) -> bool:
 
 
 def teach() -> None:
-    """Wrap all attention functions that take a tree, if they are not wrapped yet."""
+    """Wraps all attention functions that take a tree, if they are not wrapped yet."""
     for name in filter(takes_tree, [*ALL_ATTENTION_FUNCTIONS]):
         _teach(name)
 
 
 def _teach(name: str) -> None:
-    """Wrap the attention function of that name, if it is not wrapped yet."""
+    """Wraps the attention function of this name, if it is not wrapped yet."""
     attend: Callable[..., tuple[Tensor, Any]] = ALL_ATTENTION_FUNCTIONS[name]
     if hasattr(attend, "takes_tree"):
         return
@@ -153,7 +157,7 @@ def _teach(name: str) -> None:
         **kwargs: Any,
     ) -> tuple[Tensor, Any]:
         tree = kwargs.pop(ARGUMENT, None)
-        if callable(tree):  # a trial, which looks on
+        if callable(tree):  # a test of the layer, beside the usual computation
             tree(name, attend, module, (query, key, value), kwargs)
         if not isinstance(tree, Tree):
             return attend(module, query, key, value, attention_mask, *args, **kwargs)
@@ -175,11 +179,15 @@ def attend_shared(
     value: Tensor,
     **kwargs: Any,
 ) -> Tensor:
-    """(1, h, W, d) queries, keys and values of a row -> (1, W, h, d)."""
+    """Computes attention over a row: (1, h, W, d) queries, keys and values -> (1, W, h, d).
+
+    Raises:
+        ValueError: The layer adds a bias by position.
+    """
     if kwargs.get("position_bias") is not None:
         raise ValueError(f"{type(module).__name__} has a bias by position")
     kwargs.pop("position_ids", None)
-    # what follows runs on GPUs; the tests have stand-ins for its kernels
+    # The branches with `varlen` run on GPUs only; the tests replace their kernels.
     varlen = tree.varlen and tree.varlen.to(query.device)
     if varlen and name != "sdpa":
         key, value = (states[:, :, varlen.keys] for states in (key, value))
@@ -198,11 +206,12 @@ def _by_segments(
     *states: Tensor,
     **kwargs: Any,
 ) -> Tensor:
-    """(1, h, W, d) queries, keys and values -> (1, W, h, d).
+    """Computes attention segment by segment: (1, h, W, d) queries, keys and values -> (1, W, h, d).
 
-    A segment is run as the whole sequence that it ends, and its own part of the result is taken:
-    so all are causal from their first token on, which kernels do without a mask. Where that is
-    longer than the window of the layer, a mask says what its tokens see.
+    A segment runs together with its prefix as one whole sequence, and only the segment's part of
+    the result is kept. So attention is causal from the first token on, which kernels support
+    without a mask. If the whole sequence is longer than the sliding window of the layer, a mask
+    limits what its tokens see.
     """
     window = kwargs.get("sliding_window")
     outputs: list[Tensor] = []
@@ -226,7 +235,7 @@ def _by_segments(
 def _joined(
     first: Sequence[Tensor], segment: Sequence[Tensor], begin: int, end: int
 ) -> Sequence[Tensor]:
-    """A segment's states, with those of its group's first one from `begin` to `end` before them."""
+    """Prepends the states `begin` to `end` of the group's first segment to those of a segment."""
     if begin == end:
         return segment
     parts = zip(first, segment, strict=True)
@@ -234,13 +243,15 @@ def _joined(
 
 
 def window_mask(begin: int, end: int, window: int, device: torch.device) -> Tensor:
-    """(1, 1, end - begin, end) bool: what each token from `begin` on sees of all up to `end`."""
+    """Mask of the tokens `begin` to `end` over all tokens up to `end`, causal and limited to the
+    window: (1, 1, end - begin, end) bool."""
     back = torch.arange(begin, end, device=device)[:, None] - torch.arange(end, device=device)
     return ((back >= 0) & (back < window))[None, None]
 
 
 def _autocast(*states: Tensor) -> Sequence[Tensor]:
-    """As torch casts what its own attention is given."""
+    """Casts the states to the dtype of autocast, if it is on, as torch does for its own
+    attention."""
     kind = states[0].device.type
     if not torch.is_autocast_enabled(kind):
         return states
@@ -248,12 +259,13 @@ def _autocast(*states: Tensor) -> Sequence[Tensor]:
 
 
 def _varlen_parameters() -> Set[str]:
-    """Of torch's kernel for sequences of any length: releases differ; none before 2.10."""
+    """Names of the parameters of torch's kernel for variable-length sequences. They differ between
+    releases of torch; before 2.10 there is no such kernel."""
     return signature(_VARLEN.varlen_attn).parameters.keys() if _VARLEN else set()
 
 
 def _kernel_takes(query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> bool:
-    """Whether torch's kernel for sequences of any length can run what a layer wants."""
+    """Whether torch's kernel for variable-length sequences supports the arguments of a layer."""
     takes, size = _varlen_parameters(), query.shape[-1]
     scaling = kwargs.get("scaling")
     return (
@@ -272,7 +284,7 @@ def _kernel_takes(query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> b
 def _torch_varlen(
     varlen: Varlen, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
 ) -> Tensor:
-    """As :func:`_by_segments`, by the kernel of PyTorch for half precision."""
+    """Computes the result of :func:`_by_segments` by PyTorch's kernel for half precision."""
     takes, lengths = _varlen_parameters(), varlen.lengths
     key, value = (states[:, :, varlen.keys] for states in (key, value))
     groups = query.shape[1] // key.shape[1]

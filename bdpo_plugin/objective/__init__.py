@@ -1,4 +1,5 @@
-"""The method as pure tensor maths: no model, no dataset, no framework but torch.
+"""The method as tensor functions that depend on torch only: no model, no dataset. The reference
+pass and the training step call them.
 
 Notation of the shapes: B pairs in a batch, N response positions, V vocabulary entries.
 Equations and section numbers ("method section 5") are those of docs/method.md.

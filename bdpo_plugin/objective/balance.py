@@ -1,4 +1,4 @@
-"""Mutual information of a pair -> its balance weights and scaling factor."""
+"""Computes the balance weights and the scaling factor of each pair from its mutual information."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ POWER_FLOOR = 0.05
 
 
 class BalanceWeights(NamedTuple):
-    """Weights of a batch of pairs, each (B,), dimensionless, without gradient."""
+    """Balance weights and scaling factors of B pairs: each (B,), dimensionless, no gradient."""
 
     chosen: Tensor
     rejected: Tensor
@@ -28,27 +28,29 @@ def balance_weights(
     balance: bool = True,
     scaling: bool = True,
 ) -> BalanceWeights:
-    """The lower weight to the response that is understood better (method sections 5 and 6).
+    """Computes weights that are lower for the response that the reference understands better
+    (method sections 5 and 6).
 
     softmax: w_w = 2 sigmoid(alpha (I_l - I_w)), w_l = 2 - w_w;
     power:   w_w = 2 I_l^alpha / (I_w^alpha + I_l^alpha), w_l = 2 - w_w, each I clamped from
              below at 0.05 nats;
     scale:   s = sqrt(2 / (w_w^2 + w_l^2)), in [1/sqrt(2), 1].
 
-    Computed in float32 at least, and each weight as its own sigmoid: as 2 - w_w, the weight of
-    a far better understood response would round to 0, and no longer fall as its MI grows.
+    The computation is in float32 at least. Each weight is its own sigmoid: computed as 2 - w_w, the
+    weight of a response that is understood far better would round to 0, and no longer fall as its
+    mutual information grows.
 
     Args:
         mi_chosen: (B,) I(x; y_w), nats or nats per token.
         mi_rejected: (B,) I(x; y_l), in the same unit.
         alpha: strength, finite and >= 0; 0 gives weights and scale of exactly 1.
         weighting: ``softmax`` or ``power``.
-        balance: False puts both weights at 1, with the scale still as computed ("SF only").
-        scaling: False puts the scale at 1 ("BW only").
+        balance: False sets both weights to 1 and keeps the computed scale ("SF only").
+        scaling: False sets the scale to 1 ("BW only").
 
     Raises:
-        ValueError: shapes differ, an MI that is not finite, an alpha out of range, or an
-            unknown weighting.
+        ValueError: The shapes differ, a mutual information is not finite, alpha is out of range, or
+            the weighting is unknown.
     """
     if mi_chosen.shape != mi_rejected.shape or mi_chosen.dim() != 1:
         raise ValueError(
@@ -70,7 +72,7 @@ def balance_weights(
     if weighting == "softmax":
         advantage = (mi_rejected - mi_chosen).clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max)
     elif weighting == "power":
-        # a^p / (a^p + b^p) = sigmoid(p (log a - log b)), which neither over- nor underflows
+        # a^p / (a^p + b^p) = sigmoid(p (log a - log b)), which neither overflows nor underflows
         floor_chosen = mi_chosen.clamp(min=POWER_FLOOR)
         floor_rejected = mi_rejected.clamp(min=POWER_FLOOR)
         advantage = floor_rejected.log() - floor_chosen.log()

@@ -1,7 +1,8 @@
-"""Controls: B-DPO with mutual information that is not the pair's own (`bdpo_control`).
+"""Controls (`bdpo_control`): B-DPO in which each pair is weighted by other mutual information than
+its own. The scorer of a run calls :func:`controlled`.
 
-What B-DPO has over its control is due to whose mutual information weighs a pair. What both have
-over DPO is due to unequal weights as such.
+An advantage of B-DPO over its control shows an effect of the mutual information. An advantage of
+both over DPO shows an effect of unequal weights as such.
 """
 
 from __future__ import annotations
@@ -23,20 +24,24 @@ def controlled(
     seed: int,
     groups: Sequence[Hashable] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The mutual information that a control weighs the B pairs of a dataset by, each (B,).
+    """Returns the mutual information by which a control weights the B pairs of a dataset.
 
-    ``shuffled``: that of another pair, the same in every rank; ``swapped``: of chosen and rejected
-    the other's; ``random``: as shuffled, and then swapped in each pair that a fair coin chooses, so
-    that the weights have the same spread and favour neither side.
+    ``shuffled``: each pair gets that of another pair, the same one in every rank.
+    ``swapped``: the values of the chosen and the rejected response are exchanged.
+    ``random``: as ``shuffled``; then a fair coin decides for each pair whether its values are
+    exchanged, so that the weights have the same spread and favour neither response.
 
     Args:
-        control: one of these.
-        mi_chosen, mi_rejected: (B,), as measured.
-        seed: of the shuffle and the coins.
-        groups: of each pair, for a shuffle within those of the same group.
+        control: ``shuffled``, ``swapped`` or ``random``.
+        mi_chosen, mi_rejected: (B,) the measured mutual information, nats or nats per token.
+        seed: the seed of the shuffle and of the coins.
+        groups: the group of each pair; if given, pairs are shuffled within their group.
+
+    Returns:
+        Two (B,) tensors, for the chosen and the rejected responses, in the unit of the arguments.
 
     Raises:
-        BDPOError: there is one pair only, which cannot be shuffled.
+        BDPOError: There is one pair only, which cannot be shuffled.
     """
     if control == "swapped":
         return mi_rejected, mi_chosen
@@ -53,8 +58,11 @@ def controlled(
 
 
 def _derangement(groups: Sequence[Hashable], generator: torch.Generator) -> Tensor:
-    """(B,) for each pair the place of the one whose values it gets, never its own: a random cycle
-    of each group. Pairs that are alone in theirs make up one; a last one joins the largest."""
+    """Returns for each pair the index of the pair whose values it gets, never its own, (B,).
+
+    The order is a random cycle within each group. All pairs that are alone in their group form one
+    more group; if there is only one such pair, it joins the largest group.
+    """
     if len(groups) < 2:
         raise BDPOError(
             "`bdpo_control` cannot shuffle a dataset of one pair: give it two at least, or leave "

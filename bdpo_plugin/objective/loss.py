@@ -1,4 +1,5 @@
-"""Weighted log-ratios of a batch of pairs -> their losses."""
+"""Computes the loss of each pair of a batch from its log-probabilities and balance weights. The
+training step calls it."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ def bdpo_loss(
     chosen_lengths: Tensor | None = None,
     rejected_lengths: Tensor | None = None,
 ) -> Tensor:
-    """The B-DPO loss of each pair (method section 7).
+    """Computes the B-DPO loss of each pair (method section 7).
 
     r_w = s w_w log[pi(y_w|x) / pi_ref(y_w|x)], r_l likewise, h = r_w - r_l; then
 
@@ -32,23 +33,27 @@ def bdpo_loss(
     ipo:     (r_w / |y_w| - r_l / |y_l| - 1 / (2 beta))^2
     robust:  (-(1 - e) log sigmoid(beta h) + e log sigmoid(-beta h)) / (1 - 2 e)
 
-    with e = `label_smoothing`, which only `robust` reads, as in TRL. With all weights 1 each is
-    TRL's own.
+    with e = `label_smoothing`, which only `robust` reads, as in TRL. If all weights are 1, each
+    loss is that of TRL.
 
     Args:
         policy_chosen_logps, policy_rejected_logps: (B,) log pi_theta(y|x), nats, summed.
         ref_chosen_logps, ref_rejected_logps: (B,) log pi_ref(y|x), nats, summed.
-        weights: of the same B pairs; constants, as are the reference's log-probabilities.
-        beta: strength of the tie to the reference; for `ipo` its tau.
-        chosen_lengths, rejected_lengths: (B,) response tokens, both or neither; read by `ipo`
-            only. Left out, the log-probabilities are taken to be per-token averages already.
+        weights: the weights of the same B pairs; constants, as are the log-probabilities of the
+            reference.
+        beta: how strongly the policy is tied to the reference; for `ipo` its tau.
+        loss_type: one of the four names above.
+        label_smoothing: e, in [0, 0.5); read by `robust` only.
+        chosen_lengths, rejected_lengths: (B,) numbers of response tokens; give both or neither.
+            Only `ipo` reads them; without them it takes the log-probabilities as per-token
+            averages.
 
     Returns:
-        (B,) the loss of each pair, with gradient to the policy's log-probabilities alone.
+        (B,) the loss of each pair. Only the log-probabilities of the policy get a gradient.
 
     Raises:
-        ValueError: shapes differ, one of the two lengths alone, an unknown loss type, or a
-            `label_smoothing` outside [0, 0.5) for `robust`.
+        ValueError: The shapes differ, only one of the two lengths is given, the loss type is
+            unknown, or `label_smoothing` is outside [0, 0.5) for `robust`.
     """
     tensors = {
         "policy_chosen_logps": policy_chosen_logps,

@@ -1,7 +1,9 @@
-"""What a chat template writes around the messages of a conversation, as token ids.
+"""Finds the token ids that a chat template writes around the messages of a conversation. The search
+for a null prompt (:mod:`~bdpo_plugin.reference.null_prompt`) calls it.
 
-Found by rendering conversations of our own: no header and no special token is known here.
-Token ids are held as strings, one character each, so that Python's own search finds them.
+It renders conversations of its own and compares the results, so that it needs no knowledge of
+headers or special tokens. Token ids are represented as strings with one character per id, so that
+Python's string search can find them.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-#: Messages that share neither their first nor their last token, nor how these merge with a space.
+#: Messages with different first and last tokens, which also merge with a space differently.
 _PROBES = ("Who was it?", "7 blue apples", "the end;", "I see: yes", "Explain this!", "A line.")
-#: What system messages look like: what ends a turn must not be mistaken for what is in one.
+#: Typical system messages, with line breaks and lists, so that the end of a turn is not confused
+#: with text inside a turn.
 _SYSTEM = ("Note: be brief.\n\n- user: yes", "You are a poet.\n\n1. rhyme: no")
 _USER = ("user", "Tell me more.")
 _ASSISTANT, _OTHER_ANSWER = ("assistant", "All right."), ("assistant", "No: that is all!")
@@ -28,39 +31,42 @@ Ids = Sequence[int] | np.ndarray
 
 
 def as_string(ids: Ids) -> str:
-    """Token ids as a string, each the character of that number."""
+    """Converts token ids to a string, each id to the character with that code point."""
     return np.asarray(ids, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
 
 def as_ids(string: str) -> tuple[int, ...]:
-    """The inverse of :func:`as_string`."""
+    """Converts a string back to token ids; the inverse of :func:`as_string`."""
     return tuple(map(ord, string))
 
 
 def common_start(strings: Iterable[str]) -> str:
-    """The longest beginning that all strings have."""
-    return commonprefix(list(strings))  # noqa: RUF071, it is characters that are compared
+    """Returns the longest common prefix of the strings."""
+    return commonprefix(list(strings))  # noqa: RUF071, compares characters, as wanted here
 
 
 def common_end(strings: Iterable[str]) -> str:
-    """The longest end that all strings have."""
+    """Returns the longest common suffix of the strings."""
     return common_start(string[::-1] for string in strings)[::-1]
 
 
 @dataclass(frozen=True)
 class Turns:
-    """A chat template's turns; each field but the last a string of token ids.
+    """The tokens that a chat template writes around messages; each field but the last is a string
+    of token ids.
 
     Attributes:
-        front: before the user's message where that is all there is, a system block of the
-            template's own included; where the template wants a system message, with an empty one.
-        back: after it, up to where the response begins.
-        opener: right before any user's message, wherever it is; may be empty.
-        closer: right after it, up to where the templates of a thought or the like may differ.
-        system: before a system message; None where the template has no place for one, or writes
-            it into the user's turn with nothing of its own before it.
-        after_system: between a system message and the user's.
-        roles: what begins a message of a role other than the user and the assistant.
+        front: the tokens before a user message that is the whole conversation, including a default
+            system block of the template. If the template requires a system message, those with an
+            empty one.
+        back: the tokens after this message, up to the beginning of the response.
+        opener: the tokens right before any user message, wherever it stands; may be empty.
+        closer: the tokens right after a user message that are the same in every conversation; what
+            follows them, such as the beginning of a thought, may differ.
+        system: the tokens before a system message; None if the template has no place for one, or
+            writes it into the user's turn without tokens before it.
+        after_system: the tokens between a system message and the user message.
+        roles: the tokens that begin a message of each role other than user and assistant.
     """
 
     front: str
@@ -72,8 +78,8 @@ class Turns:
     roles: dict[str, str]
 
     def before_query(self, prompt: str) -> str | None:
-        """The part of a prompt before the user's first message; None where it is not seen."""
-        # where one of the two begins with the other, the longer one says more
+        """Returns the part of a prompt before the first user message; None if it is not found."""
+        # if one of the two is a prefix of the other, the longer one is more specific
         for beginning in sorted({self.front, self.system or self.front}, key=len, reverse=True):
             if prompt.startswith(beginning):
                 if beginning == self.front:
@@ -85,17 +91,20 @@ class Turns:
         return None if at < 0 else prompt[: at + len(self.opener)]
 
     def after_query(self, prompt: str) -> str | None:
-        """The part of a prompt after the user's last message; None where it is not seen."""
+        """Returns the part of a prompt after the last user message; None if it is not found."""
         at = prompt.rfind(self.closer)
         return None if at < 0 else prompt[at:]
 
 
 def template_turns(tokenizer: Any) -> Turns | None:
-    """The turns of a tokenizer's chat template; None where there is none, or where it renders
-    neither a lone message of the user nor one after a system message."""
+    """Returns the turns of a tokenizer's chat template.
+
+    None if there is no template, or if it can render neither a single user message nor one after a
+    system message.
+    """
     if not getattr(tokenizer, "chat_template", None):
         return None
-    # the templates of some models for images and text take a message as a list of parts alone
+    # the templates of some vision-language models accept only a list of parts as content
     as_parts = [lambda text: text, lambda text: [{"type": "text", "text": text}]]
     found = (_turns(partial(_render, tokenizer, content)) for content in as_parts)
     return next(filter(None, found), None)
@@ -109,15 +118,15 @@ def _render(
         text = tokenizer.apply_chat_template(
             conversation, add_generation_prompt=generate, tokenize=False
         )
-    # A template is a program of the user's, which may raise anything at a conversation that it
-    # was not made for.
+    # A template is a program of the user, which may raise any exception for a conversation that it
+    # does not support.
     except Exception:
         return None
     return as_string(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _all(values: Iterable[T | None]) -> list[T] | None:
-    """The values; None where one of them is."""
+    """Returns the values as a list; None if one of them is None."""
     found = list(values)
     there = [value for value in found if value is not None]
     return there if len(there) == len(found) else None
@@ -127,7 +136,8 @@ def _turns(render: Callable[[Sequence[Message], bool], str | None]) -> Turns | N
     def around(
         *messages: Message | str, texts: Sequence[str] = _PROBES, generate: bool = True
     ) -> tuple[str, str] | None:
-        """What is rendered before and after the message that is given by its role alone."""
+        """Returns what the template writes before and after the message of which `messages` gives
+        only the role; None if it cannot be found."""
         rendered = _all(
             render([(m, text) if isinstance(m, str) else m for m in messages], generate)
             for text in texts
@@ -142,7 +152,7 @@ def _turns(render: Callable[[Sequence[Message], bool], str | None]) -> Turns | N
     first = lone or (after_systems and after_systems[0])
     if not first:
         return None
-    # the beginning of every conversation that the template can render
+    # the messages with which every conversation must begin
     start = [] if lone else [("system", _SYSTEM[0])]
     front, back = first
 
@@ -159,7 +169,7 @@ def _turns(render: Callable[[Sequence[Message], bool], str | None]) -> Turns | N
 
     later = _all(around(*start, _USER, answer, "user") for answer in (_ASSISTANT, _OTHER_ANSWER))
     opener = common_end([front, *(ends[0] for ends in later)]) if later else front
-    # it must not be seen in a system message
+    # an opener that also occurs in or before a system message is of no use
     before = after_systems[0][0] if system and after_systems else opener
     if before.find(opener) + len(opener) != len(before):
         opener = ""

@@ -1,14 +1,15 @@
-"""What computes with a reference's weights, in words that are the same in every process.
+"""Describes everything that computes with the weights of a reference model, as text that is the
+same in every process. :mod:`~bdpo_plugin.reference.fingerprint` uses its digest.
 
-Weights and a configuration do not decide a model's numbers alone: the attention implementation,
-fake quantisation, replaced layers and patched functions do as well. Here each of them is written
-as text, of which :mod:`~bdpo_plugin.reference.fingerprint` makes a digest.
+The log-probabilities of a model depend on more than its weights and configuration: also on the
+attention implementation, fake quantisation, replaced layers and patched functions. Each of these is
+written as text here.
 
-What does not enter: adapters that are switched off, with what PEFT wraps layers in; addresses and
-paths; training mode, gradient checkpointing, compilation and placement on devices, which change
-no number beyond rounding. Of functions outside of a model's own file the code is read, and not
-what that calls; their package's release stands for it. What is missed here is what
-:mod:`~bdpo_plugin.reference.verification` is for.
+The description leaves out: adapters that are switched off, and the layers in which PEFT wraps
+others; addresses and paths; training mode, gradient checkpointing, compilation and placement on
+devices, which change results by rounding only. For functions outside of a model's own file it
+includes their code, but not the code of the functions that they call; the release of their package
+stands for that. :mod:`~bdpo_plugin.reference.verification` guards against what is missed here.
 """
 
 from __future__ import annotations
@@ -28,18 +29,19 @@ from bdpo_plugin.model.traits import unwrapped
 from bdpo_plugin.redact import digest_of
 from bdpo_plugin.reference.content import Words, cells, package_of
 
-#: Entries of a configuration, at any depth, that change no number of a forward pass.
+#: Entries of a configuration, at any depth, that do not affect a forward pass.
 _VOLATILE = {
     *("_name_or_path", "_commit_hash", "architectures", "transformers_version", "use_cache"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtype"),
 }
 
-#: What a configuration knows and leaves out of its dictionary: which functions compute.
+#: Attributes of a configuration that name an implementation and are not in its dictionary.
 _ATTENTION = "_attn_implementation"
 _IMPLEMENTATIONS = (_ATTENTION, "_experts_implementation")
 
-#: Attributes of modules that change no number of a forward pass in evaluation mode: PyTorch's own,
-#: what is read in other ways, and what hosts and libraries note of loading, placing and training.
+#: Attributes of modules that do not affect a forward pass in evaluation mode: those of PyTorch,
+#: those that are read in another way, and notes of hosts and libraries about loading, placement
+#: and training.
 _NOTES = {
     *vars(nn.Module()),
     *("config", "forward", "_old_forward", "_original_forward", "_hf_hook", "_compiled_call_impl"),
@@ -51,36 +53,38 @@ _NOTES = {
     *("add_model_tags", "get_input_embeddings", "get_output_embeddings", "loss_type"),
     *("is_parallelizable", "model_parallel", "supports_gradient_checkpointing", "_use_kernels"),
     *("all_tied_weights_keys", "_tied_weights_keys", "_compiled", "_is_torch_compile"),
-    # what bitsandbytes keeps of a layer's weight, and settles at the first use
+    # state that bitsandbytes keeps for a layer's weight, and sets at the first use
     *("state", "quant_state", "compute_type_is_set", "support_avx512bf16_for_cpu"),
 }
 _NOTES_BEGIN = ("ds_", "fp32_weights", "neftune")
 
-#: In the names of attributes that a forward pass leaves behind (states of recurrent layers).
+#: Matches names of attributes that a forward pass leaves behind (states of recurrent layers).
 _KEPT = re.compile("cache|_states?$")
 
-#: Of attributes with names like these, and of no other private ones, plain values count.
+#: The types of the private attributes that are described; private attributes of other types are
+#: left out.
 _PLAIN = (bool, int, float, str, FunctionType, MethodType)
 
-#: Whose hooks on forwards move tensors, gather shards, record outputs or make gradients flow, and
-#: change no number. (NEFTune's, in transformers, adds noise in training mode alone.)
+#: Packages whose hooks on forwards move tensors, gather shards, record outputs or let gradients
+#: flow, and do not affect the results. (NEFTune's hook, in transformers, adds noise in training
+#: mode only.)
 _HARMLESS_HOOKS = ("accelerate", "deepspeed", "transformers", "trl", "peft", "bdpo_plugin")
 _HARMLESS_PARTS = ("torch.distributed", "torch.utils", "torch._")
 _PLACING = {"AlignDevicesHook", "CpuOffload", "UserCpuOffloadHook"}
 
-#: The file of transformers that all models stand on: loading, saving, losses.
+#: The base module of all models of transformers, with loading, saving and losses.
 _BASE_FILE = "transformers.modeling_utils"
 
 
 def computation(root: nn.Module, packages: Iterable[str] = ()) -> str:
-    """A digest of what computes with a model's weights, its adapters apart.
+    """Digest of everything that computes with a model's weights, without its adapters.
 
     Args:
-        root: a model of transformers, or one whose `config` has `to_dict`; however wrapped.
-        packages: more packages whose releases count.
+        root: a model of transformers, or one whose `config` has `to_dict`; in any wrapper.
+        packages: further packages whose releases count.
 
     Raises:
-        TypeError: something of it cannot be said in words.
+        TypeError: A part of the model cannot be described.
     """
     words = _Computing()
     lines = [*_of_modules(words, _bare(root)), *_arithmetic()]
@@ -91,21 +95,22 @@ def computation(root: nn.Module, packages: Iterable[str] = ()) -> str:
 
 
 def without_notes(config: Any) -> Any:
-    """A configuration's dictionary, less what changes no number."""
+    """Returns a configuration's dictionary without the entries that do not affect a forward
+    pass."""
     if isinstance(config, dict):
         return {k: without_notes(v) for k, v in config.items() if k not in _VOLATILE}
     return [without_notes(v) for v in config] if isinstance(config, (list, tuple)) else config
 
 
 def autocast_in_words(device_type: str) -> str:
-    """What autocast does on a kind of device at this point."""
+    """Returns the dtype of autocast for a device type at this point, or ``none``."""
     if not torch.is_autocast_enabled(device_type):
         return "none"
     return str(torch.get_autocast_dtype(device_type))
 
 
 def _arithmetic() -> list[str]:
-    """What matrices are multiplied with."""
+    """Describes the settings of PyTorch that decide the precision of matrix products."""
     cuda = torch.backends.cuda.matmul
     sums = (
         cuda.allow_fp16_reduced_precision_reduction,
@@ -129,7 +134,8 @@ def _release(package: str) -> str | None:
 
 
 def _bare(model: Any) -> nn.Module:
-    """The model of transformers, without what distributed training, compilation and PEFT add."""
+    """Returns the model of transformers, without the wrappers of distributed training, compilation
+    and PEFT."""
     bare = unwrapped(getattr(unwrapped(model), "_orig_mod", model))
     bare = bare.get_base_model() if hasattr(bare, "get_base_model") else bare
     found: nn.Module = getattr(bare, "_orig_mod", bare)
@@ -137,7 +143,7 @@ def _bare(model: Any) -> nn.Module:
 
 
 def _layer(module: nn.Module) -> nn.Module:
-    """The layer that PEFT or a compiler has wrapped, or the module itself."""
+    """Returns the layer that PEFT or a compiler has wrapped, or the module itself."""
     while True:
         inner = getattr(module, "_orig_mod", None)
         if hasattr(module, "adapter_layer_names"):
@@ -149,7 +155,7 @@ def _layer(module: nn.Module) -> nn.Module:
 
 
 def _of_modules(words: _Computing, root: nn.Module) -> Iterator[str]:
-    """A line for each module of a model, as its tree stands."""
+    """Yields one line for each module of a model, in depth-first order."""
     met: set[int] = set()
     waiting = [(0, root)]
     while waiting:
@@ -168,10 +174,11 @@ def _of_modules(words: _Computing, root: nn.Module) -> Iterator[str]:
 
 
 class _Computing(Words):
-    """Modules in words.
+    """Describes modules as text.
 
     Attributes:
-        packages: those that the modules, and what is called in their place, are from.
+        packages: the packages that define the described modules and the functions that replace
+            their forwards.
     """
 
     def __init__(self) -> None:
@@ -179,8 +186,12 @@ class _Computing(Words):
         self.packages: set[str] = set()
 
     def of_module(self, module: nn.Module) -> str:
-        """Its class, its configuration, what was put in the place of its forward, hooks and
-        attributes; not its tensors and its children."""
+        """Describes a module by its class, its configuration, a function that replaces its forward,
+        its hooks and its attributes; without its tensors and children.
+
+        Raises:
+            TypeError: An attribute cannot be described.
+        """
         parts = [self.once(type(module), self._of_class)]
         config = getattr(module, "config", None)
         if config is not None and hasattr(config, "to_dict"):
@@ -202,7 +213,7 @@ class _Computing(Words):
         return " ".join(parts)
 
     def _of_class(self, cls: type) -> str:
-        """A class, with the code that its forward reaches."""
+        """Describes a class, with the code that its forward reaches."""
         package = package_of(cls)
         self.packages.add(package)
         forward = getattr(cls, "forward", None)
@@ -211,11 +222,11 @@ class _Computing(Words):
         return f"{cls.__qualname__} {self._reached(forward, cls)}"
 
     def _reached(self, start: Any, cls: type) -> str:
-        """A digest of the code that a function of a class runs.
+        """Digest of the code that a function of a class runs.
 
-        Of the class, and of the files that it and the function are from, all functions that are
-        named on the way, and theirs; of other files' functions, their own code. A library's
-        function is read where somebody has put another one in its place.
+        It follows names from function to function within the class and within the files that define
+        the class and the function. For functions of other files it includes their own code only. A
+        function of PyTorch is included only if another package has replaced it.
         """
         files = {base.__module__ for base in cls.__mro__ if package_of(base) != "torch"}
         files |= {str(function.__globals__.get("__name__")) for function in _functions(start)}
@@ -246,8 +257,8 @@ class _Computing(Words):
         return digest_of("\n".join(sorted(found)))
 
     def _put_into(self, library: ModuleType, code: CodeType) -> set[str]:
-        """Functions of other packages that stand in a module of PyTorch, of those that are named
-        in code."""
+        """Describes the functions that some code looks up in a module of PyTorch and that another
+        package has put there."""
         if not library.__name__.startswith("torch"):
             return set()
         values = {name: vars(library).get(name) for name in _names(code)}
@@ -258,7 +269,8 @@ class _Computing(Words):
         }
 
     def _of_config(self, config: Any) -> str:
-        """A configuration, and the functions that it names, of all its parts."""
+        """Describes a configuration, with its sub-configurations and the functions that they
+        name."""
         parts = [self.of(without_notes(config.to_dict()))]
         known = [config, *(vars(config).get(name) for name in getattr(config, "sub_configs", ()))]
         for part in known:
@@ -269,7 +281,7 @@ class _Computing(Words):
         return " ".join(parts)
 
     def _of_attention(self, name: str) -> list[str]:
-        """The functions that layers find under the name of an attention implementation."""
+        """Describes the functions registered under the name of an attention implementation."""
         from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -280,15 +292,15 @@ class _Computing(Words):
 
 
 def _forward_of_its_own(module: nn.Module) -> Any:
-    """What stands in the place of the forward of a module's class, placement and autocast apart;
-    None where nothing does."""
+    """Returns the function that replaces the forward of a module's class, other than accelerate's
+    wrappers for placement and autocast; None if there is none."""
     forward = vars(module).get("forward")
     while forward is not None:
         function = getattr(forward, "func", getattr(forward, "__func__", forward))
         file = getattr(function, "__globals__", {}).get("__name__")
         if file == "accelerate.hooks":
             forward = vars(module).get("_old_forward")
-        elif file == "accelerate.utils.operations":  # its results in float32, under autocast
+        elif file == "accelerate.utils.operations":  # converts the results of autocast to float32
             forward = vars(module).get("_original_forward")
         elif function is getattr(type(module), "forward", None):
             return None
@@ -298,7 +310,7 @@ def _forward_of_its_own(module: nn.Module) -> Any:
 
 
 def _hooks(module: nn.Module) -> Iterator[Any]:
-    """Hooks on a module's forward that may change a number."""
+    """Yields the hooks on a module's forward that may affect its results."""
     for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
         function = next(_functions(hook), hook)
         file = str(getattr(function, "__globals__", {}).get("__name__"))
@@ -311,7 +323,8 @@ def _hooks(module: nn.Module) -> Iterator[Any]:
 
 
 def _functions(value: Any) -> Iterator[FunctionType]:
-    """The functions in what can be called, decorators and what they decorate."""
+    """Yields the functions that a callable consists of: decorators and the functions that they
+    decorate."""
     met: set[int] = set()
     waiting = [value]
     while waiting:
@@ -333,7 +346,7 @@ def _functions(value: Any) -> Iterator[FunctionType]:
 
 
 def _names(code: CodeType) -> set[str]:
-    """The names that code looks up, the code within it too."""
+    """Returns the names that some code, and code nested in it, looks up."""
     found = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

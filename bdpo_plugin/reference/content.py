@@ -1,4 +1,5 @@
-"""Any value in words that are the same in every process, and tensors by a digest of their bytes."""
+"""Describes any value as text that is the same in every process, and tensors by a digest of their
+content. The fingerprint of a reference model is made from these."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from bdpo_plugin.redact import digest_of
 
 _WIDTH = 4096
 _BLOCK = 2**22
-#: What a tensor that is not laid out in full consists of, by layout.
+#: The parts of a sparse tensor, by layout.
 _PARTS = {
     torch.sparse_coo: ("indices", "values"),
     torch.sparse_csr: ("crow_indices", "col_indices", "values"),
@@ -28,31 +29,32 @@ _PARTS = {
     torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
     torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
 }
-#: Objects that decide where and when something runs, or is logged, and not what comes of it.
+#: Types that decide where and when something runs or is logged, and do not affect the results.
 _WITHOUT_CONTENT = (torch.device, torch.Stream, torch.Event, logging.Logger)
 
-#: Longer words are told apart by their digest.
+#: Longer texts are replaced by their digest; number of characters.
 _LONG = 200
 
 
 class Words:
-    """Writes values as text: functions by their code, objects by what they hold.
+    """Describes values as text: functions by their code, objects by their content.
 
     Attributes:
-        strict: whether an object that shows nothing but its address, among what a function
-            closes over, is an error; else its class is named.
+        strict: whether an object in a function's closure or defaults that shows only its address
+            is an error; if False, its class is named instead.
     """
 
     def __init__(self, *, strict: bool = True) -> None:
         self.strict = strict
-        self._known: dict[int, tuple[Any, str]] = {}  # with what it is of, which so stays alive
+        # id -> (object, text); the reference keeps the object alive, so that its id stays unique
+        self._known: dict[int, tuple[Any, str]] = {}
         self._open: set[int] = set()
 
     def of(self, value: Any) -> str:
-        """A value in words.
+        """Describes a value.
 
         Raises:
-            TypeError: it, or a part of it, shows nothing but its address.
+            TypeError: The value, or a part of it, shows only its address.
         """
         if isinstance(value, (Enum, torch.dtype, torch.layout, torch.memory_format)):
             return str(value)
@@ -63,7 +65,8 @@ class Words:
         return self.once(value, self._of_object)
 
     def once(self, value: Any, words: Callable[[Any], str]) -> str:
-        """The words of an object, found once; where it is met within itself, its class."""
+        """Describes an object by calling `words` once, and then from a cache. An object that occurs
+        within itself is described by its class there."""
         if id(value) in self._known:
             return self._known[id(value)][1]
         if id(value) in self._open:
@@ -103,7 +106,7 @@ class Words:
         return f"{type(value).__qualname__} {self._of_content(value)}"
 
     def _of_content(self, value: Any) -> str:
-        """What an object of a class of its own holds, and does."""
+        """Describes an object of any other class by its attributes and methods."""
         if is_dataclass(value):
             return self.of(
                 {field.name: getattr(value, field.name, None) for field in fields(value)}
@@ -118,7 +121,8 @@ class Words:
         raise TypeError(f"it depends on {words}, which shows no content")
 
     def _of_function(self, value: Any) -> str:
-        """What can be called; empty where it is an object of some other class."""
+        """Describes a function or another known callable; returns an empty string for objects of
+        other classes."""
         if isinstance(value, FunctionType):
             if transparent(value):
                 return self.of(getattr(value, "__wrapped__", None))
@@ -155,7 +159,8 @@ class Words:
 
 
 def package_of(value: Any) -> str:
-    """The package that a class, or a function as it is now, was written in."""
+    """Returns the package that defines a class or a function. A replaced function counts for the
+    package of its replacement."""
     name = value.__module__
     if isinstance(value, FunctionType):
         name = str(value.__globals__.get("__name__"))
@@ -163,7 +168,7 @@ def package_of(value: Any) -> str:
 
 
 def cells(function: FunctionType) -> Iterator[Any]:
-    """What a function closes over."""
+    """Yields the values in a function's closure."""
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents
@@ -172,17 +177,18 @@ def cells(function: FunctionType) -> Iterator[Any]:
 
 
 def transparent(function: FunctionType) -> bool:
-    """Whether a function of ours is around another, which it calls as if it were not there."""
+    """Whether a function is a wrapper of this package, which does not change the results of the
+    function that it wraps."""
     ours = str(function.__globals__.get("__name__")).startswith("bdpo_plugin.")
     return ours and hasattr(function, "__wrapped__")
 
 
 def tensor_digest(tensor: Tensor) -> bytes:
-    """Of a tensor's shape, dtype and values; of one that is made of others, of these and of what
-    says how they are put together.
+    """Digest of a tensor's shape, dtype and values. For a tensor that wraps other tensors, the
+    digest covers these and the data that says how they are combined.
 
     Raises:
-        RuntimeError, TypeError and others: the values cannot be read.
+        RuntimeError, TypeError and others: The values cannot be read.
     """
     kind, notes = type(tensor), {}
     if kind.__module__.partition(".")[0] not in ("torch", "bitsandbytes"):
@@ -204,7 +210,7 @@ def tensor_digest(tensor: Tensor) -> bytes:
     elif tensor.is_quantized:
         raise TypeError("it is of PyTorch's old quantised dtypes")
     else:
-        # what a kind of tensor of somebody else's has beside its bytes may decide what they mean
+        # the attributes of another package's tensor class may decide what its bytes mean
         if notes:
             words = (
                 kind.__qualname__,
@@ -224,20 +230,20 @@ def tensor_digest(tensor: Tensor) -> bytes:
 def _bytes_digest(raw: Tensor) -> bytes:
     if raw.is_meta:
         raise TypeError("its values are not here")
-    if raw.numel() and not raw.data_ptr():  # made of others, and does not say of which
+    if raw.numel() and not raw.data_ptr():  # it wraps other tensors and does not name them
         raise TypeError("it has no bytes of its own")
     if raw.storage_offset() % 4:
         raw = raw.clone()
     whole = raw.numel() // 4 * 4
     digest = hashlib.blake2b(raw[whole:].cpu().numpy().tobytes(), digest_size=16)
-    # 32-bit words in 64-bit sums, so that the highest bit of a word counts as the others do
+    # 32-bit words are summed in 64 bits, so that the highest bit of a word counts like the others
     words = raw[:whole].view(torch.int32)
     generator = torch.Generator().manual_seed(0)
     factors = torch.randint(-(2**62), 2**62, (_WIDTH,), generator=generator) | 1
     factors = factors.to(raw.device)
     for block in words.split(_BLOCK):
         full = block.numel() // _WIDTH * _WIDTH
-        # wraps around, which is what a hash wants
+        # overflow wraps around, as intended for a hash
         rows = (block[:full].view(-1, _WIDTH) * factors).sum(dim=1)
         rest = (block[full:] * factors[: block.numel() - full]).sum()
         digest.update(torch.cat([rows, rest[None]]).cpu().numpy().tobytes())

@@ -1,4 +1,4 @@
-"""What the ranks of a distributed run tell each other of the reference pass."""
+"""Communication between the ranks of a distributed run during the reference pass."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def world_size() -> int:
 
 
 def first_on_machine() -> bool:
-    """Whether this is the first of the ranks that share its machine, and so perhaps its disk."""
+    """Whether this is the first rank on its machine. The ranks of a machine may share a disk."""
     return not dist.is_initialized() or dist.get_node_local_rank(fallback_rank=this_rank()) == 0
 
 
 def gathered(value: Any) -> list[Any]:
-    """The values of all ranks, in their order."""
+    """Gathers the values of all ranks, in the order of the ranks."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -36,7 +36,7 @@ def gathered(value: Any) -> list[Any]:
 
 
 def maximum(values: np.ndarray, device: torch.device) -> np.ndarray:
-    """Of each element of an array of floats, the greatest that a rank has."""
+    """Returns the elementwise maximum of an array of floats over all ranks."""
     if world_size() == 1:
         return values
     shared = torch.from_numpy(values).to(device)
@@ -45,11 +45,11 @@ def maximum(values: np.ndarray, device: torch.device) -> np.ndarray:
 
 
 def share(batches: Sequence[list[int]], tokens: np.ndarray) -> list[list[int]]:
-    """This rank's part of the batches, which has about as many tokens as any other's.
+    """Returns this rank's part of the batches. All parts have about the same number of tokens.
 
     Args:
-        batches: indices; the longest sequences first, and so in the part.
-        tokens: of each index.
+        batches: batches of indices, the longest sequences first; the part keeps this order.
+        tokens: the number of tokens of each index.
     """
     mine, loads = [], [0] * world_size()
     for batch in batches:
@@ -61,12 +61,16 @@ def share(batches: Sequence[list[int]], tokens: np.ndarray) -> list[list[int]]:
 
 
 def raised_by_all(work: Iterator[Any]) -> Iterator[Any]:
-    """Passes on what a rank's share of the work yields; where one rank cannot go on, all stop.
+    """Yields the results of this rank's share of the work; if one rank fails, all ranks stop.
 
-    They agree twice: after the first piece, which is the hardest, and at the end.
+    The ranks compare their state twice: after the first result, whose batch is the most likely to
+    fail because it is the largest, and at the end.
+
+    Args:
+        work: this rank's share, which yields one result after the other.
 
     Raises:
-        BDPOError: in each rank, where the work raised one in any of them.
+        BDPOError: In every rank, if the work of any rank raised one.
     """
     for part in (islice(work, 1), work):
         error = None

@@ -1,4 +1,5 @@
-"""Stored scores that nobody has used for long are removed, and the oldest where there are many."""
+"""Removes stored scores that no run has used for a long time, and the least recently used ones if
+the cache is too large. Runs call it at the end of the reference pass."""
 
 from __future__ import annotations
 
@@ -13,25 +14,27 @@ from bdpo_plugin.reference.store import ASIDE
 
 DAY = 24 * 3600.0
 
-#: The scores of a reference that no run has used for so long are removed, in seconds.
+#: The scores of a reference are removed if no run has used them for this time, in seconds.
 AGE = 90 * DAY
-#: While all stored scores take more than this, in bytes, the least recently used go.
+#: While all stored scores take more than this, in bytes, the least recently used are removed.
 SIZE = 2 * 2**30
-#: What was used within this time, in seconds, is never removed: a run may be at it.
+#: Scores used within this time, in seconds, are never removed: a run may still be using them.
 IN_USE = 1 * DAY
 
 _FOLDER = re.compile(rf"[0-9a-f]{{32}}({re.escape(ASIDE)}[0-9a-f]{{8}})?")
 _FILE = re.compile(
-    r"[0-9a-f]{32}(-[0-9a-f]{8})?\.parquet(\.damaged)?|\.[0-9a-f]{32}\.tmp"  # those of a store
+    r"[0-9a-f]{32}(-[0-9a-f]{8})?\.parquet(\.damaged)?|\.[0-9a-f]{32}\.tmp"  # files of a store
 )
 
 
 class _Stored(NamedTuple):
-    """The scores of one reference.
+    """The stored scores of one reference.
 
     Attributes:
-        used: when a run last used them, in seconds since the epoch.
-        size: bytes.
+        used: the time of the last use by a run, in seconds since the epoch.
+        size: the size of the files, in bytes.
+        folder: the folder of the scores.
+        files: the files in it.
     """
 
     used: float
@@ -41,13 +44,15 @@ class _Stored(NamedTuple):
 
 
 def evict(cache: Path, keep: Path | None = None) -> None:
-    """Remove from a cache directory what is beyond :data:`AGE`, and the least recently used beyond
-    :data:`SIZE`; never what is in use, nor a folder with anything in it that no store has written.
+    """Removes scores older than :data:`AGE` from a cache directory, and the least recently used
+    ones while the directory is larger than :data:`SIZE`.
 
-    Whoever begins to use scores at the moment at which they go computes them again.
+    It never removes scores in use, nor a folder that contains a file not written by a store. A run
+    that begins to use scores in the moment of their removal computes them again.
 
     Args:
-        keep: a folder that stays, whatever its age.
+        cache: the cache directory.
+        keep: a folder that is never removed.
     """
     now = time.time()
     stored = sorted(_stored(cache))
@@ -58,7 +63,7 @@ def evict(cache: Path, keep: Path | None = None) -> None:
             continue
         with suppress(OSError):
             if one.folder.stat().st_mtime != one.used:
-                continue  # somebody has begun to use it
+                continue  # a run has begun to use it
             for file in one.files:
                 file.unlink(missing_ok=True)
             one.folder.rmdir()
@@ -66,7 +71,7 @@ def evict(cache: Path, keep: Path | None = None) -> None:
 
 
 def _stored(cache: Path) -> Iterator[_Stored]:
-    """The folders that stores have made, and that this user may change."""
+    """Yields the folders that stores have written and that this user can access."""
     with suppress(OSError):
         for folder in list(cache.iterdir()):
             with suppress(OSError):

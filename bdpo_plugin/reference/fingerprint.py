@@ -1,4 +1,5 @@
-"""What a reference model is, by content: weights, configuration, and what computes with them."""
+"""Identifies a reference model by its content: its weights, its configuration and everything that
+computes with them. The scorer uses it to find stored scores of the same reference."""
 
 from __future__ import annotations
 
@@ -16,12 +17,12 @@ from bdpo_plugin.reference.content import Words, package_of, tensor_digest
 from bdpo_plugin.reference.scoring import VERSION
 from bdpo_plugin.settings import BDPOError
 
-#: In the place of an adapter's name: the model with whatever adapters it has, as they are.
+#: Used in place of an adapter's name: the model with its adapters in their current state.
 AS_IT_IS = "*"
 
 
-#: What differs between two PEFT adapters of one strength and the same matrices, and changes no
-#: number of a forward pass in evaluation mode.
+#: Settings of PEFT adapters that do not affect a forward pass in evaluation mode, if the matrices
+#: and the scaling are the same.
 _ADAPTER_NOTES = {
     *("base_model_name_or_path", "revision", "auto_mapping", "task_type", "inference_mode"),
     *("peft_version", "peft_type", "lora_dropout", "init_lora_weights", "runtime_config"),
@@ -29,15 +30,17 @@ _ADAPTER_NOTES = {
 
 
 class UnreadableReference(BDPOError):
-    """Something of a reference cannot be read, so that nothing can say which reference it is."""
+    """Raised if a part of a reference cannot be read, so that the reference cannot be
+    identified."""
 
 
 class Fingerprint(NamedTuple):
-    """What a reference is. Its log-probabilities depend on both.
+    """Identifies a reference. Its log-probabilities depend on both digests.
 
     Attributes:
         weights: hex digest of the content of its weights.
-        computation: hex digest of what computes with them, releases of packages included.
+        computation: hex digest of everything that computes with them, including the releases of
+            packages.
     """
 
     weights: str
@@ -45,23 +48,24 @@ class Fingerprint(NamedTuple):
 
 
 def model_fingerprint(model: Any, *, adapter: str | None = None, compute: str = "") -> Fingerprint:
-    """The fingerprint of everything that a reference's log-probabilities depend on.
+    """Computes the fingerprint of everything that a reference's log-probabilities depend on.
 
-    All weights are read (a hash that is linear in them, so a 7B model takes seconds); names are
-    not, so that the base model under a LoRA adapter of any rank, seed or target and the same
-    weights loaded as a model of their own have one fingerprint. Beside them count what
-    :mod:`~bdpo_plugin.reference.computation` reads, the settings of an adapter that is part of
-    the reference, and the :data:`~bdpo_plugin.reference.scoring.VERSION` of the scoring.
+    It reads all weights (the hash is linear in them, so a 7B model takes seconds), but not their
+    names. So the base model under a LoRA adapter of any rank, seed or target has the same
+    fingerprint as the same weights loaded as a separate model. The fingerprint also covers
+    everything that :mod:`~bdpo_plugin.reference.computation` describes, the settings of an adapter
+    that is part of the reference, and the :data:`~bdpo_plugin.reference.scoring.VERSION` of the
+    scoring.
 
     Args:
         model: the model, with or without PEFT adapters.
-        adapter: the PEFT adapter that is part of the reference; None: all adapters off;
-            :data:`AS_IT_IS`: whatever is active.
-        compute: what autocast does, if anything.
+        adapter: the PEFT adapter that is part of the reference; None: all adapters are off;
+            :data:`AS_IT_IS`: the active adapters.
+        compute: a description of autocast, if it is on.
 
     Raises:
-        UnreadableReference: a weight is not here (on the `meta` device), or of a kind that has no
-            content that can be read; a module has an attribute or a hook of which the same holds.
+        UnreadableReference: The values of a weight are not available (it is on the `meta` device)
+            or cannot be read, or an attribute or a hook of a module cannot be described.
     """
     weights = hashlib.blake2b(digest_size=16)
     packages = set()
@@ -69,7 +73,7 @@ def model_fingerprint(model: Any, *, adapter: str | None = None, compute: str = 
         packages.add(package_of(type(tensor)))
         try:
             weights.update(tensor_digest(tensor))
-        # What a kind of tensor that we do not know does not know itself; also out of memory.
+        # An unknown tensor class may not support an operation; RuntimeError is also out of memory.
         except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             raise UnreadableReference(
                 f"The content of the reference's weight {name!r}, a {_kind(tensor)}, cannot be "
@@ -88,12 +92,12 @@ def model_fingerprint(model: Any, *, adapter: str | None = None, compute: str = 
 
 
 def _adapter_settings(model: Any, adapter: str | None) -> list[Any]:
-    """Of the adapters that are part of the reference."""
+    """Returns the settings of the adapters that are part of the reference."""
     known = getattr(model, "peft_config", None)
     if not isinstance(known, dict) or adapter is None:
         return []
     names = [adapter]
-    if adapter == AS_IT_IS:  # asked of the layers: models of transformers answer by a method
+    if adapter == AS_IT_IS:  # read from the layers: on models of transformers it is a method
         active = (getattr(module, "active_adapters", None) for module in model.modules())
         names = sorted({name for names in active if isinstance(names, list) for name in names})
     return [
@@ -108,16 +112,16 @@ def _first_line(error: Exception) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Hex digest of a tokenizer's vocabulary."""
+    """Computes the hex digest of a tokenizer's vocabulary."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
     return hashlib.blake2b(vocabulary.encode(), digest_size=16).hexdigest()
 
 
 def _reference_tensors(model: nn.Module, adapter: str | None) -> Iterator[tuple[str, Tensor]]:
-    """The tensors, by name; the names are for messages alone."""
+    """Yields the names and tensors of the reference; the names are used in messages only."""
     skipped: list[str] = []
     for name, module in model.named_modules():
-        # what PEFT adds: the layers of its adapters, and the trained copies of whole modules
+        # modules added by PEFT: the layers of its adapters, and the trained copies of modules
         for attribute in (
             *getattr(module, "adapter_layer_names", ()),
             *getattr(module, "other_param_names", ()),
@@ -137,21 +141,21 @@ def _reference_tensors(model: nn.Module, adapter: str | None) -> Iterator[tuple[
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if prefixes and name.startswith(prefixes) and adapter not in name.split("."):
             continue
-        # under ZeRO-3 the shard of this rank
+        # under ZeRO-3: the shard of this rank
         yield name, getattr(tensor, "ds_tensor", _at_hand(model, name, tensor))
         yield from ((f"{name}'s scale", scale) for scale in _quantisation_scales(tensor))
-    # 8-bit layers move their weight's scale to themselves at its first use
+    # 8-bit layers move the scale from their weight to their own state at its first use
     for name, module in model.named_modules():
         for holder in (getattr(module, "weight", None), getattr(module, "state", None)):
             if isinstance(scale := getattr(holder, "SCB", None), Tensor):
                 yield f"{name}.SCB", scale
                 break
-        # HQQ keeps scales and zero points in a dict of the layer
+        # HQQ stores scales and zero points in a dict of the layer
         yield from _in_dict(f"{name}.meta", getattr(module, "meta", None))
 
 
 def _in_dict(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a nested dict, in the order of their names."""
+    """Yields the names and tensors of a nested dict, sorted by name."""
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, dict):
@@ -160,7 +164,7 @@ def _in_dict(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _at_hand(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    """The tensor; if accelerate has offloaded it, with its values."""
+    """Returns the tensor; loads its values if accelerate has offloaded it."""
     path = name.split(".")
     for depth in range(len(path) - 1, -1, -1) if tensor.is_meta else ():
         holder = model.get_submodule(".".join(path[:depth]))
@@ -172,7 +176,7 @@ def _at_hand(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
 
 
 def _quantisation_scales(tensor: Tensor) -> Iterator[Tensor]:
-    """What turns the codes of a 4-bit weight into numbers."""
+    """Yields the tensors that dequantise a 4-bit weight."""
     state = getattr(tensor, "quant_state", None)
     for part in (state, getattr(state, "state2", None)):
         for field in ("absmax", "offset", "code"):

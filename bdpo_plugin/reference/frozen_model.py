@@ -1,4 +1,5 @@
-"""The frozen reference of a run, and how it is put in force."""
+"""The frozen reference model of a run, and the context in which it runs. The reference pass and the
+verification of stored scores use it."""
 
 from __future__ import annotations
 
@@ -15,15 +16,15 @@ from bdpo_plugin.model.traits import evaluation
 
 @dataclass
 class Reference:
-    """The frozen reference of a run and how to put it in force.
+    """The frozen reference model of a run.
 
     Attributes:
-        model: the model that holds its weights: of its own, or the policy's.
-        description: what it is, in words for the user.
-        peft: the PEFT model whose adapters have to be switched; None where there is none.
-        adapter: the adapter that is part of the reference; None: all off; ``AS_IT_IS`` (of
-            :mod:`~bdpo_plugin.reference.fingerprint`) where `peft` is None.
-        autocast: the context of the policy's own forward passes.
+        model: the model that holds its weights: a separate model, or the policy.
+        description: a description of the reference for the user.
+        peft: the PEFT model whose adapters must be switched; None if there is none.
+        adapter: the adapter that is part of the reference; None: all adapters are off;
+            ``AS_IT_IS`` (of :mod:`~bdpo_plugin.reference.fingerprint`) if `peft` is None.
+        autocast: returns the autocast context of the policy's own forward passes.
     """
 
     model: nn.Module
@@ -34,7 +35,8 @@ class Reference:
 
     @contextmanager
     def activated(self) -> Iterator[nn.Module]:
-        """The model in evaluation mode, as the reference, without gradient."""
+        """Yields the model with the adapters of the reference, in evaluation mode and without
+        gradient; restores the adapters and the mode on exit."""
         with ExitStack() as stack:
             stack.enter_context(evaluation(self.model))
             stack.enter_context(torch.no_grad())

@@ -1,4 +1,5 @@
-"""The null prompt x0: the scaffold of a prompt with the query taken out (method section 4)."""
+"""Finds the null prompt x0: the prompt format of a run without a query (method section 4). The
+scorer of a run calls :func:`find_null_prompt`."""
 
 from __future__ import annotations
 
@@ -18,25 +19,25 @@ from bdpo_plugin.reference.chat_template import (
 )
 from bdpo_plugin.settings import BDPOError
 
-#: What at least this share of the prompts begin or end with is taken to be their scaffold.
+#: A common beginning or end counts as the scaffold if at least this share of the prompts has it.
 MIN_MATCH_RATE = 0.9
-#: A scaffold that fewer prompts have than this is not used at all.
+#: The template's scaffold is not used if a smaller share of the prompts than this has it.
 _MAJORITY = 0.5
-#: What every warning ends with.
+#: The last sentence of every warning.
 _REMEDY = "`bdpo_null_prompt`, your prompt format with the query left out, sets another one."
 
 
 @dataclass(frozen=True)
 class NullPrompt:
-    """The query-free prompt of a run.
+    """The prompt of a run without a query.
 
     Attributes:
         ids: its token ids, at least one.
-        text: the ids, decoded.
-        source: where it comes from, in words.
-        match_rate: share of the training prompts that have just this before and after their
-            query; None where that is not known, as the turns of the prompts are not.
-        warnings: what the user should know about it.
+        text: the decoded ids.
+        source: a description of where it comes from.
+        match_rate: the share of the training prompts that have exactly these tokens before and
+            after their query; None if it is unknown, because the turns of the prompts are unknown.
+        warnings: warnings for the user.
     """
 
     ids: tuple[int, ...]
@@ -49,20 +50,21 @@ class NullPrompt:
 def find_null_prompt(
     tokenizer: Any, prompts: Sequence[Ids], override: str | None = None
 ) -> NullPrompt:
-    """The null prompt for a training set.
+    """Finds the null prompt for a training set (method section 4).
 
-    In this order: the override; what the prompts have before the user's first message and after
-    the last, as far as they agree, else what the tokenizer's chat template has there; where they
-    are not in the template's format, the longest beginning and end that all of them share; the
-    BOS token.
+    It uses the first of these that exists: the override; the tokens of the prompts before the first
+    and after the last user message, where most prompts agree on them, else those of the tokenizer's
+    chat template; if the prompts are not in the template's format, the longest beginning and end
+    that all prompts share; the BOS token (EOS if there is no BOS token).
 
     Args:
-        tokenizer: of the run.
-        prompts: token ids of the training prompts, as trained on.
-        override: the key ``bdpo_null_prompt``.
+        tokenizer: the tokenizer of the run.
+        prompts: the token ids of the training prompts, as trained on.
+        override: the value of ``bdpo_null_prompt``.
 
     Raises:
-        BDPOError: the override has no token, or there is no BOS token to fall back on.
+        BDPOError: The override has no token, or there is neither a BOS nor an EOS token to fall
+            back on.
     """
     if override is not None:
         ids = tuple(tokenizer(override, add_special_tokens=False)["input_ids"])
@@ -94,7 +96,7 @@ def find_null_prompt(
     if turns is None and getattr(tokenizer, "chat_template", None):
         unused = ", as the chat template cannot render a lone message of the user"
     front, back = common_start(strings), common_end(strings)
-    # A scaffold is more than BOS, and it leaves room for a query in every prompt.
+    # A scaffold has more tokens than BOS, and leaves room for a query in every prompt.
     room = min(map(len, strings), default=0) - len(front) - len(back)
     if (front + back).strip(bos_string) and room > 0:
         ids = as_ids(front + back)
@@ -128,8 +130,9 @@ def find_null_prompt(
 
 
 def _around_queries(turns: Turns, prompts: Sequence[str]) -> tuple[str, str, float] | None:
-    """What the prompts have before the user's first message and after the last, and the share of
-    the prompts that have just this; None where most are not in the template's format."""
+    """Returns the tokens of the prompts before the first and after the last user message, and the
+    share of the prompts that have exactly these tokens; None if most prompts are not in the
+    template's format."""
     if not prompts:
         return None
     ends = [
@@ -145,8 +148,8 @@ def _around_queries(turns: Turns, prompts: Sequence[str]) -> tuple[str, str, flo
     front, alike_fronts = Counter(front for front, _ in ends).most_common(1)[0]
     back, alike_backs = Counter(back for _, back in ends).most_common(1)[0]
     if min(alike_fronts, alike_backs) < enough:
-        # They do not agree. A few tokens may look like a turn in another format than the
-        # template's, so its own beginning or end has to be there.
+        # The prompts do not agree. In another format than the template's, a few tokens may look
+        # like a turn by accident, so most prompts must begin or end like the template.
         begin = sum(prompt.startswith(turns.front) for prompt in prompts if turns.front)
         end = sum(prompt.endswith(turns.back) for prompt in prompts if turns.back)
         if max(begin, end) < _MAJORITY * len(prompts):
@@ -167,7 +170,8 @@ def _rate_warning(rate: float) -> tuple[str, ...]:
 
 
 def _role_warnings(turns: Turns | None, prompts: Sequence[str], null: str) -> tuple[str, ...]:
-    """Of the roles beside the user's that the prompts have and the null prompt lacks."""
+    """Returns a warning for each role other than the user that occurs in prompts and not in the
+    null prompt."""
     warnings = []
     for role, header in turns.roles.items() if turns else ():
         having = sum(header in prompt for prompt in prompts)
@@ -183,12 +187,13 @@ def _role_warnings(turns: Turns | None, prompts: Sequence[str], null: str) -> tu
 def _cut_warning(
     tokenizer: Any, turns: Turns | None, prompts: Sequence[str], front: str, back: str
 ) -> tuple[str, ...]:
-    """Where the prompts are not in the template's format: whether what they share looks cut
-    within a turn.
+    """Returns a warning if the tokens that all prompts share seem to be cut within a turn. Used for
+    prompts that are not in the template's format.
 
-    Special tokens begin and end turns. So a beginning that stops right after one that begins a
-    turn at the end too has no more than half of a header, and an end that has some while there is
-    no beginning lacks the turn that it ends.
+    Special tokens begin and end turns. There are two signs of a cut. The common beginning stops
+    right after a special token that also occurs in the common end, where it begins a turn: then the
+    beginning contains at most a part of a turn's header. Or the common end contains special tokens
+    and there is no common beginning: then the turn that the end closes is missing.
     """
     added = getattr(tokenizer, "added_tokens_decoder", {})
     special = {token for token, entry in added.items() if entry.special}

@@ -1,4 +1,5 @@
-"""Files and folders for their user alone, whole or not there, that survive a loss of power."""
+"""Writes files and folders that only their user can read, atomically and durably. The store of the
+scores uses it."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from pathlib import Path
 
 
 def write_private(file: Path, content: bytes) -> None:
-    """Write a whole file or none, for the user alone, so that it survives a loss of power."""
+    """Writes a file that only the user can read, atomically and so that it survives a power
+    failure."""
     temporary = file.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -25,10 +27,11 @@ def write_private(file: Path, content: bytes) -> None:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder that only the user may enter, and those above it; one that is there stays."""
+    """Creates a folder that only the user can enter, and its missing parents; leaves an existing
+    folder as it is."""
     for path in reversed([folder, *folder.parents]):
         if not path.exists():
-            with suppress(FileExistsError):  # another process was faster, or a link leads nowhere
+            with suppress(FileExistsError):  # made by another process, or a dangling link
                 path.mkdir(mode=0o700)
                 _sync_folder(path.parent)
 
@@ -42,7 +45,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _sync(descriptor: int) -> None:
-    """Have it on the disk, on file systems that know what that is."""
+    """Flushes a file or folder to the disk, on file systems that support it."""
     try:
         os.fsync(descriptor)
     except OSError as error:

@@ -1,4 +1,5 @@
-"""Which model is the reference of a run, at rest and in a step, and how it is let go."""
+"""Decides which model is the reference of a run, before training and during a step, and releases it
+after the reference pass. The trainers of all hosts use it."""
 
 from __future__ import annotations
 
@@ -15,18 +16,19 @@ from bdpo_plugin.settings import BDPOError
 
 
 class ReferenceSource:
-    """The reference of a trainer, resolved as TRL resolves it.
+    """The reference of a trainer, chosen by the same rules as in TRL.
 
-    To be made before anything is sharded: then a rank may hold none of an adapter's weights. Where
-    TRL has made a copy of the adapter that a model came with, it is made a true one.
+    Create it before the model is sharded, because afterwards a rank may hold none of an adapter's
+    weights. If TRL has copied the adapter that the model came with, the constructor completes the
+    copy, which lacks some kinds of weights.
 
     Args:
-        trainer: a `trl.DPOTrainer` or one like it, whose `model` and `ref_model` are set.
+        trainer: a `trl.DPOTrainer` or a similar trainer, whose `model` and `ref_model` are set.
         prepare_deepspeed: TRL's function of that name.
-        description: of the reference, in words for the user; default what can be seen here.
+        description: a description of the reference for the user; default: derived from the trainer.
 
     Attributes:
-        released: whether the reference has been let go, so that it cannot be run any more.
+        released: whether the reference has been released, so that it cannot run any more.
     """
 
     def __init__(
@@ -39,7 +41,7 @@ class ReferenceSource:
         self._prepare_deepspeed = prepare_deepspeed
         self._description = description
         self.released = False
-        # the copy of the adapter given, by TRL's name; None: the adapter is off
+        # TRL's name for its copy of the adapter given; None: the adapter is off in the reference
         self._adapter: str | None = None
         self._trained_base: list[str] = []
         if trainer.ref_model is None and is_peft_model(trainer.model):
@@ -51,23 +53,25 @@ class ReferenceSource:
             self._trained_base = _trained_base(peft)
 
     def before_training(self) -> Reference:
-        """The reference while nothing is trained.
+        """Returns the reference for use outside of training steps.
 
         Raises:
-            BDPOError: the model cannot run at this point, or is the reference no longer.
+            BDPOError: The model cannot run at this point, or training has changed the weights of
+                the reference.
         """
         if self._trainer.state.global_step > 0:
             self._check_base()
         return self._reference(self._placed)
 
     def during_step(self, model: Any) -> Reference:
-        """The reference in a step of training.
+        """Returns the reference for use during a training step.
 
         Args:
             model: the policy as prepared for training.
 
         Raises:
-            BDPOError: what is trained stays in it when its adapter is off.
+            BDPOError: Training changes weights outside of the adapter, so the model with its
+                adapter off is not the reference.
         """
         self._check_base()
         return self._reference(lambda: model)
@@ -88,11 +92,11 @@ class ReferenceSource:
         )
 
     def release(self) -> None:
-        """Let go of what only the reference needs: after the pass its scores are all.
+        """Releases the separate reference model, or TRL's copy of the adapter that the model came
+        with. After the reference pass only the scores are needed.
 
-        That is a separate model, or the copy of the adapter that TRL makes of a model with one.
-        Were the copy kept, a checkpoint would have a folder of it, and a run that resumes would
-        load that in the place of the adapter that is trained.
+        If the copy were kept, a checkpoint would contain a folder for it, and a resumed run would
+        load that folder instead of the trained adapter.
         """
         trainer = self._trainer
         if trainer.ref_model is not None:
@@ -127,7 +131,11 @@ class ReferenceSource:
         return Reference(model, self._description or words, adapter=AS_IT_IS, autocast=autocast)
 
     def _placed(self) -> Any:
-        """The policy, where it can run before it is prepared for training."""
+        """Returns the policy in a form that can run before it is prepared for training.
+
+        Raises:
+            BDPOError: The run uses FSDP, under which there is no such form.
+        """
         if self._trainer.is_fsdp_enabled:
             raise BDPOError(
                 "Under FSDP the model can run only once training has begun, so its dataset cannot "
@@ -140,12 +148,17 @@ class ReferenceSource:
         return self._prepare_deepspeed(self._trainer.model, self._trainer.accelerator)
 
 
-#: Initialisations of LoRA that take what the adapter begins with out of the base model's weights.
+#: Initialisations of LoRA that move a part of the base model's weights into the adapter.
 _TAKEN_OUT = ("pissa", "olora", "corda", "lora_ga")
 
 
 def _check_initialisation(peft: Any) -> None:
-    """Refuse an adapter without which the base model is not the one that training begins with."""
+    """Refuses an adapter whose initialisation changes the weights of the base model: with the
+    adapter off, the model would not be the one that training begins with.
+
+    Raises:
+        BDPOError: An adapter has such an initialisation.
+    """
     for config in peft.peft_config.values():
         how = getattr(config, "init_lora_weights", None)
         if isinstance(how, str) and how.lower().startswith(_TAKEN_OUT):
@@ -158,7 +171,7 @@ def _check_initialisation(peft: Any) -> None:
 
 
 def _trained_base(peft: Any) -> list[str]:
-    """The weights that are trained and belong to no adapter."""
+    """Returns the names of the trained weights that belong to no adapter."""
     own = {*peft.peft_config, "adaption_prompt", "adaption_gate"}
     return [
         name
@@ -168,7 +181,8 @@ def _trained_base(peft: Any) -> list[str]:
 
 
 def _copy_whole_adapter(peft: Any) -> None:
-    """TRL's copy has the weights of modules alone: not those of IA3, LoHa, VeRA, new tokens."""
+    """Copies the whole adapter into TRL's copy. TRL copies only the weights of modules, and not
+    those of IA3, LoHa, VeRA and new tokens."""
     if is_sharded(peft):
         return
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -178,7 +192,7 @@ def _copy_whole_adapter(peft: Any) -> None:
 
 
 def _is_fresh(peft: Any, adapter: str) -> bool:
-    """Whether a LoRA adapter changes nothing yet, its second matrices being zero."""
+    """Whether a LoRA adapter still has no effect, because its second matrices are zero."""
     of_adapter = [(n, p) for n, p in peft.named_parameters() if adapter in n.split(".")]
     lora = all("lora_A" in n or "lora_B" in n or "lora_embedding" in n for n, _ in of_adapter)
     second = [p for n, p in of_adapter if "lora_B" in n or "lora_embedding_B" in n]

@@ -1,4 +1,5 @@
-"""Which scores preference pairs need, each once, and whether all ranks want the same."""
+"""Lists the distinct scores that preference pairs need, and describes how the data of the ranks
+differ. The reference pass calls it."""
 
 from __future__ import annotations
 
@@ -17,13 +18,14 @@ class RequiredScores(NamedTuple):
     """The n distinct scores that B pairs need, in the order of their keys.
 
     Attributes:
-        keys: (n,), sorted.
-        requests: what to compute for each.
-        first: (n,) where it is first needed.
-        of_pair: (B, 2 or 4) indices of a pair's scores: the chosen side's, then the rejected's; of
-            each that after the prompt, then, where both are scores of their own, that after the
-            null prompt.
-        columns: 1, or 2 with the information gain.
+        keys: (n,) the keys of the scores, sorted.
+        requests: the request that computes each score.
+        first: (n,) for each score its first index in the list of all requests of the pairs, which
+            follows the order of the pairs.
+        of_pair: (B, 2 or 4) for each pair the indices of its scores: first those of the chosen
+            completion, then those of the rejected one. There are two for each completion, after the
+            prompt and after the null prompt, if both are separate scores; else there is one.
+        columns: the number of values of a score: 1, or 2 with the information gain.
     """
 
     keys: np.ndarray
@@ -36,11 +38,13 @@ class RequiredScores(NamedTuple):
 def required_scores(
     pairs: Sequence[Pair], null_prompt: NullPrompt | None, *, with_gain: bool
 ) -> RequiredScores:
-    """The scores that pairs need.
+    """Lists the scores that pairs need.
 
     Args:
-        null_prompt: None where log-probabilities after the prompt are all that is needed.
-        with_gain: the information gain over the null prompt, in the place of scores after it.
+        pairs: the B pairs.
+        null_prompt: the null prompt; None if only log-probabilities after the prompt are needed.
+        with_gain: whether to request the information gain over the null prompt instead of separate
+            scores after the null prompt.
     """
     null = None if null_prompt is None else np.asarray(null_prompt.ids, dtype=np.int64)
     with_gain = with_gain and null is not None
@@ -67,11 +71,11 @@ def required_scores(
 
 
 def difference(ranks: list[tuple[np.ndarray, list[int]]], name: str) -> str:
-    """What to say of ranks whose pairs differ.
+    """Returns the error message for ranks whose pairs differ.
 
     Args:
-        ranks: of each, the (B, k) keys of its pairs and the B numbers of their rows.
-        name: of the dataset.
+        ranks: for each rank the (B, k) keys of its pairs and the B numbers of their rows.
+        name: the name of the dataset.
     """
     counts = [len(numbers) for _, numbers in ranks]
     most = max(range(len(ranks)), key=counts.__getitem__)

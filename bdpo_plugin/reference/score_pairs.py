@@ -1,4 +1,5 @@
-"""A whole preference dataset -> its scores, computed once and shared by all ranks."""
+"""Computes the scores of a whole preference dataset or of one batch under the reference model. The
+scorer of a run calls :func:`score_pairs`."""
 
 from __future__ import annotations
 
@@ -29,12 +30,13 @@ from bdpo_plugin.terminal import visible
 
 
 class PairScores(NamedTuple):
-    """The reference's view of B pairs; all (B,), the first six float32 or int64 on the CPU.
+    """The scores of B pairs under the reference; all (B,), the first six float32 or int64 on the
+    CPU.
 
     Attributes:
         ref_chosen_logps, ref_rejected_logps: log pi_ref(y|x), nats, summed.
-        mi_chosen, mi_rejected: I(x; y), nats per token, or nats if not normalised; NaN where it
-            was not measured.
+        mi_chosen, mi_rejected: I(x; y), nats per token, or nats if not normalised; NaN if not
+            measured.
         chosen_tokens, rejected_tokens: |y|.
         computed: (B,) bool, whether a score of the pair was computed in this call.
     """
@@ -66,22 +68,30 @@ def score_pairs(
     rows: Sequence[int] | None = None,
     with_mi: bool = True,
 ) -> PairScores:
-    """The log-probabilities and mutual information of all pairs under the reference.
+    """Computes the log-probabilities and the mutual information of all pairs under the reference
+    (method section 3).
 
-    With a `store`, what it holds is not computed again, but for some of what other runs have put
-    there, to see that it is this reference's. What is computed goes to it while the pass runs, and
-    the ranks of a distributed run share the work, as do several runs that use one store at once.
-    Without, every rank scores its own pairs.
+    With a `store`, stored scores are reused. Some of those that other runs have stored are computed
+    again, to verify that they belong to this reference. New scores are stored while the reference
+    pass runs. The ranks of a distributed run share the work, and so do several runs that use one
+    store at the same time. Without a store, every rank scores its own pairs.
 
     Args:
         pairs: B preference pairs, after truncation; the same in every rank if there is a store.
-        name: of the dataset, on the progress bar.
-        rows: what to call the pairs in an error; default their position.
-        with_mi: measure the mutual information; without, no response is run after the null prompt.
+        reference: the reference model.
+        null_prompt: the null prompt of the run.
+        settings: the settings of the run.
+        reader: the reader of the run.
+        device: the device of the run.
+        store: the store of the reference's scores; None: nothing is reused or stored.
+        name: the name of the dataset, for the progress bar.
+        rows: the row numbers of the pairs for error messages; default: positions.
+        with_mi: whether to measure the mutual information; if False, no response is run after the
+            null prompt.
 
     Raises:
-        BDPOError: a score that is missing or not finite, with the rows; pairs that differ between
-            the ranks.
+        BDPOError: A score is missing or not finite (the message lists the rows), or the pairs
+            differ between the ranks.
     """
     required = required_scores(
         pairs,
@@ -159,10 +169,11 @@ def _compute(
     exchange: Exchange | None,
     name: str,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fill in the `missing` scores, in all ranks where they are exchanged.
+    """Computes the `missing` scores. With an `exchange`, the ranks share the work and each gets all
+    scores.
 
     Returns:
-        (n, columns) scores, and (n,) bool, whether it was computed here.
+        (n, columns) scores, and (n,) bool, whether each was computed in this call.
     """
     requests = required.requests
     batches = [
@@ -178,8 +189,8 @@ def _compute(
         batches = _as_many(batches, same=exchange is not None, device=device)
     elif exchange:
         batches = share(batches, tokens)
-        rest = batches[1:]  # the longest stays first: what does not fit in memory is seen early
-        random.Random().shuffle(rest)  # another run on the store is to begin elsewhere
+        rest = batches[1:]  # the longest batch stays first, so that a lack of memory shows early
+        random.Random().shuffle(rest)  # another run on this store should compute other batches
         batches[1:] = rest
     mine = np.zeros(len(requests), dtype=bool)
     mine[[i for batch in batches for i in batch]] = True
@@ -195,7 +206,7 @@ def _compute(
     def absent(batch: list[int]) -> list[int]:
         return [i for i in batch if scores[i, 0] == ABSENT]
 
-    apart = exchange is not None and not lockstep  # the ranks need not run the same
+    apart = exchange is not None and not lockstep  # the ranks may run different batches
     try:
         with progress, reference.activated() as model:
             found = score_requests(
@@ -223,12 +234,20 @@ def _compute(
 
 
 def _in_lockstep(reference: Reference) -> bool:
-    """Whether all ranks have to run the same batches, as none can run the model alone."""
+    """Whether all ranks must run the same number of batches, because the model is sharded and no
+    rank can run it alone."""
     return world_size() > 1 and is_sharded(reference.model)
 
 
 def _as_many(batches: list[list[int]], *, same: bool, device: torch.device) -> list[list[int]]:
-    """As many batches in each rank, the last repeated: a share of the `same`, or its own."""
+    """Returns the batches of this rank, with the last one repeated so that every rank has the same
+    number of batches.
+
+    Args:
+        batches: the batches of all ranks if `same`, else those of this rank.
+        same: whether every rank passes the same batches, to be split among the ranks.
+        device: the device of this rank.
+    """
     if same:
         batches = batches + [batches[-1]] * (-len(batches) % world_size())
         return batches[this_rank() :: world_size()]
@@ -238,13 +257,18 @@ def _as_many(batches: list[list[int]], *, same: bool, device: torch.device) -> l
 
 
 def _array(scores: list[Score], columns: int) -> np.ndarray:
-    """(n, columns) scores."""
+    """Converts scores to an (n, columns) array, with :data:`NOT_FINITE` for values that are not
+    finite."""
     values = np.array(scores, dtype=np.float64)[:, :columns]
     return np.where(np.isfinite(values), values, NOT_FINITE)
 
 
 def _check_coverage(scores: np.ndarray, rows: Sequence[int]) -> None:
-    """Of (B, k, columns) scores, whether each is there and finite."""
+    """Checks that all (B, k, columns) scores are present and finite.
+
+    Raises:
+        BDPOError: A score is missing or not finite; the message lists the first rows.
+    """
     for problem, bad in (
         ("has no score", scores == ABSENT),
         ("has a score that is not finite", ~np.isfinite(scores)),

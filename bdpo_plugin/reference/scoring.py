@@ -1,4 +1,5 @@
-"""Token ids -> log-probabilities and information gain under a frozen reference."""
+"""Computes log-probabilities and information gain of completions under the frozen reference, in
+batches (method section 3). The reference pass and the verification of stored scores call it."""
 
 from __future__ import annotations
 
@@ -20,32 +21,33 @@ from bdpo_plugin.objective.mutual_information import information_gain
 from bdpo_plugin.reference.distributed import gathered
 from bdpo_plugin.settings import BDPOError
 
-#: The release of the way that scores are computed, a part of every reference's identity. It is
-#: raised with each change after which a score of the same tokens by the same model is another
-#: number, beyond rounding: what was stored before is then found no more.
+#: The version of the computation of scores, a part of every reference's identity. Raise it with
+#: each change that changes scores by more than rounding: runs then no longer find scores that were
+#: stored before.
 VERSION = 1
 
-#: How many batches may be queued on a device before the scores of the first are read.
+#: The number of batches that may be queued on a device before the scores of the first are read.
 BEHIND = {"cpu": 0}
 
 
-#: Tokens of a scoring batch where nobody says. On a CPU larger ones are slower: what a layer makes
-#: of them leaves the processor's cache.
+#: The default number of tokens in a scoring batch. On a CPU larger batches are slower, because the
+#: activations of a layer no longer fit into the processor's cache.
 SCORE_TOKENS = 1024
 
-#: The same on a GPU, at least and at most, where it is busy with a batch.
+#: The smallest and the largest default on a GPU. Batches of these sizes keep a GPU busy.
 SCORE_TOKENS_ON_GPU = (4096, 16384)
 
-#: Numbers that a layer makes of each token, for each entry of its hidden state: those that it would
-#: keep for a backward pass (Korthikanti et al., arXiv 2205.05198, section 4.1: 34 bytes of 16 bits
-#: each), which is more than a pass without gradient holds at once.
+#: The number of values that a layer computes for each token and each entry of its hidden state. It
+#: counts the values that a layer keeps for a backward pass (Korthikanti et al., arXiv 2205.05198,
+#: section 4.1: 34 bytes, 2 for each value), which is more than a forward pass without gradient
+#: holds at once.
 STATES = 17
 
 
 class ScoreRequest(NamedTuple):
-    """One completion to score after one prompt; all (n,) token ids.
+    """One completion to score after one prompt; all fields are (n,) token ids.
 
-    With `null_prompt_ids`, the information gain over the null prompt is computed as well.
+    If `null_prompt_ids` is given, the information gain over the null prompt is computed as well.
     """
 
     prompt_ids: np.ndarray
@@ -67,11 +69,12 @@ class ScoreRequest(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Of one response after one prompt under the reference, in nats.
+    """The score of one completion after one prompt under the reference, in nats.
 
     Attributes:
-        logps: log pi_ref(y | x), summed over the response tokens.
-        gain: summed KL to the distribution after the null prompt; None where not wanted.
+        logps: log pi_ref(y | x), summed over the completion tokens.
+        gain: KL to the distribution after the null prompt, summed over the completion tokens; None
+            if not requested.
     """
 
     logps: float
@@ -85,18 +88,23 @@ class Score(NamedTuple):
 def budgeted_batches(
     requests: Sequence[ScoreRequest], token_budget: int, *, shared: bool = False
 ) -> list[list[int]]:
-    """Indices of `requests` in batches of similar length, the longest first.
+    """Groups `requests` into batches of similar length, the longest first.
 
-    A batch holds at most `token_budget` tokens, or a single group: two requests that follow one
-    another among those of their prompt, such as those of a preference pair. They stay together, as
-    what they have in common may be run once.
+    A batch has at most `token_budget` tokens, or a single group if that is larger. A group is two
+    requests with the same prompt, such as those of a preference pair. They stay in one batch,
+    because their common prompt may be run once.
 
     Args:
-        shared: whether batches are laid in rows in which that is so; then the tokens of the rows
-            count, else those of the padded batches.
+        requests: the requests to group.
+        token_budget: the most tokens of a batch.
+        shared: whether batches run packed, with a common prefix once. If True, the tokens of the
+            packed row count, else those of the padded batch.
+
+    Returns:
+        Batches of indices into `requests`.
     """
     groups: list[list[int]] = []
-    of_one: dict[bytes, list[int]] = {}  # the group of a single request so far, by its prompt
+    of_one: dict[bytes, list[int]] = {}  # groups that still have one request, by prompt
     for index, request in enumerate(requests):
         prompt = request.prompt_ids.tobytes()
         group = of_one.pop(prompt, None)
@@ -106,7 +114,8 @@ def budgeted_batches(
         group.append(index)
 
     def size(group: list[int]) -> tuple[int, int, int]:
-        """Tokens of the longest, rows, and tokens where what is in common stands once."""
+        """Returns the tokens of the longest row, the number of rows, and the number of tokens with
+        the common prompt counted once."""
         of_group = [requests[i] for i in group]
         nulls = [
             len(request.null_prompt_ids)
@@ -119,7 +128,7 @@ def budgeted_batches(
         return max(request.length for request in of_group), rows, beginnings + responses
 
     batches: list[list[int]] = []
-    width, rows, tokens = 0, 0, 0  # of the last batch
+    width, rows, tokens = 0, 0, 0  # sizes of the last batch
     for group, (longest, more_rows, more_tokens) in sorted(
         ((group, size(group)) for group in groups), key=lambda sized: sized[1], reverse=True
     ):
@@ -133,8 +142,8 @@ def budgeted_batches(
 
 
 def token_budget(model: Any, device: torch.device) -> int:
-    """Tokens of a scoring batch where nobody says, the same in every rank; on a GPU as many as
-    take a quarter of its free memory."""
+    """Returns the default number of tokens in a scoring batch, the same in every rank. On a GPU it
+    is the number that takes a quarter of the free memory, within :data:`SCORE_TOKENS_ON_GPU`."""
     if device.type == "cpu":
         return SCORE_TOKENS
     least, most = SCORE_TOKENS_ON_GPU
@@ -148,18 +157,19 @@ def token_budget(model: Any, device: torch.device) -> int:
 
 
 class _Sums:
-    """What :func:`_queue` has made of a batch: (B, 1 or 2) sums, on their way to the CPU."""
+    """The result of :func:`_queue` for a batch: (B, 1 or 2) sums, whose copy to the CPU may still
+    be running."""
 
     def __init__(self, sums: Tensor) -> None:
         self._copied: Any = None
         if sums.is_cuda:
-            # the copy stands right behind its own batch, so that reading it waits for no other
+            # the copy is queued right after its own batch, so reading it waits for no later batch
             device, sums = sums.device, sums.to("cpu", non_blocking=True)
             self._copied = torch.cuda.current_stream(device).record_event()
         self._sums = sums
 
     def scores(self) -> list[Score]:
-        """Of the requests of the batch; here the device is waited for."""
+        """Returns the scores of the requests of the batch. Waits for the device."""
         if self._copied is not None:
             self._copied.synchronize()
         rows = self._sums.tolist()
@@ -177,23 +187,31 @@ def score_requests(
     packed: bool = True,
     left: Callable[[list[int]], list[int]] = list,
 ) -> Iterator[tuple[list[int], list[Score]]]:
-    """The scores of each batch, as it is done.
+    """Yields the indices and the scores of each batch as soon as they are computed.
 
-    A batch that does not fit in memory is halved, and one whose scores are not all finite is run
-    once more, padded, to be sure whose they are: in a packed row they spoil the others. Elsewhere
-    than on the CPU, a batch's scores are read once the next one is queued, so that the device does
-    not wait. What was queued before an error is yielded before it is raised.
+    A batch that does not fit in memory is halved. A batch with scores that are not finite runs once
+    more with padding, to find out which requests they belong to, because in a packed row they
+    affect the others. Except on the CPU, the scores of a batch are read after the next batch is
+    queued, so that the device is never idle. If an error occurs, the batches queued before it are
+    yielded before it is raised.
 
     Args:
-        in_step: run the given batches and no other, and read each at once: the ranks of a sharded
-            model have to run the same number of them.
-        packed: whether batches may be run without their padding.
-        left: of a batch whose turn it is, the part that is still wanted; default all of it.
+        model: the reference model.
+        reader: the reader of the run.
+        requests: the requests.
+        batches: batches of indices into `requests`.
+        device: the device on which the model takes its inputs.
+        lockstep: whether to run exactly the given batches, and to read each at once; needed for a
+            sharded model, of which all ranks must run the same number of batches.
+        packed: whether batches may run without padding.
+        left: returns the part of a batch that is still needed when it is about to run; default:
+            the whole batch.
 
     Raises:
-        BDPOError: a single sequence, or a batch `in_step`, does not fit in the device's memory.
+        BDPOError: A single sequence, or a batch with `lockstep`, does not fit in the device's
+            memory.
     """
-    todo = deque((batch, packed) for batch in batches)  # and whether it may be packed
+    todo = deque((batch, packed) for batch in batches)  # each batch with whether it may be packed
     queued: deque[tuple[list[int], bool, _Sums]] = deque()
     behind = 0 if lockstep else BEHIND.get(device.type, 1)
     while todo or queued:
@@ -212,7 +230,8 @@ def score_requests(
             except BaseException:
                 yield from _read_all(queued)
                 raise
-            # outside of the handler: until its end the error keeps what the forward pass had made
+            # Outside of the handler, because inside it the exception still holds the tensors of the
+            # forward pass.
             if sums is None:
                 # the batches that follow would not fit either
                 parts = [(batch, may_pack), *todo]
@@ -231,21 +250,21 @@ def score_requests(
 
 
 def _free_memory(device: torch.device) -> None:
-    """Give back to a device what nothing in this process holds any more."""
-    gc.collect()  # what is held in circles, such as by an error that knows its own frame
+    """Returns memory that this process no longer uses to the device."""
+    gc.collect()  # reference cycles, such as those of an exception with its own frame
     empty: Callable[[], None] | None
     if empty := getattr(torch.get_device_module(device), "empty_cache", None):
         empty()
 
 
 def _halves(batch: list[int]) -> list[list[int]]:
-    """A batch's two halves, the first the larger; of a single request, itself."""
+    """Returns the two halves of a batch, the larger one first; a single request stays whole."""
     middle = -(-len(batch) // 2)
     return [half for half in (batch[:middle], batch[middle:]) if half]
 
 
 def _no_room(requests: Sequence[ScoreRequest]) -> BDPOError:
-    """Of a batch that does not fit in memory and cannot be halved."""
+    """Returns the error for a batch that does not fit in memory and cannot be halved."""
     if len(requests) > 1:
         return BDPOError(
             "A scoring batch does not fit in the memory of the device. The ranks share the "
@@ -274,7 +293,8 @@ def _queue(
     *,
     may_pack: bool,
 ) -> _Sums:
-    """The log-probabilities of B requests, and the gains; the device may not be there yet."""
+    """Queues a batch of B requests on the device: their log-probabilities, and the information
+    gains if requested. Does not wait for the results."""
     rows = [(request.prompt_ids, request.completion_ids) for request in requests]
     rows += [
         (request.null_prompt_ids, request.completion_ids)
@@ -305,7 +325,7 @@ def _queue(
             chunk = head.project(cond), head.project(null), target[:, None]
             block = block_rows(chunk[0])
             for *logits, label in zip(*(c.split(block) for c in chunk), strict=True):
-                # not log_softmax, which on the CPU loses the small terms of a large vocabulary
+                # log_softmax on the CPU loses the small terms of a large vocabulary
                 cond, null = (x.sub_(x.logsumexp(dim=-1, keepdim=True)) for x in logits)
                 logps.append(cond.gather(-1, label).squeeze(-1))
                 gains.append(information_gain(cond, null))

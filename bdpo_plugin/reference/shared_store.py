@@ -1,4 +1,5 @@
-"""Scores that the ranks of a run, and several runs at once, share through one store."""
+"""Shares scores through one store between the ranks of a run and between runs at the same time. The
+reference pass uses it."""
 
 from __future__ import annotations
 
@@ -15,28 +16,33 @@ from bdpo_plugin.reference.required_scores import RequiredScores, difference
 from bdpo_plugin.reference.store import ScoreStore, Verification
 from bdpo_plugin.settings import BDPOError
 
-#: What stands in an array of scores for one that is not there, and for one that is not finite: of
-#: several ranks' arrays the maximum is what they know together.
+#: The values in an array of scores for a missing score and for one that is not finite. They are
+#: chosen so that the maximum over the arrays of all ranks combines the scores of the ranks.
 ABSENT, NOT_FINITE = -np.inf, np.inf
 
-#: Seconds of work that a killed run may lose, and that two runs on one store may both do.
+#: The time between two writes to the store, in seconds: the most work that a killed run loses, or
+#: that two runs on one store both do.
 _FLUSH_SECONDS = 2.0
 
 
 class Exchange:
-    """What a pass takes from a store before it begins, gives to it while it runs, and takes from
-    other runs that use it.
+    """Exchanges scores between a reference pass and a store: reads stored scores before the pass,
+    and while it runs writes new scores and reads those of other runs.
 
-    To be made, and asked for what all ranks have, in every rank.
+    The constructor, :meth:`of_all_ranks` and :meth:`verified` communicate between the ranks, so
+    every rank must call them.
 
     Args:
-        wanted: the n scores of the pass, the same in every rank.
-        scores: (n, columns), into which all that is taken is filled; :data:`ABSENT` elsewhere.
-        rows: what to call the pairs in an error.
-        name: of the dataset.
+        store: the store of the reference's scores.
+        required: the n scores of the reference pass, the same in every rank.
+        scores: (n, columns) array that receives the scores, in place; :data:`ABSENT` where a score
+            is missing.
+        rows: the row numbers of the pairs for error messages.
+        name: the name of the dataset.
+        device: the device of this rank.
 
     Raises:
-        BDPOError: the ranks want different scores.
+        BDPOError: The ranks require different scores.
     """
 
     def __init__(
@@ -66,12 +72,13 @@ class Exchange:
         self._last = time.monotonic()
 
     def give(self, batch: list[int]) -> bool:
-        """Have the scores of a batch written; whether it is time for that."""
+        """Marks the scores of a batch to be written; returns whether it is time to call
+        :meth:`write`."""
         self._pending += batch
         return time.monotonic() - self._last > _FLUSH_SECONDS
 
     def write(self) -> None:
-        """Write what is not written yet."""
+        """Writes the scores that are not written yet."""
         if self._store.add(self._keys[self._pending], self._scores[self._pending]):
             self._pending.clear()
         if this_rank() == 0:
@@ -79,15 +86,23 @@ class Exchange:
         self._last = time.monotonic()
 
     def take(self) -> np.ndarray:
-        """Fill in what other runs have computed since; the indices."""
+        """Fills in the scores that other runs have stored since the last call; returns their
+        indices."""
         own = f"-{self._store.run}."
         names = {file for file in self._store.names() if own not in file} - self._seen
         self._seen |= names
         return self._take(names)
 
     def of_all_ranks(self, computed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The (n, columns) scores, and (n,) bool, which were computed, in any rank; the pass is at
-        its end, and what is stored is put in order."""
+        """Combines the scores of all ranks at the end of the reference pass, merges the files of
+        the store and removes old scores from the cache.
+
+        Args:
+            computed: (n,) bool, which scores this rank has computed.
+
+        Returns:
+            (n, columns) scores, and (n,) bool, which of them any rank has computed.
+        """
         shared = maximum(np.column_stack([self._scores, computed]), self._device)
         done = shared[:, -1] > 0
         store = self._store
@@ -100,13 +115,17 @@ class Exchange:
         return shared[:, :-1], done
 
     def earlier(self) -> np.ndarray:
-        """The indices of the scores that are taken from other runs than this one."""
+        """Returns the indices of the scores that other runs have computed."""
         own = np.isin(self._keys, self._store.own)
         return np.flatnonzero((self._scores[:, 0] != ABSENT) & ~own)
 
     def verified(self, found: Verification) -> None:
-        """Take in what came of computing some of the reused scores again; where one is beyond
-        rounding, have none of them, in any rank, and say so."""
+        """Records the verification of reused scores. If one differs by more than rounding, discards
+        all stored scores in every rank, and warns the user.
+
+        Args:
+            found: the result of the verification.
+        """
         before = self._store.verified
         greatest = max(before.difference, found.difference)
         self._store.verified = Verification(
@@ -119,11 +138,11 @@ class Exchange:
             f"more than rounding, up to {found.difference:.3g} nats: another model's, or computed "
             "in another way. All scores are computed anew"
         )
-        self._tell()  # once all ranks have done so, none of them has written again
+        self._tell()  # synchronises the ranks, so none writes before all have set the scores aside
         self._scores[:] = ABSENT
 
     def _take(self, names: Iterable[str]) -> np.ndarray:
-        """Fill in the absent scores that some files have; the indices of those."""
+        """Fills in the missing scores from some files; returns their indices."""
         places, found = self._store.read(self._keys, names)
         found = found[:, : self._scores.shape[1]]
         good = np.isfinite(found).all(axis=1) & (self._scores[places, 0] == ABSENT)
@@ -131,14 +150,15 @@ class Exchange:
         return np.unique(places[good])
 
     def _tell(self) -> None:
-        """The main rank tells of the problems of all."""
+        """Gathers the problems of all ranks; the main rank shows them to the user."""
         problems = gathered(self._store.problems)
         if this_rank() == 0:
             self._store.tell({path: problem for of in problems for path, problem in of.items()})
 
 
 def _share_of_files(names: Sequence[Sequence[str]]) -> list[str]:
-    """This rank's part of the files that the ranks see: a machine may have its own folder."""
+    """Returns this rank's part of the files that the ranks see. Ranks on different machines may see
+    different folders, so each file goes to a rank that sees it."""
     holders: dict[str, list[int]] = {}
     for rank, of_rank in enumerate(names):
         for file in of_rank:

@@ -1,4 +1,5 @@
-"""Computed scores on disk: found again by content, written as they come, never a run's end."""
+"""Stores computed scores on disk, under keys made from their content. The reference pass writes them
+while it runs. An error of the store never ends a run."""
 
 from __future__ import annotations
 
@@ -21,17 +22,17 @@ from bdpo_plugin.reference.private_files import make_private, write_private
 
 _SCHEMA = pa.schema([("key", pa.binary(16)), ("logps", pa.float64()), ("gain", pa.float64())])
 
-#: Of arrays of keys: 16 bytes each.
+#: The dtype of arrays of keys: 16 bytes each.
 KEY = np.dtype("S16")
 
-#: A temporary file that is older, in seconds, is one that a killed run left.
+#: A temporary file older than this, in seconds, was left by a killed run.
 _LEFT_OVER = 3600.0
 
-#: In the name of a folder whose scores are not those of its reference, before the run that found
-#: out.
+#: Part of the name of a folder whose scores do not belong to its reference; the id of the run that
+#: found this out follows.
 ASIDE = ".set-aside-"
 
-#: So many files are read at a time.
+#: The number of files that are read at a time.
 _FILES = 64
 
 _REMEDY = (
@@ -41,37 +42,39 @@ _REMEDY = (
 
 
 def default_cache_dir() -> Path:
-    """``bdpo`` under the user's cache directory.
+    """Returns the default cache directory: ``bdpo`` under the user's cache directory.
 
     Raises:
-        RuntimeError: the user has no home directory.
+        RuntimeError: The user has no home directory.
     """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bdpo"
 
 
 def framed(ids: np.ndarray | None) -> bytes:
-    """What token ids, or their absence, are to :func:`score_key`; no two run into each other."""
+    """Encodes token ids, or None, for :func:`score_key`. The encoding begins with the length, so
+    that different sequences of ids never give the same bytes when joined."""
     if ids is None:
         return b"none"
     return len(ids).to_bytes(8, "little") + np.asarray(ids, dtype="<i8").tobytes()
 
 
 def score_key(prompt: bytes, null: bytes, response: bytes) -> bytes:
-    """Key of one score, 16 bytes: its token ids, and the null prompt's where it depends on it.
+    """Computes the key of one score, 16 bytes, from its token ids and, if the score depends on it,
+    the null prompt.
 
     Args:
-        prompt, null, response: the ids, each :func:`framed`.
+        prompt, null, response: the token ids, each encoded by :func:`framed`.
     """
     return hashlib.blake2b(prompt + null + response, digest_size=16).digest()
 
 
 class Verification(NamedTuple):
-    """What came of computing some reused scores again.
+    """The result of computing some reused scores again.
 
     Attributes:
-        scores: how many.
-        beyond: how many of them differ by more than rounding.
-        difference: the greatest, between a stored and a computed one, in nats.
+        scores: the number of scores computed again.
+        beyond: the number of them that differ by more than rounding.
+        difference: the largest difference between a stored and a computed score, in nats.
     """
 
     scores: int = 0
@@ -82,24 +85,25 @@ class Verification(NamedTuple):
 class ScoreStore:
     """The scores of one reference and tokenizer: a directory of Parquet files.
 
-    Each file is written under a temporary name and renamed to the hash of its content and the run
-    that wrote it, so a file that is there is whole, and several processes and runs may write at
-    once. A file goes only when what is in it is in another.
+    Each file is written under a temporary name and then renamed to the hash of its content and the
+    id of the run. So every file is complete, and several processes and runs may write at the same
+    time. A file is removed only after its scores are in another file.
 
-    What cannot be read or written ends no run: it is kept in `problems`, for :meth:`tell`.
+    A file that cannot be read or written never ends a run: the error is recorded in `problems`, for
+    :meth:`tell`.
 
     Args:
         directory: the cache directory of the user.
-        identity: the fingerprints that the scores depend on; None: they are not known, and no
-            score is kept.
-        show: shows lines to the user; default a Python warning.
+        identity: the fingerprints that the scores depend on; None: they are unknown, and no score
+            is stored.
+        show: shows lines to the user; default: a Python warning.
 
     Attributes:
-        path: the directory of these scores; None where none can be had.
-        run: names the run in the names of the files that it writes.
-        problems: what is wrong, by the path of what it is wrong with.
-        own: (n,) keys, sorted, of the scores that this run has computed itself.
-        verified: what came of computing some of the reused scores again, in this run.
+        path: the directory of these scores; None if there is none.
+        run: the id of the run in the names of its files.
+        problems: the problems found, by path.
+        own: (n,) the keys of the scores that this run has computed itself, sorted.
+        verified: the result of computing some of the reused scores again, in this run.
     """
 
     def __init__(
@@ -126,23 +130,23 @@ class ScoreStore:
             self.path = cache / _hash("/".join(identity).encode())
 
     def names(self) -> list[str]:
-        """Of the files that are there."""
+        """Returns the names of the existing files."""
         return [file.name for file in self._list() if file.name.endswith(".parquet")]
 
     def read(
         self, wanted: np.ndarray, names: Iterable[str] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The scores of some keys.
+        """Reads the scores of some keys.
 
-        A file that is damaged is set aside, under another name.
+        It renames a damaged file, so that the file is not read again.
 
         Args:
             wanted: (n,) keys, sorted.
-            names: of the files to look into; default all.
+            names: the names of the files to read; default: all files.
 
         Returns:
-            (m,) places in `wanted` and (m, 2) what is stored for them in nats: log-probability and
-            information gain, nan where there is none. What several files have is there as often.
+            (m,) indices into `wanted`, and (m, 2) their stored log-probability and information gain
+            in nats, NaN if there is no gain. A score that is in several files occurs several times.
         """
         places, scores = [np.zeros(0, np.int64)], [np.zeros((0, 2))]
         if self.path is None:
@@ -156,35 +160,35 @@ class ScoreStore:
                 if not columns or not len(wanted):
                     continue
                 keys, values = (np.concatenate(column) for column in zip(*columns, strict=True))
-                order = np.argsort(keys)  # to look sorted keys up is several times faster
+                order = np.argsort(keys)  # looking up sorted keys is several times faster
                 keys, values = keys[order], values[order]
                 at = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
                 found = wanted[at] == keys
                 places.append(at[found])
                 scores.append(values[found])
-            # another run may have made one file of several since their names were read
+            # another run may have merged some files after their names were read
             looked_into.update(left)
             left = sorted(set(self.names()) - looked_into) if self._gone else []
         return np.concatenate(places), np.concatenate(scores)
 
     def add(self, keys: np.ndarray, scores: np.ndarray) -> bool:
-        """Write more scores, atomically and durably. One that is not finite is not worth keeping.
+        """Writes more scores, atomically and durably. Scores that are not finite are not stored.
 
         Args:
-            keys: (n,).
+            keys: (n,) their keys.
             scores: (n, 1) log-probabilities, or (n, 2) with the information gain; nats.
 
         Returns:
-            whether nothing is left to write.
+            Whether nothing is left to write.
         """
         finite = np.isfinite(scores).all(axis=1)
         return not finite.any() or self._write(keys[finite], scores[finite]) is not None
 
     def make_one_file(self) -> None:
-        """Make one file of all that are there, of other runs too.
+        """Merges all existing files, including those of other runs, into one.
 
-        The files are removed once what is in them is written, so that a run that is killed on the
-        way leaves scores that are there twice, and loses none.
+        The old files are removed after the new one is written. So a run that is killed in between
+        leaves some scores twice, and loses none.
         """
         names = self.names()
         columns = [(name, of_file) for name in names for of_file in self._read([name])]
@@ -196,19 +200,23 @@ class ScoreStore:
         written = self._write(keys, scores[first])
         for name, _ in columns if written else ():
             if name != written:
-                with suppress(OSError):  # it is read once more by whoever looks for its scores
+                with suppress(OSError):  # a file that stays is only read once more than needed
                     (self.path / name).unlink()
 
     def set_aside(self, problem: str) -> None:
-        """Give the folder another name, so that none of its scores is found again; where that
-        cannot be done, keep the scores of this run in memory."""
+        """Renames the folder, so that its scores are not found again. If that fails, the scores of
+        this run stay in memory only.
+
+        Args:
+            problem: the reason, for the message to the user.
+        """
         if self.path is None:
             return
         try:
             aside = self.path.with_name(f"{self.path.name}{ASIDE}{self.run}")
             self.path.rename(aside)
             self.problems[str(self.path)] = f"{problem}; the folder is set aside as {aside.name}"
-        except FileNotFoundError:  # by another rank of this run
+        except FileNotFoundError:  # another rank of this run has renamed it
             pass
         except OSError as error:
             self.problems[str(self.path)] = (
@@ -218,21 +226,21 @@ class ScoreStore:
             self.path = None
 
     def mark_as_used(self) -> None:
-        """Have it known that the folder is in use, for :mod:`~bdpo_plugin.reference.eviction`."""
+        """Marks the folder as in use, for :mod:`~bdpo_plugin.reference.eviction`."""
         if self.path is not None:
-            with suppress(OSError, ValueError):  # not there yet, or another user's
+            with suppress(OSError, ValueError):  # it does not exist yet, or is another user's
                 os.utime(self.path)
 
     def remove_leftovers(self) -> None:
-        """Remove the temporary files that killed runs left."""
+        """Removes the temporary files that killed runs left."""
         for file in self._list():
             if file.name.startswith(".") and file.name.endswith(".tmp"):
-                with suppress(OSError):  # it is in nobody's way
+                with suppress(OSError):  # a file that stays does no harm
                     if time.time() - file.stat().st_mtime > _LEFT_OVER:
                         file.unlink()
 
     def tell(self, problems: Mapping[str, str]) -> None:
-        """Show the user, of `problems`, what has not been shown."""
+        """Shows the user those of `problems` that have not been shown yet."""
         by_problem: dict[str, list[str]] = {}
         for path, problem in sorted(problems.items()):
             if path not in self._told:
@@ -253,7 +261,7 @@ class ScoreStore:
             return []
 
     def _write(self, keys: np.ndarray, scores: np.ndarray) -> str | None:
-        """The name of the file in which the scores are now; None where they cannot be written."""
+        """Writes scores to a new file; returns its name, or None if it cannot be written."""
         if self.path is None:
             return None
         content = _content(keys, scores)
@@ -261,26 +269,26 @@ class ScoreStore:
         try:
             make_private(self.path)
             write_private(self.path / name, content)
-        except (OSError, ValueError) as error:  # ValueError: a name that no folder can have
+        except (OSError, ValueError) as error:  # ValueError: an invalid folder name
             self.problems.setdefault(str(self.path), f"cannot be written ({_why(error)})")
             return None
         return name
 
     def _read(self, names: Iterable[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """What :meth:`_columns` has of some files."""
+        """Reads the keys and scores of some files with :meth:`_columns`."""
         if self.path is None:
             return []
         found = (self._columns(self.path / name) for name in names)
         return [columns for columns in found if columns is not None]
 
     def _columns(self, file: Path) -> tuple[np.ndarray, np.ndarray] | None:
-        """(n,) keys and (n, 2) scores of a file; None where it has none to give."""
+        """Reads (n,) keys and (n, 2) scores from a file; returns None if it cannot be read."""
         try:
-            regular = stat.S_ISREG(file.stat().st_mode)  # reading a pipe would wait for ever
+            regular = stat.S_ISREG(file.stat().st_mode)  # reading a pipe would block for ever
             content = file.read_bytes() if regular else b""
         except FileNotFoundError:
             if not file.is_symlink():
-                self._gone = True  # by another process
+                self._gone = True  # another process has removed it
                 return None
             content = b""
         except OSError as error:
@@ -288,7 +296,7 @@ class ScoreStore:
             return None
         if _hash(content) == file.name.partition(".")[0].partition("-")[0]:
             with suppress(OSError, pa.ArrowException):
-                # one thread: for columns this short, threads only wait for each other
+                # one thread, because for columns this short more threads only wait for each other
                 table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
                 table = table.combine_chunks()
                 if table.schema.equals(_SCHEMA) and not table["key"].null_count:
@@ -301,20 +309,20 @@ class ScoreStore:
             file.rename(f"{file}.damaged")
             self.problems.setdefault(str(file), "damaged and set aside as *.damaged")
         except FileNotFoundError:
-            pass  # another process has set it aside, and tells of it
+            pass  # another process has set it aside, and reports it
         except OSError as error:
             self.problems.setdefault(str(file), f"damaged, and cannot be set aside ({_why(error)})")
 
 
 def _content(keys: np.ndarray, scores: np.ndarray) -> bytes:
-    """Of a file that holds these scores."""
+    """Returns the content of a file with these scores."""
     n = len(keys)
     key = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(16), n, [None, pa.py_buffer(np.ascontiguousarray(keys, KEY).tobytes())]
     )
     gain = pa.nulls(n, pa.float64())
     if scores.shape[1] == 2:
-        gain = pa.array(scores[:, 1], from_pandas=True)  # what is not a number is not there
+        gain = pa.array(scores[:, 1], from_pandas=True)  # stores NaN as null
     table = pa.Table.from_arrays([key, pa.array(scores[:, 0]), gain], schema=_SCHEMA)
     pq.write_table(table, sink := pa.BufferOutputStream(), use_dictionary=False)
     content: bytes = sink.getvalue().to_pybytes()
@@ -322,7 +330,7 @@ def _content(keys: np.ndarray, scores: np.ndarray) -> bytes:
 
 
 def _arrays(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) keys and (n, 2) scores, nan where there is none."""
+    """Converts a table to (n,) keys and (n, 2) scores, NaN for a missing gain."""
     if not len(table):
         return np.zeros(0, KEY), np.zeros((0, 2))
     (keys,) = table["key"].chunks

@@ -1,7 +1,8 @@
-"""Some of the scores that a run takes from a store, computed again.
+"""Verifies reused scores: computes some of the scores that a run takes from a store again. The
+reference pass calls it.
 
-The identity of a reference (:mod:`~bdpo_plugin.reference.fingerprint`) tells references apart that
-give different scores. Where it fails to, it is seen here, before anything is trained.
+The identity of a reference (:mod:`~bdpo_plugin.reference.fingerprint`) should distinguish any two
+references with different scores. If it fails to, the verification finds this before training.
 """
 
 from __future__ import annotations
@@ -21,17 +22,20 @@ from bdpo_plugin.reference.frozen_model import Reference
 from bdpo_plugin.reference.scoring import ScoreRequest, score_requests
 from bdpo_plugin.reference.store import Verification
 
-#: So many scores of a dataset are computed again at most, and so many tokens with their padding.
+#: The most scores of a dataset that are computed again, and the most tokens of these, padded.
 SCORES, TOKENS = 8, 4096
 
-#: No further one is begun after so many seconds, where the ranks need not run the same.
+#: No further score is computed again after this time, in seconds, unless the ranks must run the
+#: same batches.
 SECONDS = 0.5
 
-#: What rounding explains: nats for each unit of the dtype's precision and the square root of the
-#: response's tokens, at least so many nats, and for each unit of float32's and nat of the sum.
+#: The parameters of :func:`rounding`. PER_TOKEN: nats for each unit of the dtype's precision and
+#: each square root of the number of response tokens. LEAST: the lower bound of PER_TOKEN times that
+#: precision, in nats. PER_NAT: nats for each unit of float32's precision and each nat of the sum.
 PER_TOKEN, LEAST, PER_NAT = 8.0, 1e-4, 8.0
 
-#: Of a model whose scores depend on the batch, this often the difference that a batch makes.
+#: For a model whose scores depend on the batch: the allowed difference, as a multiple of the
+#: difference between a score computed alone and computed in a batch.
 _BATCHES = 3.0
 
 _COMPUTED_IN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -48,22 +52,28 @@ def verify(
     tokens: int,
     lockstep: bool,
 ) -> Verification:
-    """Compute some of the reused scores again, the same in every rank, each in a row of its own.
+    """Computes some of the reused scores again, the same in every rank, each in a batch of one
+    request.
 
-    A score is the stored one if they differ by no more than :func:`rounding`. Where one differs by
-    more, all that were computed again are computed once more, in one padded batch: a model whose
-    scores depend on what else is in a batch (its router's choice, its padding, its 8-bit codes)
-    differs from itself, and what differs by less than a few times that passes.
+    A score is confirmed if it differs from the stored one by no more than :func:`rounding`. If one
+    differs by more, all these scores are computed once more, in one padded batch. The scores of
+    some models depend on the rest of the batch (through the router, the padding or 8-bit
+    quantisation). For these, differences up to a few times the difference between the two
+    computations are allowed.
 
     Args:
-        requests: n scores that the pass needs.
-        scores: (n, 1 or 2) what is known of them, nats.
-        reused: (m,) indices of those to choose from, the same in every rank.
-        tokens: of one batch.
-        in_step: whether the ranks share the model, so that all have to run the same.
+        requests: the n scores that the reference pass needs.
+        scores: (n, 1 or 2) the known scores, nats.
+        reused: (m,) the indices of the scores to choose from, the same in every rank.
+        reference: the reference model.
+        reader: the reader of the run.
+        device: the device of this rank.
+        tokens: the most tokens of one batch.
+        lockstep: whether the model is sharded over the ranks, so that all must run the same
+            batches.
 
     Raises:
-        BDPOError: a sequence does not fit in the device's memory.
+        BDPOError: A sequence does not fit in the device's memory.
     """
     chosen, beside = gathered(_chosen(requests, reused, min(tokens, TOKENS)))[0]
     columns = scores.shape[1]
@@ -103,8 +113,12 @@ def verify(
 def _chosen(
     requests: Sequence[ScoreRequest], reused: np.ndarray, tokens: int
 ) -> tuple[list[int], list[int]]:
-    """Some of the reused scores at random, the shortest first, as many as fit into a batch; and
-    the one whose length differs most, to be padded with a single one."""
+    """Chooses reused scores at random, as many as fit into a batch, the shortest first.
+
+    Returns:
+        Their indices, and the index of the request whose length differs most from the shortest of
+        them. The latter is added to the padded batch if only one score was chosen.
+    """
     draw = random.Random()
     some = draw.sample(reused.tolist(), min(SCORES, len(reused)))
     some.sort(key=lambda i: requests[i].length)
@@ -116,7 +130,7 @@ def _chosen(
 
 
 def _verdict(difference: np.ndarray, allowed: np.ndarray) -> Verification:
-    """Of all ranks; nan is beyond anything."""
+    """Combines the differences of all ranks into one result; NaN counts as beyond rounding."""
     beyond = int((~(difference <= allowed)).sum())
     of_ranks = gathered(
         (len(difference), beyond, float(np.nan_to_num(difference, nan=np.inf).max()))
@@ -126,11 +140,16 @@ def _verdict(difference: np.ndarray, allowed: np.ndarray) -> Verification:
 
 
 def rounding(eps: float, requests: Sequence[ScoreRequest], logps: np.ndarray) -> np.ndarray:
-    """The (n,) differences in nats that rounding explains, in the scores of n responses.
+    """Returns the (n,) differences in nats that rounding explains, for the scores of n responses.
 
-    A logit is rounded by half of `eps` times its size, which is up to some 30 in language models;
-    the errors of the tokens are independent and so add up as the square root of their number. The
-    sum is in float32.
+    A logit has a rounding error of half of `eps` times its size, which is up to about 30 in
+    language models. The errors of the tokens are independent, so their sum grows as the square root
+    of the number of tokens. The sum itself is computed in float32.
+
+    Args:
+        eps: the precision of the model's dtype.
+        requests: the n requests.
+        logps: (n,) their log-probabilities, nats.
     """
     lengths = np.array([len(request.completion_ids) for request in requests])
     in_sum = float(torch.finfo(torch.float32).eps) * PER_NAT * np.abs(logps)
@@ -139,11 +158,10 @@ def rounding(eps: float, requests: Sequence[ScoreRequest], logps: np.ndarray) ->
 
 
 def precision(model: nn.Module) -> float:
-    """The distance from 1 to the next number, in the coarsest dtype that a model computes in at
-    this point."""
+    """Returns the machine epsilon of the coarsest dtype that a model computes in at this point."""
     device = next((parameter.device.type for parameter in model.parameters()), "cpu")
     dtypes: set[Any] = {parameter.dtype for parameter in model.parameters()}
-    # of layers whose weights are codes
+    # for quantised layers, whose weights are codes
     dtypes |= {getattr(module, "compute_dtype", None) for module in model.modules()}
     if torch.is_autocast_enabled(device):
         dtypes.add(torch.get_autocast_dtype(device))
