@@ -1,5 +1,5 @@
-"""Stores computed scores on disk, under keys made from their content. The reference pass writes them
-while it runs. An error of the store never ends a run."""
+"""Stores computed scores on disk, under keys made from their content. The reference pass writes
+them while it runs. An error of the store never ends a run."""
 
 from __future__ import annotations
 

@@ -1,1 +1,2 @@
-"""What a run of any host needs: its data, its scores, its step, and what it tells."""
+"""The parts of a training run that all hosts share: data, scores, training step, checkpoints and
+messages."""

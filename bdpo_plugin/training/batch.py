@@ -1,4 +1,5 @@
-"""A batch of preference pairs, as those of all hosts are made into."""
+"""A batch of preference pairs in a form that is common to all hosts; the trainers of the hosts
+create it for the training step."""
 
 from __future__ import annotations
 
@@ -13,11 +14,12 @@ from bdpo_plugin.training.score_columns import SCORE_COLUMNS
 
 
 class PreferenceBatch(NamedTuple):
-    """B pairs in sequences of T tokens: the B chosen ones, then the B rejected.
+    """B pairs as 2B sequences of T tokens: first the B chosen sequences, then the B rejected ones.
 
     Attributes:
-        inputs: of the model's forward, `input_ids` and `attention_mask` (2B, T) among them.
-        completion_mask: (2B, T) bool, the tokens that are trained on.
+        inputs: the arguments of the model's forward, with `input_ids` and `attention_mask`, both
+            (2B, T).
+        completion_mask: (2B, T) bool, True for the tokens that are trained on.
     """
 
     inputs: dict[str, Any]
@@ -27,20 +29,20 @@ class PreferenceBatch(NamedTuple):
     def of(
         cls, batch: Mapping[str, Any], completion_mask: Tensor, *, without: Iterable[str]
     ) -> PreferenceBatch:
-        """A host's batch.
+        """Converts a host's batch.
 
         Args:
-            batch: what the host's collator made, with or without scores.
-            completion_mask: (2B, T) bool.
-            without: the entries that are for the loss, and not for the model.
+            batch: the output of the host's collator, with or without scores.
+            completion_mask: (2B, T) bool, True for the tokens that are trained on.
+            without: the entries of `batch` that are for the loss, and not for the model.
         """
         other = {*without, *SCORE_COLUMNS}
         inputs = {name: value for name, value in batch.items() if name not in other}
         return cls(inputs | {"use_cache": False}, completion_mask)
 
     def on_cpu(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The token ids, the attention mask and the trained tokens, (2B, T), in one copy: here the
-        device is waited for."""
+        """Copies the token ids, the attention mask and the completion mask to the CPU, (2B, T)
+        each. It is one copy, which waits for the device."""
         ids, mask = self.inputs["input_ids"], self.inputs["attention_mask"]
         ids, mask, completion_mask = torch.stack(
             [ids, mask.to(ids), self.completion_mask.to(ids)]
@@ -48,7 +50,7 @@ class PreferenceBatch(NamedTuple):
         return ids, mask, completion_mask.bool()
 
     def pairs(self) -> list[Pair]:
-        """The B pairs without their padding."""
+        """Returns the B pairs without padding."""
         columns = self.on_cpu()
         sides = []
         for ids, attended, completion_mask in zip(*(c.tolist() for c in columns), strict=True):

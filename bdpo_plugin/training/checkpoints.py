@@ -1,4 +1,5 @@
-"""What a checkpoint says of the run that wrote it, and whether another run may go on from it."""
+"""Writes a description of the run into its checkpoints, and checks whether another run can continue
+exactly from a checkpoint. The trainer mixin calls both."""
 
 from __future__ import annotations
 
@@ -12,19 +13,25 @@ from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.terminal import visible
 from bdpo_plugin.training.template_dates import CLOCK, TemplateDates
 
-#: Beside the weights in every folder that a run saves them to.
+#: The file with the description, in every folder to which a run saves weights.
 FILE = "bdpo_run.json"
-#: Entries of the description: digests of the training pairs, the second one without the dates that
-#: the chat template writes; the date itself; the token ids of the null prompt.
+#: Entries of the description: digests of the training pairs with and without the dates that the
+#: chat template writes; the date; the token ids of the null prompt.
 PAIRS, UNDATED, DATE, NULL_PROMPT = "training pairs", "undated pairs", "date", "null prompt"
-#: Digests of the reference's weights and of the tokenizer; and of what computes with these weights.
+#: Entries of the description: digests of the reference's weights and of the tokenizer; digests of
+#: everything that computes with these weights.
 REFERENCE, COMPUTATION = "reference", "computation"
-#: Those that are records of callables, or None where the run has none.
+#: Entries of the description that are records of callables, or None if the run has none.
 CALLABLES = ("weigh", "pair_loss")
 
 
 def write_description(folder: str | Path, description: Mapping[str, Any]) -> None:
-    """Say in a folder of saved weights what they were trained on and with."""
+    """Writes the description of a run into a folder of saved weights.
+
+    Args:
+        folder: the folder; it is created if it does not exist.
+        description: the data and the settings with which the weights were trained.
+    """
     Path(folder).mkdir(parents=True, exist_ok=True)
     Path(folder, FILE).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
@@ -37,22 +44,23 @@ def check_checkpoint(
     *,
     optimizer: bool = True,
 ) -> list[str]:
-    """Refuse a checkpoint that this run could not continue exactly.
+    """Refuses a checkpoint from which this run cannot continue exactly.
 
     Args:
-        checkpoint: the folder.
-        description: of this run, as :func:`write_description` writes it. An entry of None, here
-            or there, is not known and not compared; for :data:`CALLABLES` it says that the run has
-            none.
-        tokenizer: of this run.
-        dates: that its chat template writes.
-        optimizer: whether the host keeps the optimizer's state in a file of the folder.
+        checkpoint: the folder of the checkpoint.
+        description: the description of this run, in the form of :func:`write_description`. An entry
+            that is None in either description is unknown and not compared; for :data:`CALLABLES`,
+            None means that the run has none.
+        tokenizer: the tokenizer of this run.
+        dates: the dates that its chat template writes; None if it writes none.
+        optimizer: whether the host saves the optimizer's state in a file of the folder.
 
     Returns:
-        what the user should know of a checkpoint that can be continued.
+        Warnings for the user about a checkpoint that can be continued.
 
     Raises:
-        BDPOError: it is not whole, not of a B-DPO run, or of a run that differs.
+        BDPOError: The checkpoint is missing or incomplete, was not written by a B-DPO run, or was
+            written by a run with other data or settings.
     """
     folder = Path(checkpoint)
     if not folder.is_dir():
@@ -84,7 +92,11 @@ def check_checkpoint(
 def _compared(
     before: dict[str, Any], now: dict[str, Any], tokenizer: Any, dates: TemplateDates | None
 ) -> tuple[list[str], list[str]]:
-    """In what two runs differ, and what the user should know where they do not."""
+    """Compares two descriptions.
+
+    Returns:
+        The differences that forbid to continue, and warnings about the others.
+    """
     changed, warnings = [], []
     for name in CALLABLES:
         there, here = before.pop(name, False), now.pop(name)
@@ -137,7 +149,8 @@ def _date_words(there: str | None, here: str | None) -> str:
 
 
 def _clock(tokenizer: Any, undated: tuple[Any, Any]) -> str:
-    """What to add of a template that reads the clock in a way that cannot be told."""
+    """Returns a sentence about a template that reads the clock in an unknown form; empty if it does
+    not."""
     if CLOCK not in str(getattr(tokenizer, "chat_template", None)) or None not in undated:
         return ""
     return (
@@ -155,7 +168,7 @@ def _changes(before: Any, now: Any, name: str = "") -> Iterator[str]:
 
 
 def _apart(*texts: str) -> list[str]:
-    """Two texts from shortly before the place where they begin to differ."""
+    """Returns a part of each of two texts, from shortly before their first difference."""
     pairs = zip(*texts, strict=False)
     same = next((place for place, (a, b) in enumerate(pairs) if a != b), min(map(len, texts)))
     start = max(0, same - 40)

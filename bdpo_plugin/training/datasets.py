@@ -1,7 +1,9 @@
-"""The datasets of a run: their useless pairs dropped, and what each batch needs added.
+"""Prepares the datasets of a run: drops the pairs that cannot be trained on, and adds the columns
+that each batch needs. The trainer mixin and the trainers of the hosts call it.
 
-All of them are looked at before the first is scored, so that a run does not stop after its pass at
-what could be seen before. Only what this very trainer has prepared is trained on or evaluated.
+All datasets are checked before the first one is scored, so that no run stops after the reference
+pass because of an error that could be found before. Training and evaluation use only datasets that
+this trainer has prepared.
 """
 
 from __future__ import annotations
@@ -24,21 +26,21 @@ from bdpo_plugin.training.score_columns import FILE_ROW, LENGTH, longest, with_c
 from bdpo_plugin.training.scorer import Scorer, is_blank
 from bdpo_plugin.training.template_dates import TemplateDates
 
-#: What TRL's own precomputation adds to a dataset, and its collator hands on.
+#: The columns that TRL's own precomputation adds to a dataset, and that its collator passes on.
 TRL_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 @dataclass(frozen=True)
 class Tokenised:
-    """A host's tokenised dataset, read: B pairs, as training will see them.
+    """The B pairs of a host's tokenised dataset, as training uses them.
 
     Attributes:
-        pairs: after truncation.
-        lengths: response tokens (chosen, rejected) of each pair before truncation.
-        prompt_boundary_mismatch: positions whose prompt is known not to end where the response
-            begins.
-        rows: the numbers of the pairs in the dataset that the trainer was given.
-        names: what the user knows the pairs by, where that is something else.
+        pairs: the pairs after truncation.
+        lengths: the numbers of response tokens (chosen, rejected) of each pair before truncation.
+        prompt_boundary_mismatch: the positions of the pairs whose prompt is known not to end where
+            the response begins.
+        rows: the row numbers of the pairs in the dataset that the trainer was given.
+        names: the names by which the user knows the pairs; None if these are the row numbers.
     """
 
     pairs: Sequence[Pair]
@@ -50,14 +52,15 @@ class Tokenised:
 
 @dataclass(frozen=True)
 class Usable:
-    """The rows of a dataset that can be trained on: B pairs.
+    """The B rows of a dataset that can be trained on.
 
     Attributes:
-        name: of the dataset, for the user.
-        dataset: of the host, tokenised, without the other rows.
-        pairs: the same, read.
-        rows: the numbers of the pairs in the user's dataset.
-        groups: of each pair, the value of the column that `bdpo_control` names, if it names one.
+        name: the name of the dataset, for messages.
+        dataset: the host's tokenised dataset, without the rows that cannot be trained on.
+        pairs: the pairs of its rows.
+        rows: the row numbers of the pairs in the user's dataset.
+        groups: for each pair the value of the column that `bdpo_control` names; None if it names no
+            column.
     """
 
     name: str
@@ -76,18 +79,18 @@ def usable_rows(
     control_column: str | None,
     main: bool,
 ) -> Usable:
-    """The rows of a dataset that can be trained on; what is wrong with the others is printed.
+    """Selects the rows of a dataset that can be trained on, and prints the problems of the others.
 
     Args:
-        dataset: of a host, tokenised.
-        tokenised: the same, read.
-        name: of the dataset, for the user.
-        tokenizer: of the run.
-        control_column: that `bdpo_control` names, if it names one.
-        main: whether this process is the one that tells the user.
+        dataset: a host's tokenised dataset.
+        tokenised: its pairs.
+        name: the name of the dataset, for messages.
+        tokenizer: the tokenizer of the run.
+        control_column: the column that `bdpo_control` names; None if it names no column.
+        main: whether this process prints messages.
 
     Raises:
-        BDPOError: no pair is left, or there is no such column.
+        BDPOError: No pair is left, or the dataset has no such column.
     """
     check_control_column(control_column, dataset.column_names, name)
     report = check_pairs(
@@ -123,18 +126,19 @@ def with_scores(
     train: bool = False,
     later: bool = False,
 ) -> Dataset:
-    """A dataset with what each batch needs.
+    """Returns a dataset with the columns that each batch needs.
 
     Args:
-        usable: its rows.
-        scorer: of the run.
-        reference: of the run; None where each batch is scored in its step.
-        train: whether these are the pairs that are trained on.
-        later: whether the dataset was given after the trainer was made, when it may have the name
-            of another.
+        usable: the rows of the dataset that can be trained on.
+        scorer: the scorer of the run.
+        reference: returns the reference of the run; None if each batch is scored in its training
+            step.
+        train: whether these are the training pairs.
+        later: whether the dataset was given after the trainer was created. It may then have the
+            same name as another one.
 
     Raises:
-        BDPOError: the reference cannot score a pair.
+        BDPOError: The reference cannot score a pair.
     """
     columns = {LENGTH: longest(usable.pairs)}
     if reference is not None:
@@ -147,12 +151,15 @@ def with_scores(
 
 
 def check_control_column(column: str | None, columns: Sequence[str], name: str) -> None:
-    """Refuse a column that `bdpo_control` names and a dataset does not have.
+    """Checks that a dataset has the column that `bdpo_control` names.
 
     Args:
-        column: that it names, if it names one.
-        columns: those of the dataset that last until it is scored.
-        name: of the dataset, for the user.
+        column: this column; None if the key names no column.
+        columns: the columns of the dataset that are kept until it is scored.
+        name: the name of the dataset, for messages.
+
+    Raises:
+        BDPOError: The dataset does not have the column.
     """
     if column is not None and column not in columns:
         raise BDPOError(
@@ -163,7 +170,7 @@ def check_control_column(column: str | None, columns: Sequence[str], name: str) 
 
 
 def digest(pairs: Sequence[Pair]) -> str:
-    """What the pairs are, by content and order, in 32 hexadecimal digits."""
+    """Computes a digest of the pairs, by content and order: 32 hexadecimal digits."""
     return _digest(ids.tobytes() for pair in pairs for side in pair for ids in side)
 
 
@@ -178,12 +185,12 @@ def _digest(parts: Iterable[bytes]) -> str:
 def description_of(
     pairs: Sequence[Pair], tokenizer: Any, dates: TemplateDates | None
 ) -> dict[str, str]:
-    """What a checkpoint says of the pairs that it was trained on.
+    """Describes the training pairs for the checkpoints of a run.
 
     Args:
-        pairs: of the training data.
-        tokenizer: of the run.
-        dates: that its chat template writes into the prompts.
+        pairs: the training pairs.
+        tokenizer: the tokenizer of the run.
+        dates: the dates that its chat template writes into the prompts; None if it writes none.
     """
     described = {PAIRS: digest(pairs)}
     if dates is None:
@@ -203,10 +210,11 @@ def description_of(
 
 
 class ReadyDatasets:
-    """The datasets that a trainer has scored or checked itself, by content, and its streams.
+    """The datasets that a trainer has scored or checked itself, identified by content, and its
+    streams.
 
-    A dataset that was changed, or that another trainer scored, is not among them, whatever its
-    columns are called.
+    A dataset that was changed afterwards, or scored by another trainer, is not among them, even if
+    it has the same columns.
     """
 
     def __init__(self) -> None:
@@ -214,7 +222,7 @@ class ReadyDatasets:
         self._streams: list[Any] = []
 
     def add(self, dataset: Any) -> Any:
-        """Take a dataset in, and give it back."""
+        """Adds a dataset and returns it."""
         if isinstance(dataset, Dataset):
             self._fingerprints.add(dataset._fingerprint)
         else:
@@ -228,18 +236,18 @@ class ReadyDatasets:
 
 
 def is_reserved(column: str) -> bool:
-    """Whether a column is named as a result of a run."""
+    """Whether a column has the name of a result of a run."""
     ours = column.startswith(PREFIX) and column != FILE_ROW
     return ours or column in TRL_COLUMNS
 
 
 def drop_reserved(dataset: Any, name: str, *, main: bool) -> Any:
-    """The dataset, or stream, without the columns that could be taken for results.
+    """Removes the columns of a dataset or stream that could be mistaken for results of this run.
 
     Args:
-        dataset: as it was given.
-        name: of the dataset, for the user.
-        main: whether this process is the one that tells the user.
+        dataset: the dataset or stream as given.
+        name: its name, for messages.
+        main: whether this process prints messages.
     """
     columns = dataset.column_names or list(next(iter(dataset), {}))
     found = list(filter(is_reserved, columns))
@@ -257,10 +265,10 @@ def drop_reserved(dataset: Any, name: str, *, main: bool) -> Any:
 
 
 def peek(stream: IterableDataset, name: str, columns: Sequence[str]) -> Dataset:
-    """The first rows of a stream: those that the null prompt is derived from.
+    """Returns the first rows of a stream, from which the null prompt is derived.
 
     Raises:
-        BDPOError: it has none.
+        BDPOError: The stream has no rows.
     """
     rows = [{column: row[column] for column in columns} for row in stream.take(256)]
     if not rows:
@@ -269,14 +277,14 @@ def peek(stream: IterableDataset, name: str, columns: Sequence[str]) -> Dataset:
 
 
 def nothing_left(name: str) -> BDPOError:
-    """Of a stream in which nothing can be trained on."""
+    """Returns the error for a stream without pairs that can be trained on."""
     return BDPOError(
         f"No pair of the {name} data, a stream, can be trained on: see the problems told above."
     )
 
 
 def stream_refusal(name: str) -> BDPOError:
-    """Of a streaming dataset that was to be scored before training."""
+    """Returns the error for a stream that would have to be scored before training."""
     return BDPOError(
         f"The {name} data is a stream, which cannot be scored before training: set "
         "`bdpo_precompute: false`."

@@ -1,4 +1,5 @@
-"""What the main process does for all ranks of a run."""
+"""Runs an action in the main process and reports its failure to all ranks. The trainer mixin and
+the scorer call it."""
 
 from __future__ import annotations
 
@@ -9,22 +10,22 @@ from bdpo_plugin.settings import BDPOError
 
 
 def by_main(main: bool, act: Callable[[], None], what: str) -> None:
-    """Has the main process do something that can fail, such as to write a file; to be called in
-    every rank. Where it fails, all ranks stop: none is left waiting for the main one.
+    """Runs an action that can fail, such as writing a file, in the main process. Call it in every
+    rank: if the action fails, all ranks stop, and none is left waiting for the main one.
 
     Args:
         main: whether this is the main process.
-        act: what is to be done.
-        what: the same in words, for the message.
+        act: the action.
+        what: a description of the action, for the error message.
 
     Raises:
-        BDPOError: in each rank, where it failed.
+        BDPOError: In every rank, if the action failed.
     """
     error: Exception | None = None
     if main:
         try:
             act()
-        except Exception as raised:  # whatever it is: the others wait
+        except Exception as raised:  # any exception, because the other ranks are waiting
             error = raised
     message = error and (str(error) if isinstance(error, BDPOError) else _failed(what, error))
     for rank, told in enumerate(gathered(message)):

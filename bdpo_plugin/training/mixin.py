@@ -1,4 +1,5 @@
-"""What B-DPO changes of a host's trainer, whoever the host is."""
+"""The changes of B-DPO to a trainer that are the same for all hosts. Each host's trainer inherits
+:class:`RunMixin`."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ from bdpo_plugin.training.template_dates import TemplateDates
 if TYPE_CHECKING:
 
     class _Trainer(Trainer):
-        """As far as a host's trainer is used here."""
+        """The attributes of a host's trainer that this module uses."""
 
         train_dataset: Any
         eval_dataset: Any
@@ -56,29 +57,30 @@ else:
 
 
 class RunMixin(_Trainer):
-    """Data that this trainer has prepared itself, checkpoints that can be continued exactly, and
-    the step.
+    """Prepares the datasets of a trainer, makes its checkpoints exactly resumable, and computes the
+    training step.
 
-    Mixed into a trainer like `trl.DPOTrainer`, which calls :meth:`_begin` before all else.
+    It is a mixin for a trainer like `trl.DPOTrainer`, which must call :meth:`_begin` first.
 
     Attributes:
-        settings: of the run.
-        scorer: of the run; it is made with the first dataset, whose pairs settle the null prompt.
-        configuration: what the host was started with, with what its command line changed of it and
-            without keys that nobody needs to run it again; for the record and the model card.
+        settings: the settings of the run.
+        scorer: the scorer of the run; it is created with the first dataset, whose prompts determine
+            the null prompt.
+        configuration: the configuration of the host, including changes by its command line and
+            without keys that are not needed to run it again; for the run record and the model card.
     """
 
-    #: Whose command starts a run of this trainer.
+    #: The host whose command starts a run of this trainer.
     host = "trl"
-    #: The formats, of `strftime`, of dates that the host itself writes into prompts.
+    #: The `strftime` formats of dates that the host itself writes into prompts.
     host_dates: Sequence[str] = ()
-    #: The loss of each pair; a subclass that studies another may have it here.
+    #: The loss of each pair; a subclass that studies another loss may replace it.
     pair_loss = staticmethod(bdpo_loss)
 
     settings: BDPOSettings
     scorer: Scorer
     configuration: Mapping[str, Any] | None = None
-    # of the host's trainer
+    # set by the host's trainer
     _terms: LossTerms
     _tokenizer: Any
 
@@ -87,26 +89,26 @@ class RunMixin(_Trainer):
         self._weigh = weigh
         self._ready = ReadyDatasets()
         self._streams: list[StreamFilter] = []
-        self._training_pairs: dict[str, str] = {}  # their digests, once they are prepared
+        self._training_pairs: dict[str, str] = {}  # digests; empty until the pairs are prepared
         self._usable: dict[tuple[str, str], Usable] = {}  # by name and fingerprint
-        if args.length_column_name == "length":  # the host's default, which data may have too
+        if args.length_column_name == "length":  # the default; data may have a column of this name
             args.length_column_name = LENGTH
 
-    # Each host's own.
+    # Each host implements these.
 
     @cached_property
     def _source(self) -> ReferenceSource:
-        """The reference of the run."""
+        """The source of the run's reference model."""
         raise NotImplementedError
 
     def _tokenised(self, dataset: Dataset, name: str) -> Tokenised:
-        """A tokenised dataset of the host, read."""
+        """Reads the pairs of a host's tokenised dataset."""
         raise NotImplementedError
 
     # The datasets -------------------------------------------------------------------------------
 
     def _given_datasets(self) -> dict[str, Any]:
-        """The datasets that the trainer was given, by name."""
+        """Returns the datasets that the trainer was given, by name."""
         evaluation = self.eval_dataset
         if not isinstance(evaluation, dict):
             evaluation = {"eval": evaluation}
@@ -114,10 +116,11 @@ class RunMixin(_Trainer):
         return {name: dataset for name, dataset in given.items() if dataset is not None}
 
     def _look_at_datasets(self) -> None:
-        """Look at all datasets before the first is scored.
+        """Checks all datasets before the first one is scored.
 
         Raises:
-            BDPOError: what would end the run after the pass over the training data.
+            BDPOError: A dataset has an error that would otherwise end the run after the reference
+                pass over the training data.
         """
         given = self._given_datasets()
         if self.settings.precompute:
@@ -131,7 +134,7 @@ class RunMixin(_Trainer):
                 scorer.check_room(usable.pairs, usable.rows, self._source.before_training())
 
     def _look_at(self, dataset: Dataset, name: str) -> Usable:
-        """The usable rows of a tokenised dataset."""
+        """Selects the rows of a tokenised dataset that can be trained on, and keeps them."""
         usable = usable_rows(
             dataset,
             self._tokenised(dataset, name),
@@ -144,7 +147,7 @@ class RunMixin(_Trainer):
         return usable
 
     def _prepare_datasets(self) -> None:
-        """Make ready what the trainer was given, tokenised by its host."""
+        """Prepares the datasets that the trainer was given and its host has tokenised."""
         self._look_at_datasets()
         if self.train_dataset is not None:
             self.train_dataset = self._prepared(self.train_dataset, "train", train=True)
@@ -158,7 +161,7 @@ class RunMixin(_Trainer):
     def _prepared(
         self, dataset: Any, name: str, *, train: bool = False, later: bool = False
     ) -> Any:
-        """A tokenised dataset, ready for training; a stream as it is."""
+        """Prepares a tokenised dataset for training; returns a stream unchanged."""
         if not isinstance(dataset, Dataset):
             return dataset
         key = (name, dataset._fingerprint)
@@ -175,7 +178,7 @@ class RunMixin(_Trainer):
         return TemplateDates.of(self._tokenizer, self.host_dates)
 
     def _scorer_for(self, pairs: Sequence[Pair]) -> Scorer:
-        """The scorer of the run."""
+        """Returns the scorer of the run; creates it from these pairs if there is none yet."""
         if not hasattr(self, "scorer"):
             source = self._source
             self.scorer = Scorer.from_prompts(
@@ -221,12 +224,13 @@ class RunMixin(_Trainer):
     def _step(
         self, model: nn.Module, columns: Mapping[str, Any], batch: PreferenceBatch
     ) -> tuple[Tensor, Metrics, Any]:
-        """:func:`preference_step` on a batch, with the scores that it brings or those of now.
+        """Calls :func:`preference_step` on a batch, with the scores in the batch or, without
+        `bdpo_precompute`, with scores computed now.
 
         Args:
             model: the policy as prepared for training.
             columns: the host's batch.
-            batch: the same, made neutral.
+            batch: the same batch in the form common to all hosts.
         """
         reader = self.scorer.reader
         with ExitStack() as stack:
@@ -263,7 +267,7 @@ class RunMixin(_Trainer):
                 for warning in warnings:
                     print_warning(warning)
         if (steps := first_steps()) is not None:
-            self.add_callback(FirstSteps(steps, self.args.output_dir))  # after all others
+            self.add_callback(FirstSteps(steps, self.args.output_dir))  # after all other callbacks
         self._write_record()
         done = super().train(resume_from_checkpoint or None, *args, **kwargs)
         self._write_record(done.metrics, resumed=bool(resume_from_checkpoint))
@@ -283,14 +287,15 @@ class RunMixin(_Trainer):
         loaded = self.model if model is None else model
         with dtypes_kept(loaded):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            # With folders of other adapters in it, such as that of a frozen reference, transformers
-            # leaves out the adapter that is trained.
+            # If the checkpoint has folders of other adapters, such as a frozen reference,
+            # transformers does not load the adapter that is trained.
             if any(Path(resume_from_checkpoint).glob("*/adapter_model.*")):
                 adapter = loaded.active_adapters[0]
                 loaded.load_adapter(resume_from_checkpoint, adapter, is_trainable=True)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # before the weights: a run that is killed between them leaves a checkpoint that says less
+        # Written before the weights: a run that is killed in between then leaves a description
+        # without weights, and not weights without a description.
         write_description(output_dir or self.args.output_dir, self._description())
         super()._save(output_dir, state_dict)
 
@@ -306,7 +311,8 @@ class RunMixin(_Trainer):
             )
 
     def _description(self) -> dict[str, Any]:
-        """What the run's losses depend on beside the host's own settings."""
+        """Describes everything, other than the host's own settings, that the losses of the run
+        depend on."""
         own = None if self.pair_loss is bdpo_loss else CallableRecord.of(self.pair_loss).to_dict()
         scored = self.scorer.description(self._training_pairs)
         return {**scored, "pair_loss": own, "loss": asdict(self._terms)}

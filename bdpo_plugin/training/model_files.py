@@ -1,4 +1,4 @@
-"""Whether a model can be had and trained, looked at before it is loaded."""
+"""Checks before a model is loaded that it exists and that B-DPO can train it. The hosts call it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from transformers import PretrainedConfig
 
 from bdpo_plugin.settings import BDPOError
 
-#: Of a folder with an adapter alone, which names its base model.
+#: The configuration file of a folder with an adapter only; it names the base model.
 _ADAPTER = "adapter_config.json"
 
 
 def check_model(key: str, name: str, **hub: Any) -> None:
-    """Refuse a model that is not there, or that B-DPO cannot train.
+    """Refuses a model that does not exist, or that B-DPO cannot train.
 
     Args:
-        key: of the host's configuration, which names the model.
-        name: a folder, or a name of the hub.
-        hub: `revision`, `token` and `cache_dir` for the latter.
+        key: the key of the host's configuration that names the model.
+        name: a folder, or a name on the hub.
+        hub: `revision`, `token` and `cache_dir` for a model on the hub.
 
     Raises:
-        BDPOError: there is none of that name, or it has an encoder.
+        BDPOError: There is no model of this name, or it has an encoder.
     """
     if Path(name, _ADAPTER).is_file():
         return
@@ -43,11 +43,14 @@ def check_model(key: str, name: str, **hub: Any) -> None:
 
 
 def check_decoder(config: Any, named: str) -> None:
-    """Refuse a model with an encoder, such as T5.
+    """Refuses a model with an encoder, such as T5.
 
     Args:
-        config: of the model, or its dictionary.
-        named: the model, for the message.
+        config: the configuration of the model, or its dictionary.
+        named: the name of the model in the message.
+
+    Raises:
+        BDPOError: The model has an encoder.
     """
     values: dict[str, Any] = config if isinstance(config, dict) else config.to_dict()
     if values.get("is_encoder_decoder"):

@@ -1,4 +1,5 @@
-"""A lock on an output folder, which keeps two runs from writing into one."""
+"""A lock on an output folder, which prevents two runs from writing to the same folder. The scorer
+of a run takes it."""
 
 from __future__ import annotations
 
@@ -18,25 +19,31 @@ from bdpo_plugin.settings import BDPOError
 
 
 class OutputLock:
-    """Held as long as this object lives; all trainers of a process share it.
+    """A lock on an output folder, held as long as this object lives. All trainers of a process
+    share it.
 
-    The operating system lets go of it when the process ends, however it ends. Its file is in the
-    user's cache directory, named by a digest, so that the output folder, which may be uploaded,
-    has nothing of this machine in it. So two users have two locks, and so have two machines that
-    share the folder over a network. Where the cache directory cannot be written or its file system
-    has no locks, the run goes on without, and says so.
+    The operating system releases the lock when the process ends, in whatever way. The lock file is
+    in the user's cache directory and named by a digest, so that the output folder, which may be
+    uploaded, contains nothing about this machine. Therefore the lock does not work between two
+    users, nor between two machines that share the folder over a network. If the cache directory
+    cannot be written, or its file system has no locks, the run continues without a lock and prints
+    a warning.
 
     Raises:
-        BDPOError: another process has the lock.
+        BDPOError: Another process holds the lock.
     """
 
     _of_process: ClassVar[WeakValueDictionary[tuple[int, Path], OutputLock]] = WeakValueDictionary()
 
     @classmethod
     def take(cls, folder: str | Path) -> OutputLock:
-        """The lock of a folder, for this process."""
+        """Returns the lock of a folder for this process; takes it if the process does not hold it.
+
+        Raises:
+            BDPOError: Another process holds the lock.
+        """
         path = Path(folder).resolve()
-        key = (os.getpid(), path)  # a forked child has its parent's dictionary, and not its locks
+        key = (os.getpid(), path)  # a forked child inherits this dictionary, but not the locks
         if (held := cls._of_process.get(key)) is None:
             held = cls._of_process[key] = cls(path)
         return held
@@ -45,7 +52,7 @@ class OutputLock:
         try:
             locks = default_cache_dir() / "locks"
             locks.mkdir(parents=True, exist_ok=True)
-            # machines may share a home directory, and not the disk of their output
+            # machines may share a home directory, but not the disk of their output
             named = f"{socket.gethostname()}:{folder}".encode(errors="surrogateescape")
             file = locks / hashlib.blake2b(named, digest_size=16).hexdigest()
             holder = file.with_suffix(".txt")
@@ -65,5 +72,5 @@ class OutputLock:
                 "run writes to it."
             )
             return
-        with suppress(OSError):  # it is for the message alone
+        with suppress(OSError):  # only the error message needs this file
             holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", "utf-8")

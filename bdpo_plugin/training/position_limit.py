@@ -1,4 +1,4 @@
-"""Pairs for which a model has no positions."""
+"""Checks that all pairs fit into the position limit of a model. The scorer calls it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from bdpo_plugin.settings import BDPOError
 def check_room(
     pairs: Sequence[Pair], rows: Iterable[int] | None, null: int, limit: int | None
 ) -> None:
-    """Refuse pairs for which the model has no room.
+    """Refuses pairs that are longer than the model's position limit.
 
     Args:
-        pairs: after truncation.
-        rows: what to call them; None where that is not known.
-        null: tokens of the null prompt.
-        limit: the model's `position_limit`, of its :class:`~bdpo_plugin.model.traits.Traits`.
+        pairs: the pairs after truncation.
+        rows: the row numbers of the pairs for the message; None if they are unknown.
+        null: the number of tokens of the null prompt.
+        limit: the model's `position_limit`, of its :class:`~bdpo_plugin.model.traits.Traits`; None
+            if it has no limit.
 
     Raises:
-        BDPOError: a prompt or the null prompt is too long together with a response.
+        BDPOError: A response is too long together with its prompt or with the null prompt.
     """
     if limit is None:
         return

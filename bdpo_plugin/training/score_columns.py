@@ -1,4 +1,5 @@
-"""Scores as columns of datasets and of batches: put in, carried, read."""
+"""Adds scores as columns to datasets, passes them through the collator, and reads them from
+batches. The trainers of all hosts use it."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from bdpo_plugin.objective import BalanceWeights
 from bdpo_plugin.reference.score_pairs import PairScores
 from bdpo_plugin.settings import BDPOError
 
-#: What scoring adds to each row of a dataset, and so to each batch.
+#: The columns that scoring adds to each row of a dataset, and so to each batch.
 SCORE_COLUMNS = (
     "bdpo_ref_chosen_logps",
     "bdpo_ref_rejected_logps",
@@ -24,17 +25,18 @@ SCORE_COLUMNS = (
     "bdpo_weight_rejected",
     "bdpo_scale",
 )
-#: The number of a row in the dataset that the trainer was given.
+#: The column with the number of a row in the dataset that the trainer was given.
 ROW = "bdpo_row"
-#: What the user knows a row by where the host does not keep the order: its number in the file, and
-#: the file where there are several. Text.
+#: The column with the name of a row for the user, if the host does not keep the order: its number
+#: in the file, and the file if there are several. Text.
 FILE_ROW = "bdpo_file_row"
-#: Tokens of the longer sequence of a pair, by which the hosts group pairs of similar length.
+#: The column with the number of tokens of the longer sequence of a pair, by which the hosts group
+#: pairs of similar length.
 LENGTH = "bdpo_length"
 
 
 def score_columns(scores: PairScores, weights: BalanceWeights) -> dict[str, Tensor]:
-    """:data:`SCORE_COLUMNS` of B pairs, each (B,) float32."""
+    """Returns the :data:`SCORE_COLUMNS` of B pairs, each (B,) float32."""
     columns = (
         scores.ref_chosen_logps,
         scores.ref_rejected_logps,
@@ -46,7 +48,7 @@ def score_columns(scores: PairScores, weights: BalanceWeights) -> dict[str, Tens
 
 
 def longest(pairs: Sequence[Pair]) -> Tensor:
-    """(B,) tokens of the longer sequence of each pair."""
+    """Returns the (B,) numbers of tokens of the longer sequence of each pair."""
     lengths = [
         max(len(side.prompt_ids) + len(side.completion_ids) for side in pair) for pair in pairs
     ]
@@ -54,18 +56,18 @@ def longest(pairs: Sequence[Pair]) -> Tensor:
 
 
 def with_columns(dataset: Dataset, columns: Mapping[str, Tensor]) -> Dataset:
-    """The dataset with the columns, each (rows,), which take the place of any so named."""
+    """Adds columns, each (rows,), to a dataset; replaces existing columns of the same names."""
     dataset = dataset.remove_columns([name for name in columns if name in dataset.column_names])
     new = Dataset.from_dict({name: column.tolist() for name, column in columns.items()})
     return concatenate_datasets([dataset, new], axis=1)
 
 
 class ScoreCollator:
-    """The host's collator, with the :data:`SCORE_COLUMNS` of the rows.
+    """Wraps the host's collator and adds the :data:`SCORE_COLUMNS` of the rows to each batch.
 
-    Each is a (B,) tensor of the bits of a float32, as int32: under DeepSpeed, transformers casts
-    the floats of a batch to the training dtype, and a log-probability in bfloat16 is off by up to
-    a nat. :func:`batch_scores` reads them.
+    Each column is a (B,) int32 tensor with the bits of float32 values. The reason: under DeepSpeed,
+    transformers casts the float tensors of a batch to the training dtype, and a log-probability in
+    bfloat16 is off by up to a nat. :func:`batch_scores` reads the columns.
     """
 
     def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
@@ -81,10 +83,11 @@ class ScoreCollator:
 
 
 def batch_scores(batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """:data:`SCORE_COLUMNS` that a batch of a :class:`ScoreCollator` brings along, each (B,).
+    """Reads the :data:`SCORE_COLUMNS`, each (B,) float32, from a batch of a
+    :class:`ScoreCollator`.
 
     Raises:
-        BDPOError: one is missing.
+        BDPOError: A column is missing.
     """
     missing = [column for column in SCORE_COLUMNS if column not in batch]
     if missing:
@@ -93,7 +96,7 @@ def batch_scores(batch: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def unscored(what: str) -> BDPOError:
-    """Of data that this run has not scored."""
+    """Returns the error for data that this trainer has not scored."""
     return BDPOError(
         f"{what} does not come from a dataset that was scored by this trainer. Pass datasets to "
         "the trainer's constructor or to evaluate(), and do not change them afterwards; or set "

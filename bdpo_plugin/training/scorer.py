@@ -1,4 +1,5 @@
-"""From the preference pairs of a run to their scores and weights, whoever the host is."""
+"""Computes the scores and the balance weights of a run's preference pairs. The trainers of all
+hosts use it."""
 
 from __future__ import annotations
 
@@ -47,16 +48,16 @@ from bdpo_plugin.training.output_lock import OutputLock
 from bdpo_plugin.training.position_limit import check_room
 from bdpo_plugin.training.score_columns import longest, score_columns
 
-#: MI (chosen, rejected), each (B,), -> the weights of the pairs.
+#: A function from the mutual information (chosen, rejected), each (B,), to the pairs' weights.
 Weigh = Callable[[Tensor, Tensor], BalanceWeights]
 
 
 class Identity(NamedTuple):
-    """What the scores of a reference are found by again, as hex digests, the same in every rank.
+    """The hex digests under which the scores of a reference are stored, the same in every rank.
 
     Attributes:
-        weights: of the weights that each rank holds, and of the tokenizer.
-        computation: of what computes with them.
+        weights: digests of the weights that the ranks hold, and of the tokenizer.
+        computation: digests of everything that computes with them.
     """
 
     weights: list[str]
@@ -64,23 +65,23 @@ class Identity(NamedTuple):
 
 
 class Scorer:
-    """Scores and weighs the pairs of one run, and tells the user about it.
+    """Scores and weights the pairs of one run, and prints a summary for the user.
 
     Args:
-        settings: of the run.
-        tokenizer: of the run.
-        accelerator: of the run.
-        output_dir: where ``bdpo/reference_scores*.parquet`` goes.
-        null_prompt: of the run.
-        seed: of the run, for its control.
-        weigh: in the place of :func:`balance_weights`; see :class:`BDPOTrainer`.
+        settings: the settings of the run.
+        tokenizer: the tokenizer of the run.
+        accelerator: the accelerator of the run.
+        output_dir: the output folder, to which ``bdpo/reference_scores*.parquet`` is written.
+        null_prompt: the null prompt of the run.
+        seed: the seed of the run, for its control.
+        weigh: replaces :func:`balance_weights`; see :class:`BDPOTrainer`.
 
     Attributes:
-        weighing: what `weigh` is, in words; None where settings decide.
-        reader: which reads the policy in the steps as well.
-        identity: of the reference that scored the last dataset; None where nothing can tell.
-        reuse: of each dataset that was scored before training, how many pairs were scored now and
-            how many reused.
+        weighing: a record of `weigh`; None if the settings decide the weights.
+        reader: the reader of the run, which also reads the policy in training steps.
+        identity: the identity of the reference that scored the last dataset; None if it cannot be
+            determined.
+        reuse: for each dataset scored before training, the numbers of pairs scored now and reused.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Scorer:
         self.null_prompt = null_prompt
         self.seed = seed
         self.weigh = weigh
-        # before it is called, as that may change it
+        # recorded before the first call, because a call may change the callable
         self.weighing = None if weigh is None else CallableRecord.of(weigh)
         self.reader = ResponseReader()
         self.identity: Identity | None = None
@@ -126,8 +127,8 @@ class Scorer:
         pairs: Sequence[Pair],
         reference: Reference,
     ) -> Scorer:
-        """The scorer of a run whose null prompt is that of some pairs; what the run resolved to is
-        printed."""
+        """Creates the scorer of a run, with the null prompt found from the prompts of some pairs,
+        and prints the settings of the run."""
         tokens = settings.score_tokens or token_budget(reference.model, accelerator.device)
         settings = replace(settings, score_tokens=tokens)
         prompts = [pair.chosen.prompt_ids for pair in pairs]
@@ -135,7 +136,7 @@ class Scorer:
         scorer = cls(settings, tokenizer, accelerator, output_dir, null_prompt, seed, weigh)
         warnings = _long_sequences(pairs, scorer.reader.traits(reference.model).rotary_limit)
         batches = None
-        if settings.precompute and pairs:  # else the model cannot be run yet
+        if settings.precompute and pairs:  # without `precompute` the model may not run yet
             can = scorer._probe(reference, pairs)
             batches = described(can.rows)
             warnings += padding_warnings(can.padding)
@@ -151,7 +152,7 @@ class Scorer:
         return scorer
 
     def _probe(self, reference: Reference, pairs: Sequence[Pair]) -> Capabilities:
-        """What the reference can do, tried on the longest of the sequences."""
+        """Probes the reference on the longest sequence of the pairs."""
         at = int(longest(pairs).argmax())
         side = max(pairs[at], key=lambda side: len(side.prompt_ids) + len(side.completion_ids))
         ids = torch.from_numpy(np.concatenate([side.prompt_ids, side.completion_ids]))[None].long()
@@ -160,10 +161,12 @@ class Scorer:
             return self.reader.probe(model, inputs, self.accelerator.device)
 
     def description(self, training_pairs: Mapping[str, str]) -> dict[str, Any]:
-        """What decides the scores and weights of this run's training pairs, for its checkpoints.
+        """Describes for the checkpoints everything that decides the scores and weights of the
+        training pairs.
 
         Args:
-            training_pairs: as :func:`~bdpo_plugin.training.datasets.description_of` has them.
+            training_pairs: the result of
+                :func:`~bdpo_plugin.training.datasets.description_of`.
         """
         unimportant = ("bdpo_precompute", "bdpo_score_tokens", "bdpo_null_prompt")
         settings = active_settings(self.settings, weigh=self.weigh is not None)
@@ -188,16 +191,18 @@ class Scorer:
         file: str,
         groups: Sequence[str] | None = None,
     ) -> dict[str, Tensor]:
-        """:data:`SCORE_COLUMNS` of a dataset, each (B,), from the store or computed now.
+        """Returns the :data:`SCORE_COLUMNS` of a dataset, each (B,), from the store or computed
+        now; prints a summary and saves the scores to a file.
 
         Args:
-            pairs: the usable pairs, the same in every rank.
-            rows: their numbers in the host's dataset.
-            name: of the dataset, for the user.
-            file: name of the Parquet file that they are saved to.
-            groups: of each pair, for a control that shuffles within groups.
+            pairs: the pairs that can be trained on, the same in every rank.
+            rows: their row numbers in the host's dataset.
+            name: the name of the dataset, for messages.
+            reference: the reference model.
+            file: the name of the Parquet file that the scores are saved to.
+            groups: the group of each pair, for a control that shuffles within groups.
         """
-        self.check_room(pairs, rows, reference)  # which takes less time than to read the weights
+        self.check_room(pairs, rows, reference)  # first, because reading the weights takes longer
         self.identity = self._identify(reference)
         store = self._store(self.identity)
         scores = self._scores(pairs, reference, rows=rows, name=name, store=store)
@@ -217,11 +222,11 @@ class Scorer:
         return score_columns(scores, weights)
 
     def _identify(self, reference: Reference) -> Identity | None:
-        """What the scores of a reference are found by again, the same in every rank; None, and
-        said once, where something of the reference cannot be read."""
+        """Returns the identity of a reference, the same in every rank. If a part of the reference
+        cannot be read, returns None and warns the user once."""
         fingerprint, why = None, ""
         try:
-            with reference.activated():  # under the autocast of the pass
+            with reference.activated():  # under the autocast of the reference pass
                 autocast = autocast_in_words(self.accelerator.device.type)
                 fingerprint = model_fingerprint(
                     self.accelerator.unwrap_model(reference.model),
@@ -230,7 +235,7 @@ class Scorer:
                 )
         except UnreadableReference as error:
             why = str(error)
-        # each rank may hold a shard of the model: the reference is what all of them hold
+        # each rank may hold only a shard of the model, so the identity covers those of all ranks
         parts = gather_object([(fingerprint, why)])
         reasons = [why for fingerprint, why in parts if fingerprint is None]
         if not reasons:
@@ -245,14 +250,16 @@ class Scorer:
         return None
 
     def _store(self, identity: Identity | None) -> ScoreStore:
-        """For all datasets of a reference, so that a problem is told once."""
+        """Returns the store of a reference. All its datasets use one store, so that a problem is
+        reported once."""
         digests = None if identity is None else (*identity.weights, *identity.computation)
         store = ScoreStore(self.settings.cache_dir, digests, print_store_problems)
         return self._stores.setdefault(digests or (), store)
 
     def scores_record(self) -> dict[str, Any] | None:
-        """What the scores of this run are found by, what was reused of earlier runs, and how many
-        of these were computed again; None where each batch is scored in its step."""
+        """Returns for the run record the identity of the reference, the numbers of scored and
+        reused pairs, and the result of verifying reused scores; None if each batch is scored in its
+        training step."""
         if not self.settings.precompute:
             return None
         verified = [store.verified for store in self._stores.values()]
@@ -268,10 +275,10 @@ class Scorer:
         }
 
     def score_batch(self, pairs: Sequence[Pair], reference: Reference) -> dict[str, Tensor]:
-        """:data:`SCORE_COLUMNS` of a batch, each (B,), computed now and not kept.
+        """Computes the :data:`SCORE_COLUMNS` of a batch, each (B,); they are not stored.
 
         Raises:
-            BDPOError: a response has no token.
+            BDPOError: A response has no token.
         """
         if any(not len(side.completion_ids) for pair in pairs for side in pair):
             raise BDPOError(
@@ -286,14 +293,19 @@ class Scorer:
     def check_room(
         self, pairs: Sequence[Pair], rows: Sequence[int] | None, reference: Reference
     ) -> None:
-        """Refuse pairs for which a model has no positions; `rows` are None in a batch."""
+        """Refuses pairs that are longer than the position limit of the reference; `rows` is None
+        for a batch.
+
+        Raises:
+            BDPOError: A pair is too long.
+        """
         limit = self.reader.traits(reference.model).position_limit
         null = len(self.null_prompt.ids) if self._measures else 0
         check_room(pairs, rows, null, limit)
 
     @property
     def _measures(self) -> bool:
-        """Whether anything needs the mutual information."""
+        """Whether this run needs the mutual information."""
         s = self.settings
         return s.weighs or s.control is not None or self.weigh is not None or is_recording()
 
@@ -343,14 +355,14 @@ class Scorer:
 
 
 def described(rows: SharedPrefixSupport) -> str:
-    """How batches of a model are laid, in words."""
+    """Describes for the user how a model's batches are arranged."""
     if rows.shared:
         return "without padding; what sequences have in common at their beginning runs once"
     return f"padded, as the host's: {rows.why}"
 
 
 def padding_warnings(padding: Padding) -> list[str]:
-    """What to say of a model whose numbers depend on the padding of a batch."""
+    """Returns a warning about a model whose logits depend on the padding of a batch."""
     if not padding.right.beyond_rounding:
         return []
     return [
@@ -363,7 +375,7 @@ def padding_warnings(padding: Padding) -> list[str]:
 
 
 def _long_sequences(pairs: Sequence[Pair], limit: int | None) -> list[str]:
-    """What to say of the pairs beyond a model's `rotary_limit`."""
+    """Returns a warning about pairs that are longer than a model's `rotary_limit`."""
     longer = int((longest(pairs) > limit).sum()) if limit else 0
     if not longer:
         return []
@@ -375,6 +387,6 @@ def _long_sequences(pairs: Sequence[Pair], limit: int | None) -> list[str]:
 
 
 def is_blank(tokenizer: Any, response: np.ndarray) -> bool:
-    """Whether the tokens of a response are no text."""
-    # no end of turn takes more tokens
+    """Whether the tokens of a response decode to no text."""
+    # the end of a turn never takes more tokens than this
     return len(response) <= 8 and not (tokenizer.decode(response, skip_special_tokens=True).strip())

@@ -1,4 +1,5 @@
-"""The loss of one batch, and what is reported of it."""
+"""Computes the loss and the metrics of one batch. The trainer mixin calls
+:func:`preference_step`."""
 
 from __future__ import annotations
 
@@ -18,16 +19,17 @@ from bdpo_plugin.training.batch import PreferenceBatch
 
 #: The metrics of a batch by name, each as (sum, count) of this rank.
 Metrics = dict[str, tuple[Tensor, Tensor]]
-#: The one metric that is a sum over the ranks, not a mean.
+#: The only metric that is a sum over the ranks and not a mean.
 TOTAL = "num_tokens"
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The losses of a run: their names and weights, and what they read.
+    """The loss terms of a run: their names, weights and parameters.
 
-    The names are those of :data:`~bdpo_plugin.settings.LOSS_TYPES`, and ``sft_by_pair``: the mean
-    over the pairs of the chosen response's cross-entropy per token (``sft``: over all tokens).
+    The names are those of :data:`~bdpo_plugin.settings.LOSS_TYPES` and ``sft_by_pair``. The latter
+    is the cross-entropy of the chosen response per token, averaged over the pairs, while ``sft`` is
+    averaged over all chosen tokens.
     """
 
     types: Sequence[str]
@@ -44,18 +46,19 @@ def preference_step(
     terms: LossTerms,
     pair_loss: Callable[..., Tensor] = bdpo_loss,
 ) -> tuple[Tensor, Metrics, Any]:
-    """One forward of the policy on a batch of B pairs.
+    """Runs the policy on a batch of B pairs and computes the loss (method section 7).
 
     Args:
-        reader: of the run.
-        model: the policy, however wrapped.
-        batch: B pairs.
+        reader: the reader of the run.
+        model: the policy, in any wrapper.
+        batch: the B pairs.
         scores: the columns of :data:`~bdpo_plugin.training.score_columns.SCORE_COLUMNS`, each (B,).
-        terms: of the loss.
-        pair_loss: what has the arguments of :func:`bdpo_loss` and gives each pair's loss, (B,).
+        terms: the loss terms of the run.
+        pair_loss: a function with the arguments of :func:`bdpo_loss` that returns the loss of each
+            pair, (B,).
 
     Returns:
-        the loss, a scalar; the metrics; the model's outputs.
+        The loss, a scalar; the metrics; the model's outputs.
     """
     weights = BalanceWeights(
         scores["bdpo_weight_chosen"], scores["bdpo_weight_rejected"], scores["bdpo_scale"]
@@ -63,7 +66,7 @@ def preference_step(
     ref_chosen, ref_rejected = scores["bdpo_ref_chosen_logps"], scores["bdpo_ref_rejected_logps"]
     device = batch.completion_mask.device
     ids, mask, completion_mask = batch.on_cpu()
-    # the states at a token are those that the next one is told from
+    # the states at a token predict the next token
     read_at = F.pad(completion_mask[:, 1:], (0, 1))
     labels, lengths = ids[:, 1:][completion_mask[:, 1:]], read_at.sum(dim=1)
     tokens, outputs = reader.token_statistics(
@@ -100,7 +103,7 @@ def preference_step(
         loss = loss + loss_weight * term
 
     with torch.no_grad():
-        # plain DPO rewards, so that they compare across methods
+        # unweighted DPO rewards, so that they can be compared across methods
         chosen_rewards = terms.beta * (chosen - ref_chosen)
         rejected_rewards = terms.beta * (rejected - ref_rejected)
         mi_chosen, mi_rejected = scores["bdpo_mi_chosen"], scores["bdpo_mi_rejected"]
@@ -134,20 +137,27 @@ def preference_step(
 
 @dataclass
 class MetricSums:
-    """The metrics of the steps since the last log, summed over the ranks, left on the device."""
+    """Collects the metrics of the steps since the last log, summed over the ranks, on the device.
+
+    Attributes:
+        reduce: sums a tensor over the ranks.
+        names: the names of the metrics.
+        steps: for each step the (sum, count) of each metric.
+    """
 
     reduce: Callable[[Tensor], Tensor]
     names: list[str] = field(default_factory=list)
     steps: list[Tensor] = field(default_factory=list)
 
     def add(self, metrics: Metrics) -> None:
-        """Take the (sum, count) of each metric of one step."""
+        """Adds the (sum, count) of each metric of one step."""
         self.names = list(metrics)
         pairs = [torch.stack([t.detach().float() for t in pair]) for pair in metrics.values()]
         self.steps.append(self.reduce(torch.stack(pairs)))
 
     def drain(self) -> list[dict[str, float]]:
-        """The mean of each metric in each step; a metric of nothing is left out."""
+        """Returns the mean of each metric in each step, without metrics of count 0, and forgets the
+        steps."""
         rows = torch.stack(self.steps).tolist() if self.steps else []
         self.steps = []
         return [

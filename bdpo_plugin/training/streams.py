@@ -1,4 +1,5 @@
-"""Pairs of a stream that cannot teach: filtered out as they come, counted, and told."""
+"""Filters out the pairs of a stream that cannot be trained on, counts them, and reports them to the
+user. The trainers of the hosts use it."""
 
 from __future__ import annotations
 
@@ -18,18 +19,18 @@ _KINDS = tuple(PROBLEMS)
 
 
 class StreamFilter:
-    """What `IterableDataset.filter` is to call on the rows of a stream.
+    """The predicates for `IterableDataset.filter` on the rows of a stream.
 
-    Each kind of problem is told once, by the process that meets it first; the counts of all the
-    workers of a data loader are kept where the main process sees them.
+    Each process prints each kind of problem once, when it first finds it. The counts of all workers
+    of a data loader are in shared memory, where the main process can read them.
 
     Args:
-        name: of the stream.
-        pair: a row -> the pair that training will see, after truncation, and the response tokens
-            (chosen, rejected) that it has before.
-        bos: id of the BOS token.
-        is_blank: whether the tokens of a response are no text.
-        workers: of the data loader.
+        name: the name of the stream.
+        pair: returns for a row the pair after truncation, and its numbers of response tokens
+            (chosen, rejected) before truncation.
+        bos: the id of the BOS token.
+        is_blank: returns whether the tokens of a response decode to no text.
+        workers: the number of workers of the data loader.
         position: the column with the position of a row in the stream.
     """
 
@@ -53,14 +54,14 @@ class StreamFilter:
         self._told: set[str] = set()
 
     def has_messages(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row, before it is tokenised, has a message in each of its responses."""
+        """Whether each response of a row that is not yet tokenised has a message."""
         empty = [] in (row["chosen"], row["rejected"])
         if empty:
             self._count(row, ["empty"])
         return not empty
 
     def teaches(self, row: Mapping[str, Any]) -> bool:
-        """Whether a tokenised row can teach."""
+        """Whether a tokenised row can be trained on."""
         pair, lengths = self._pair(row)
         report = check_pairs(
             [pair], self.name, lengths=[lengths], bos=self._bos, is_blank=self._is_blank
@@ -87,11 +88,11 @@ class StreamFilter:
                 )
 
     def start_counting(self) -> None:
-        """Forget what has been read so far."""
+        """Resets the counts."""
         self._counts.zero_()
 
     def summary(self, accelerator: Accelerator) -> list[str]:
-        """One line for each problem of the rows read; to be called in every rank."""
+        """Returns one line for each problem of the rows read. Call it in every rank."""
         counts = self._counts.sum(0).to(accelerator.device)
         read, *found = accelerator.reduce(counts, reduction="sum").tolist()
         return [
@@ -103,11 +104,11 @@ class StreamFilter:
 
 
 class TellStreams(TrainerCallback):
-    """Tells at the end of training what was filtered out of the streams.
+    """Prints at the end of training the problems found in the streams.
 
     Args:
-        accelerator: of the run.
-        filters: of its streams; more may be added.
+        accelerator: the accelerator of the run.
+        filters: the filters of its streams; the caller may add filters to the list later.
     """
 
     def __init__(self, accelerator: Accelerator, filters: list[StreamFilter]) -> None:

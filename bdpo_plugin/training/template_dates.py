@@ -1,7 +1,8 @@
-"""Today's date, as a chat template writes it into every prompt.
+"""Finds and removes today's date where a chat template writes it into every prompt. The check of
+checkpoints uses it.
 
-Llama 3.2, gpt-oss, SmolLM3 and Granite have such templates. The prompts of a run that goes on the
-next day differ in it, and in nothing else.
+Llama 3.2, gpt-oss, SmolLM3 and Granite have such templates. If a run is resumed on another day, its
+prompts differ in the date and in nothing else.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-#: What stands in the place of a date.
+#: The text that replaces a date.
 PLACEHOLDER = "<date>"
 
 _WORD = r"[^\W\d_]+\.?"
-#: What a directive of `strftime` may become, where that is not one or two digits.
+#: Regular expressions for the directives of `strftime` that give more than one or two digits.
 _DIRECTIVES = {
     **dict.fromkeys("aAbBhpPZ", _WORD),
     **dict.fromkeys("ekl", r" ?\d{1,2}"),
@@ -40,17 +41,17 @@ _DIRECTIVES = {
 CLOCK = "strftime_now"
 _CALL = re.compile(rf"{CLOCK}\s*\(")
 _LITERAL = re.compile(r"""\s*(?:format\s*=\s*)?(["'])(.*?)\1\s*\)""")
-#: Any literal with a directive in it.
+#: Matches any string literal that contains a directive.
 _ANY_FORMAT = re.compile(r"""(["'])([^"'\n{}]*%[-#]?[A-Za-z][^"'\n{}]*)\1""")
 
 
 @dataclass(frozen=True)
 class TemplateDates:
-    """The dates that the prompts of a run have from their template.
+    """The dates that the chat template of a run writes into its prompts.
 
     Attributes:
-        template: as it is written, whose own fixed dates stay.
-        formats: of `strftime`, each with how often a prompt may have it.
+        template: the source of the template; fixed dates in it are not removed from prompts.
+        formats: the `strftime` formats, each with the number of times that a prompt may contain it.
     """
 
     template: str
@@ -58,16 +59,18 @@ class TemplateDates:
 
     @classmethod
     def of(cls, tokenizer: Any, host: Iterable[str] = ()) -> TemplateDates | None:
-        """Those of a tokenizer's chat template; None where it does not read the clock.
+        """Finds the dates of a tokenizer's chat template; returns None if neither the template nor
+        the host writes any.
 
         Args:
-            host: formats of the dates that the host itself writes into prompts.
+            tokenizer: the tokenizer.
+            host: the formats of dates that the host itself writes into prompts.
         """
         given = getattr(tokenizer, "chat_template", None) or ""
         template = "\n".join(given.values()) if isinstance(given, dict) else str(given)
         calls = [_LITERAL.match(template, call.end()) for call in _CALL.finditer(template)]
         formats = [call.group(2) for call in calls if call]
-        if None in calls:  # its format has a name of its own
+        if None in calls:  # the format of a call is a variable, so every literal may be a format
             formats += [found.group(2) for found in _ANY_FORMAT.finditer(template)]
         formats += host
         if not formats:
@@ -75,7 +78,7 @@ class TemplateDates:
         return cls(template, tuple((form, formats.count(form)) for form in dict.fromkeys(formats)))
 
     def without(self, text: str) -> str:
-        """A prompt with a placeholder for each date of the template's."""
+        """Returns a prompt with the template's dates replaced by :data:`PLACEHOLDER`."""
         for form, count in self.formats:
             places = [m for m in _pattern(form).finditer(text) if m.group() not in self.template]
             for found in reversed(places[:count]):
@@ -83,7 +86,8 @@ class TemplateDates:
         return text
 
     def first(self, text: str) -> str | None:
-        """The first of the template's dates in a prompt."""
+        """Returns the first date in a prompt that the template has written; None if there is
+        none."""
         for form, _ in self.formats:
             for found in _pattern(form).finditer(text):
                 if found.group() not in self.template:
