@@ -1,5 +1,6 @@
 """The output layer of a causal language model: a forward pass that calls a function at this layer,
-and log-probabilities computed from its logits in chunks. The response reader calls both.
+and log-probabilities computed from its logits in chunks. The response reader and the scoring of
+the reference pass call them.
 
 Shapes: B rows, T positions, N positions read, H hidden size, V vocabulary entries.
 """
@@ -132,7 +133,7 @@ def forward_calling(
         return (states[:1, :1] if instead else waiting[0][None], *args[1:])
 
     def after(*_: Any) -> None:
-        if waiting:  # not where `function` calls the layer
+        if waiting:  # empty if `function` itself calls the layer
             results[:] = [function(waiting.pop())]
 
     def leave(_: nn.Module, __: tuple[Any, ...], outputs: Any) -> None:

@@ -14,7 +14,7 @@ import re
 from typing import Any
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D  # a linear layer, by another name
+from transformers.pytorch_utils import Conv1D  # a linear layer, in spite of its name
 
 #: The allowed values of `layer_types`, and of similar lists, in the configurations of transformers.
 _ATTENTION = {"full_attention", "sliding_attention"}

@@ -243,7 +243,7 @@ class _Trial:
             ids: (3, L) token ids.
             row: whether the sequences run in one row.
             stretched: whether the position ids after the common prefix are doubled.
-            attention: a trial that tests the attention of each layer during this forward pass.
+            attention: tests the attention of each layer during this forward pass.
         """
         device, where = self._inputs["input_ids"].device, torch.ones_like(ids, dtype=torch.bool)
         arguments = self._inputs | {

@@ -106,7 +106,12 @@ class Words:
         return f"{type(value).__qualname__} {self._of_content(value)}"
 
     def _of_content(self, value: Any) -> str:
-        """Describes an object of any other class by its attributes and methods."""
+        """Describes an object of any other class by its dataclass fields, by its repr if its class
+        defines one without an address, or by its attributes and methods.
+
+        Raises:
+            TypeError: The object shows only its address.
+        """
         if is_dataclass(value):
             return self.of(
                 {field.name: getattr(value, field.name, None) for field in fields(value)}
@@ -172,7 +177,7 @@ def cells(function: FunctionType) -> Iterator[Any]:
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents
-        except ValueError:  # not assigned yet
+        except ValueError:  # the variable is not assigned yet
             continue
 
 

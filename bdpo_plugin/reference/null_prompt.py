@@ -21,7 +21,7 @@ from bdpo_plugin.settings import BDPOError
 
 #: A common beginning or end counts as the scaffold if at least this share of the prompts has it.
 MIN_MATCH_RATE = 0.9
-#: The template's scaffold is not used if a smaller share of the prompts than this has it.
+#: The chat template is not used if a smaller share of the prompts than this is in its format.
 _MAJORITY = 0.5
 #: The last sentence of every warning.
 _REMEDY = "`bdpo_null_prompt`, your prompt format with the query left out, sets another one."

@@ -91,8 +91,8 @@ def budgeted_batches(
     """Groups `requests` into batches of similar length, the longest first.
 
     A batch has at most `token_budget` tokens, or a single group if that is larger. A group is two
-    requests with the same prompt, such as those of a preference pair. They stay in one batch,
-    because their common prompt may be run once.
+    successive requests with the same prompt, such as those of a preference pair, or a request that
+    has no such partner. A group stays in one batch, because its common prompt may be run once.
 
     Args:
         requests: the requests to group.
@@ -233,7 +233,7 @@ def score_requests(
             # Outside of the handler, because inside it the exception still holds the tensors of the
             # forward pass.
             if sums is None:
-                # the batches that follow would not fit either
+                # all remaining batches are halved too, because they would not fit either
                 parts = [(batch, may_pack), *todo]
                 todo = deque((half, packed) for b, packed in parts for half in _halves(b))
                 _free_memory(device)

@@ -26,8 +26,8 @@ _FLUSH_SECONDS = 2.0
 
 
 class Exchange:
-    """Exchanges scores between a reference pass and a store: reads stored scores before the pass,
-    and while it runs writes new scores and reads those of other runs.
+    """Exchanges scores between the reference pass and a store: reads stored scores before the
+    reference pass; while it runs, writes new scores and reads those of other runs.
 
     The constructor, :meth:`of_all_ranks` and :meth:`verified` communicate between the ranks, so
     every rank must call them.

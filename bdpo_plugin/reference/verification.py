@@ -116,8 +116,9 @@ def _chosen(
     """Chooses reused scores at random, as many as fit into a batch, the shortest first.
 
     Returns:
-        Their indices, and the index of the request whose length differs most from the shortest of
-        them. The latter is added to the padded batch if only one score was chosen.
+        Their indices, and a list with the index of the request whose length differs most from the
+        shortest of them, empty if there is no other request. That request is added to the padded
+        batch if only one score was chosen.
     """
     draw = random.Random()
     some = draw.sample(reused.tolist(), min(SCORES, len(reused)))

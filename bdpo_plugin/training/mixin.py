@@ -90,7 +90,7 @@ class RunMixin(_Trainer):
         self._ready = ReadyDatasets()
         self._streams: list[StreamFilter] = []
         self._training_pairs: dict[str, str] = {}  # digests; empty until the pairs are prepared
-        self._usable: dict[tuple[str, str], Usable] = {}  # by name and fingerprint
+        self._usable: dict[tuple[str, str], Usable] = {}  # by name and fingerprint of the dataset
         if args.length_column_name == "length":  # the default; data may have a column of this name
             args.length_column_name = LENGTH
 
