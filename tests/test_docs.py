@@ -1,14 +1,20 @@
 """README, docs/, CHANGELOG and the recipes say what the code does."""
 
 import ast
+import json
 import re
-from itertools import chain
+import shlex
+from itertools import chain, pairwise
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
 import bdpo_plugin
+from bdpo_plugin.cli import main
+from bdpo_plugin.data.raw_rows import RowCheck
+from bdpo_plugin.recipes.recipe_file import find_recipe
 from bdpo_plugin.settings import PREFIX, RECIPE, BDPOSettings
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +76,59 @@ def test_python_blocks_use_public_names(text) -> None:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom) and node.module == "bdpo_plugin":
             assert {name.name for name in node.names} <= set(bdpo_plugin.__all__)
+
+
+@pytest.mark.parametrize("text", blocks("json"), ids=lambda _: "block")
+def test_json_blocks_are_one_line_of_json(text) -> None:
+    (line,) = text.splitlines()
+    row = json.loads(line)
+    if isinstance(row.get("prompt"), list):  # TRL's, whose rows need no host to be checked
+        assert RowCheck()(row) == []
+
+
+def commands_shown() -> list[str]:
+    """The lines that begin with `bdpo`, `axolotl` or `python -m` in blocks without a language, and
+    the commands of B-DPO in backticks."""
+    texts = [re.sub(r"^```\w+\n.*?^```$", "", t, flags=re.M | re.S) for t in TEXTS.values()]
+    shown = set()
+    for text in texts:
+        shown |= set(re.findall(r"^(?:bdpo|axolotl|python -m) .+$", text, re.MULTILINE))
+        shown |= set(re.findall(r"`(bdpo (?:[a-z]+)(?: [^`\n]*)?)`", text))
+    return sorted({part.strip() for line in shown for part in line.split("#")[0].split("&&")})
+
+
+@pytest.mark.parametrize("line", commands_shown())
+def test_commands_shown_exist(line) -> None:
+    words = shlex.split(line.partition(" -- ")[0])
+    named = dict(pairwise(words))
+    if "--sweep" in words and named["--sweep"] != "FILE":
+        assert (ROOT / named["--sweep"]).is_file()
+    if words[:2] == ["python", "-m"]:
+        module = ROOT.joinpath(*words[2].split("."))
+        assert module.is_dir() or module.with_suffix(".py").is_file()
+    if words[0] != "bdpo":
+        return
+    command: click.Command = main
+    rest = words[1:]
+    while rest and isinstance(command, click.Group):
+        command = command.commands[rest.pop(0)]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in rest if word.startswith("--")} - {"--help"} <= known
+    if words[1] == "recipes" and rest and re.fullmatch(r"(axolotl|llamafactory)/\S+", rest[0]):
+        find_recipe(rest[0])
+
+
+def test_the_table_of_weights_is_computed() -> None:
+    """docs/alpha-and-beta.md: chosen / rejected / scale, by the difference and alpha."""
+    import torch
+
+    rows = [row for row in table("docs/alpha-and-beta.md", "What alpha does") if row[0] != "0"]
+    assert len(rows) == 5
+    for difference, *cells in rows:
+        mi = torch.tensor([float(difference)])
+        for alpha, cell in zip((0.5, 1, 1.5, 3), cells, strict=True):
+            found = bdpo_plugin.balance_weights(mi, torch.zeros(1), alpha=alpha)
+            assert cell == " / ".join(f"{value.item():.2f}" for value in found)
 
 
 def test_argument_of_the_trainer_exists() -> None:

@@ -1,5 +1,7 @@
 """What `bdpo doctor` counts of an epoch, beside what torch counts of one that is run."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bdpo_plugin.data.pairs import Pair, Side
 from bdpo_plugin.demo.tiny import build_model, build_tokenizer
 from bdpo_plugin.inspection.cost import epoch_cost
-from bdpo_plugin.inspection.memory import weightless
+from bdpo_plugin.inspection.memory import estimate, weightless
 from bdpo_plugin.model.reader import ResponseReader
 
 
@@ -34,6 +36,27 @@ def test_lora_at_7b_by_hand(tmp_path, lengths, wanted) -> None:
     found = epoch_cost(weightless(of_7b), of_7b, pairs, 10, shared=True, mi=True)
     steps, cold, plain = found.ours, found.ours + found.scoring, found.ours + found.plain_scoring
     assert [round(n / found.host, 2) for n in (steps, cold, plain)] == list(wanted)
+
+
+def test_readme_has_the_memory_and_the_hours_of_its_configuration(tmp_path) -> None:
+    """Two pairs a step of at most 1,024 tokens, QLoRA of rank 16, Adam in 32 bits; 20,000 pairs of
+    prompts and responses of 128 tokens, at 30 % of 312e12 operations a second."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    write_7b(tmp_path)
+    run = plan(tmp_path, bytes_per_weight=0.56, rank=16, checkpointing=True, max_length=1024)
+    model = weightless(run)
+    memory = estimate(model, run)
+    adapter = memory.adapter + memory.gradients + memory.optimizer
+    for size in (memory.weights, adapter, memory.activations, memory.training):
+        assert f"| {size:.2f} |" in readme
+    cost = epoch_cost(model, run, [pair_of(128, 128, 128)], 10, shared=True, mi=True)
+    counts = (cost.ours + cost.scoring, cost.host, cost.ours)
+    first, theirs, later = (20_000 * n / (3600 * 312e12 * 0.3) for n in counts)
+    assert f"that is {first:.1f} hours" in readme
+    assert f"DPO takes {theirs:.1f} hours" in readme
+    assert f"each later epoch of B-DPO {later:.1f} hours" in readme
+    by_formula = 6.53e9 * (8 + 20) * 128 + 16 * 0.545e9 * 128
+    assert by_formula == pytest.approx(counts[0], rel=0.01)
 
 
 def counted(run) -> int:
