@@ -20,6 +20,10 @@ from bdpo_plugin.recipes.recipe_file import read_recipe, recipe_files, recipe_ro
 
 FILES = {n: p for n, p in recipe_files(recipe_root()).items() if n.startswith("axolotl/")}
 NAMES = [name.partition("/")[2] for name in FILES]
+README = Path(__file__).parents[3] / "README.md"
+
+#: The configuration that stands there, a QLoRA.
+IN_README = "readme-qlora"
 
 #: All that is changed of a recipe, beside the model, the data and where it writes: one step of two
 #: pairs on a CPU, without flash-attention, and not shared among processes.
@@ -130,9 +134,11 @@ def runs(tmp_path_factory) -> Path:
     pairs = (tiny / "train.jsonl").read_text().splitlines(keepends=True)
     (tiny / "train.jsonl").write_text("".join(pairs[:8]))
     files = []
-    for name, path in zip(NAMES, FILES.values(), strict=True):
+    configs = {n: read_recipe(p, n).config for n, p in zip(NAMES, FILES.values(), strict=True)}
+    configs[IN_README] = yaml.safe_load(README.read_text().split("```yaml\n")[1].split("```")[0])
+    for name, config in configs.items():
         (folder / name).mkdir()
-        config = small(read_recipe(path, name).config, tiny, folder / name)
+        config = small(config, tiny, folder / name)
         files.append(folder / name / "recipe.yml")
         files[-1].write_text(yaml.safe_dump(config | {"bdpo_recipe": {"title": name}}))
     run_command(["python", "-c", SCRIPT, *map(str, files)], {}, server())
@@ -140,7 +146,7 @@ def runs(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, IN_README])
 def test_runs(name, runs) -> None:
     folder = runs / name / "run"
     record = json.loads((folder / "bdpo" / "run.json").read_text())
