@@ -15,6 +15,7 @@ _PUBLIC = {
     "BDPOError": "bdpo_plugin.settings",
     "BDPOSettings": "bdpo_plugin.settings",
     "BalanceWeights": "bdpo_plugin.objective",
+    "ChosenRejected": "bdpo_plugin.objective",
     "balance_weights": "bdpo_plugin.objective",
     "bdpo_loss": "bdpo_plugin.objective",
     "mutual_information": "bdpo_plugin.objective",

@@ -29,7 +29,7 @@ from transformers import utils
 
 from bdpo_plugin.model import tree_attention
 from bdpo_plugin.model.reader import ResponseReader
-from bdpo_plugin.objective import BalanceWeights, bdpo_loss
+from bdpo_plugin.objective import BalanceWeights, ChosenRejected, bdpo_loss
 from bdpo_plugin.training.batch import PreferenceBatch
 from bdpo_plugin.training.step import LossTerms, preference_step
 from benchmarks.runs import json_option, progress, save
@@ -236,8 +236,9 @@ def _plain_step(model: Any, batch: PreferenceBatch, scores: Mapping[str, Tensor]
     logps = _plain(model, batch)
     names = ("bdpo_weight_chosen", "bdpo_weight_rejected", "bdpo_scale")
     weights = BalanceWeights(*(scores[name] for name in names))
-    references = (scores["bdpo_ref_chosen_logps"], scores["bdpo_ref_rejected_logps"])
-    loss = bdpo_loss(*logps.chunk(2), *references, weights, beta=_TERMS.beta).mean()
+    reference = ChosenRejected(scores["bdpo_ref_chosen_logps"], scores["bdpo_ref_rejected_logps"])
+    policy = ChosenRejected(*logps.chunk(2))
+    loss = bdpo_loss(policy, reference, weights, beta=_TERMS.beta).mean()
     return Found(loss.detach(), logps.detach(), _gradients(model, loss))
 
 
@@ -251,9 +252,9 @@ def _step(
     """The step of a run."""
     seen = []
 
-    def pair_loss(chosen: Tensor, rejected: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        seen.append(torch.cat([chosen, rejected]).detach())
-        return bdpo_loss(chosen, rejected, *args, **kwargs)
+    def pair_loss(policy: ChosenRejected, *args: Any, **kwargs: Any) -> Tensor:
+        seen.append(torch.cat(policy).detach())
+        return bdpo_loss(policy, *args, **kwargs)
 
     with autocast:
         loss, *_ = preference_step(reader, model, batch, scores, _TERMS, pair_loss)

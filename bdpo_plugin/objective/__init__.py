@@ -6,7 +6,13 @@ Equations and section numbers ("method section 5") are those of docs/method.md.
 """
 
 from bdpo_plugin.objective.balance import BalanceWeights, balance_weights
-from bdpo_plugin.objective.loss import bdpo_loss
+from bdpo_plugin.objective.loss import ChosenRejected, bdpo_loss
 from bdpo_plugin.objective.mutual_information import mutual_information
 
-__all__ = ["BalanceWeights", "balance_weights", "bdpo_loss", "mutual_information"]
+__all__ = [
+    "BalanceWeights",
+    "ChosenRejected",
+    "balance_weights",
+    "bdpo_loss",
+    "mutual_information",
+]

@@ -3,6 +3,8 @@ training step calls it."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,18 +13,22 @@ from bdpo_plugin.objective.balance import BalanceWeights
 from bdpo_plugin.settings import PAIR_LOSSES
 
 
+class ChosenRejected(NamedTuple):
+    """A value of each response of B pairs: (B,) of the chosen ones, (B,) of the rejected ones."""
+
+    chosen: Tensor
+    rejected: Tensor
+
+
 def bdpo_loss(
-    policy_chosen_logps: Tensor,
-    policy_rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
+    policy: ChosenRejected,
+    reference: ChosenRejected,
     weights: BalanceWeights,
     *,
     beta: float = 0.1,
     loss_type: str = "sigmoid",
     label_smoothing: float = 0.0,
-    chosen_lengths: Tensor | None = None,
-    rejected_lengths: Tensor | None = None,
+    lengths: ChosenRejected | None = None,
 ) -> Tensor:
     """Computes the B-DPO loss of each pair (method section 7).
 
@@ -37,48 +43,42 @@ def bdpo_loss(
     loss is that of TRL.
 
     Args:
-        policy_chosen_logps, policy_rejected_logps: (B,) log pi_theta(y|x), nats, summed.
-        ref_chosen_logps, ref_rejected_logps: (B,) log pi_ref(y|x), nats, summed.
+        policy: log pi_theta(y|x), nats, summed over the tokens of the response.
+        reference: log pi_ref(y|x), nats, summed.
         weights: the weights of the same B pairs; constants, as are the log-probabilities of the
             reference.
         beta: how strongly the policy is tied to the reference; for `ipo` its tau.
         loss_type: one of the four names above.
         label_smoothing: e, in [0, 0.5); read by `robust` only.
-        chosen_lengths, rejected_lengths: (B,) numbers of response tokens; give both or neither.
-            Only `ipo` reads them; without them it takes the log-probabilities as per-token
-            averages.
+        lengths: numbers of response tokens. Only `ipo` reads them; without them it takes the
+            log-probabilities as per-token averages.
 
     Returns:
         (B,) the loss of each pair. Only the log-probabilities of the policy get a gradient.
 
     Raises:
-        ValueError: The shapes differ, only one of the two lengths is given, the loss type is
-            unknown, or `label_smoothing` is outside [0, 0.5) for `robust`.
+        ValueError: The shapes differ, the loss type is unknown, or `label_smoothing` is outside
+            [0, 0.5) for `robust`.
     """
-    tensors = {
-        "policy_chosen_logps": policy_chosen_logps,
-        "policy_rejected_logps": policy_rejected_logps,
-        "ref_chosen_logps": ref_chosen_logps,
-        "ref_rejected_logps": ref_rejected_logps,
-        **{f"weights.{name}": tensor for name, tensor in weights._asdict().items()},
+    given = {"policy": policy, "reference": reference, "weights": weights, "lengths": lengths}
+    shapes = {
+        f"{name}.{part}": tuple(tensor.shape)
+        for name, tensors in given.items()
+        if tensors is not None
+        for part, tensor in tensors._asdict().items()
     }
-    if (chosen_lengths is None) != (rejected_lengths is None):
-        raise ValueError("chosen_lengths and rejected_lengths must be given both, or neither")
-    if chosen_lengths is not None:
-        tensors |= {"chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths}
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if len(set(shapes.values())) != 1 or policy_chosen_logps.dim() != 1:
-        raise ValueError(f"every argument must be (B,), got {shapes}")
+    if len(set(shapes.values())) != 1 or policy.chosen.dim() != 1:
+        raise ValueError(f"every tensor must be (B,), got {shapes}")
     if loss_type not in PAIR_LOSSES:
         raise ValueError(f"unknown loss type {loss_type!r}, must be one of {PAIR_LOSSES}")
     if loss_type == "robust" and not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing must be in [0, 0.5) for robust, got {label_smoothing!r}")
     weight_chosen, weight_rejected, scale = (weight.detach() for weight in weights)
-    chosen = scale * weight_chosen * (policy_chosen_logps - ref_chosen_logps.detach())
-    rejected = scale * weight_rejected * (policy_rejected_logps - ref_rejected_logps.detach())
+    chosen = scale * weight_chosen * (policy.chosen - reference.chosen.detach())
+    rejected = scale * weight_rejected * (policy.rejected - reference.rejected.detach())
     if loss_type == "ipo":
-        if chosen_lengths is not None and rejected_lengths is not None:
-            chosen, rejected = chosen / chosen_lengths, rejected / rejected_lengths
+        if lengths is not None:
+            chosen, rejected = chosen / lengths.chosen, rejected / lengths.rejected
         return (chosen - rejected - 1 / (2 * beta)) ** 2
     logits = beta * (chosen - rejected)
     if loss_type == "hinge":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bdpo_plugin.model.device import to_device
 from bdpo_plugin.model.head import sum_by_row
 from bdpo_plugin.model.reader import ResponseReader
-from bdpo_plugin.objective import BalanceWeights, bdpo_loss
+from bdpo_plugin.objective import BalanceWeights, ChosenRejected, bdpo_loss
 from bdpo_plugin.training.batch import PreferenceBatch
 
 #: The metrics of a batch by name, each as (sum, count) of this rank.
@@ -63,12 +63,12 @@ def preference_step(
     weights = BalanceWeights(
         scores["bdpo_weight_chosen"], scores["bdpo_weight_rejected"], scores["bdpo_scale"]
     )
-    ref_chosen, ref_rejected = scores["bdpo_ref_chosen_logps"], scores["bdpo_ref_rejected_logps"]
+    reference = ChosenRejected(scores["bdpo_ref_chosen_logps"], scores["bdpo_ref_rejected_logps"])
     device = batch.completion_mask.device
     ids, mask, completion_mask = batch.on_cpu()
     # the states at a token predict the next token
     read_at = F.pad(completion_mask[:, 1:], (0, 1))
-    labels, lengths = ids[:, 1:][completion_mask[:, 1:]], read_at.sum(dim=1)
+    labels, counts = ids[:, 1:][completion_mask[:, 1:]], read_at.sum(dim=1)
     tokens, outputs = reader.token_statistics(
         model,
         read_at,
@@ -76,44 +76,41 @@ def preference_step(
         device=device,
         **batch.inputs | {"input_ids": ids, "attention_mask": mask},
     )
-    chosen, rejected = sum_by_row(tokens.logps, read_at).chunk(2)
-    chosen_lengths, rejected_lengths = to_device(lengths, device).chunk(2)
+    policy = ChosenRejected(*sum_by_row(tokens.logps, read_at).chunk(2))
+    lengths = ChosenRejected(*to_device(counts, device).chunk(2))
     # the chosen rows come first, and so do their tokens
-    of_chosen = to_device(torch.arange(len(labels)) < lengths[: len(lengths) // 2].sum(), device)
+    of_chosen = to_device(torch.arange(len(labels)) < counts[: len(counts) // 2].sum(), device)
 
-    loss = torch.zeros((), device=chosen.device)
+    loss = torch.zeros((), device=policy.chosen.device)
     for loss_type, loss_weight in zip(terms.types, terms.weights, strict=True):
         if loss_type == "sft":
             term = -(tokens.logps * of_chosen).sum() / of_chosen.sum()
         elif loss_type == "sft_by_pair":
-            term = -(chosen / chosen_lengths).mean()
+            term = -(policy.chosen / lengths.chosen).mean()
         else:
             term = pair_loss(
-                chosen,
-                rejected,
-                ref_chosen,
-                ref_rejected,
+                policy,
+                reference,
                 weights,
                 beta=terms.beta,
                 loss_type=loss_type,
                 label_smoothing=terms.label_smoothing,
-                chosen_lengths=chosen_lengths,
-                rejected_lengths=rejected_lengths,
+                lengths=lengths,
             ).mean()
         loss = loss + loss_weight * term
 
     with torch.no_grad():
         # unweighted DPO rewards, so that they can be compared across methods
-        chosen_rewards = terms.beta * (chosen - ref_chosen)
-        rejected_rewards = terms.beta * (rejected - ref_rejected)
+        chosen_rewards = terms.beta * (policy.chosen - reference.chosen)
+        rejected_rewards = terms.beta * (policy.rejected - reference.rejected)
         mi_chosen, mi_rejected = scores["bdpo_mi_chosen"], scores["bdpo_mi_rejected"]
         per_pair = {
             "rewards/chosen": chosen_rewards,
             "rewards/rejected": rejected_rewards,
             "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
             "rewards/margins": chosen_rewards - rejected_rewards,
-            "logps/chosen": chosen,
-            "logps/rejected": rejected,
+            "logps/chosen": policy.chosen,
+            "logps/rejected": policy.rejected,
             "bdpo/weight_chosen": weights.chosen,
             "bdpo/weight_rejected": weights.rejected,
             "bdpo/scale": weights.scale,
@@ -131,7 +128,7 @@ def preference_step(
             ("logits/rejected", tokens.mean_logits, ~of_chosen),
         ):
             metrics[name] = (values.where(where, 0).sum(), where.sum())
-        metrics[TOTAL] = (to_device(mask.sum(), device), torch.ones_like(chosen[0]))
+        metrics[TOTAL] = (to_device(mask.sum(), device), torch.ones_like(policy.chosen[0]))
     return loss, metrics, outputs
 
 

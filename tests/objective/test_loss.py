@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from refusals import refused
 from torch import Tensor
 
-from bdpo_plugin.objective import BalanceWeights, balance_weights, bdpo_loss
+from bdpo_plugin.objective import BalanceWeights, ChosenRejected, balance_weights, bdpo_loss
 from bdpo_plugin.settings import PAIR_LOSSES
 
 WEIGHTINGS = ["softmax", "power"]
@@ -45,26 +45,25 @@ class Batch:
 
         self.theta = randn(PARAMETERS).requires_grad_()
         self.features = 3 * randn(PAIRS, PARAMETERS), 3 * randn(PAIRS, PARAMETERS)
-        self.ref = 5 * randn(PAIRS), 5 * randn(PAIRS)
+        self.ref = ChosenRejected(5 * randn(PAIRS), 5 * randn(PAIRS))
         self.mi = randn(PAIRS), randn(PAIRS)
-        self.lengths = (
+        self.lengths = ChosenRejected(
             torch.randint(1, 40, (PAIRS,), generator=rng),
             torch.randint(1, 40, (PAIRS,), generator=rng),
         )
 
-    def logps(self) -> tuple[Tensor, Tensor]:
-        return self.features[0] @ self.theta, self.features[1] @ self.theta
+    def logps(self) -> ChosenRejected:
+        return ChosenRejected(self.features[0] @ self.theta, self.features[1] @ self.theta)
 
     def bdpo(self, weights: BalanceWeights, loss_type: str) -> Tensor:
         return bdpo_loss(
-            *self.logps(),
-            *self.ref,
+            self.logps(),
+            self.ref,
             weights,
             beta=BETA,
             loss_type=loss_type,
             label_smoothing=SMOOTHING,
-            chosen_lengths=self.lengths[0],
-            rejected_lengths=self.lengths[1],
+            lengths=self.lengths,
         )
 
     def dpo(self, loss_type: str) -> Tensor:
@@ -82,23 +81,13 @@ weightings = pytest.mark.parametrize("weighting", WEIGHTINGS)
 
 def test_signature() -> None:
     parameters = inspect.signature(bdpo_loss).parameters
-    assert list(parameters)[:8] == [
-        "policy_chosen_logps",
-        "policy_rejected_logps",
-        "ref_chosen_logps",
-        "ref_rejected_logps",
-        "weights",
-        "beta",
-        "loss_type",
-        "label_smoothing",
-    ]
+    assert list(parameters)[:3] == ["policy", "reference", "weights"]
     keyword_only = {n: p.default for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
     assert keyword_only == {
         "beta": 0.1,
         "loss_type": "sigmoid",
         "label_smoothing": 0.0,
-        "chosen_lengths": None,
-        "rejected_lengths": None,
+        "lengths": None,
     }
 
 
@@ -110,17 +99,20 @@ def test_by_hand() -> None:
     robust, e = 0.1: (0.9 * 0.313262 - 0.1 * 1.313262) / 0.8 = 0.188262.
     """
     weights = BalanceWeights(torch.tensor([0.5]), torch.tensor([1.5]), torch.tensor([0.8]))
-    logps = [torch.tensor([x]) for x in (-3.0, -6.0, -5.0, -5.0)]
+    policy, reference, lengths = (
+        ChosenRejected(*(torch.tensor([x]) for x in of_model))
+        for of_model in ((-3.0, -6.0), (-5.0, -5.0), (2, 4))
+    )
     expected = {"sigmoid": 0.313262, "hinge": 0, "ipo": 0.09, "robust": 0.188262}
     for loss_type, value in expected.items():
         ours = bdpo_loss(
-            *logps,
+            policy,
+            reference,
             weights,
             beta=0.5,
             loss_type=loss_type,
             label_smoothing=0.1,
-            chosen_lengths=torch.tensor([2]),
-            rejected_lengths=torch.tensor([4]),
+            lengths=lengths,
         )
         assert ours.tolist() == pytest.approx([value], abs=1e-6), loss_type
 
@@ -160,11 +152,12 @@ def test_gradient_norm_is_dpos(loss_type, weighting, alpha, i_w, i_l, seed) -> N
     torch.manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(PARAMETERS, 2, dtype=torch.float64)).Q
     theta = torch.randn(PARAMETERS, dtype=torch.float64, requires_grad=True)
-    logps = [(basis[:, side] @ theta).reshape(1) for side in (0, 1)]
+    logps = ChosenRejected(*((basis[:, side] @ theta).reshape(1) for side in (0, 1)))
     mi = [torch.tensor([x], dtype=torch.float64) for x in (i_w, i_l)]
 
     def gradient(weights: BalanceWeights) -> Tensor:
-        loss = bdpo_loss(*logps, *(x.detach() for x in logps), weights, loss_type=loss_type)
+        reference = ChosenRejected(*(x.detach() for x in logps))
+        loss = bdpo_loss(logps, reference, weights, loss_type=loss_type)
         return torch.autograd.grad(loss.sum(), theta, retain_graph=True)[0]
 
     weights = balance_weights(*mi, alpha=alpha, weighting=weighting)
@@ -179,12 +172,12 @@ def test_gradient_norm_is_dpos(loss_type, weighting, alpha, i_w, i_l, seed) -> N
 
 def test_without_scaling_imbalance_pulls_hardest() -> None:
     """Section 6: at weights (0, 2) "BW only" is sqrt(2) times DPO's gradient, what s takes back."""
-    logps = [torch.zeros(1, requires_grad=True) for _ in range(2)]
+    logps = ChosenRejected(*(torch.zeros(1, requires_grad=True) for _ in range(2)))
     zero = torch.zeros(1)
     norms = []
     for options in ({"alpha": 0}, {"alpha": 1e3, "scaling": False}, {"alpha": 1e3}):
         weights = balance_weights(torch.ones(1), zero, **options)
-        loss = bdpo_loss(*logps, zero, zero, weights).sum()
+        loss = bdpo_loss(logps, ChosenRejected(zero, zero), weights).sum()
         norms.append(torch.cat(torch.autograd.grad(loss, logps)).norm().item())
     assert norms[1] / norms[0] == pytest.approx(math.sqrt(2))
     assert norms[2] / norms[0] == pytest.approx(1)
@@ -227,9 +220,8 @@ def test_four_ablations_are_four_losses() -> None:
 def test_only_the_policy_is_trained(loss_type) -> None:
     batch = Batch(0)
     constants = [torch.randn(PAIRS, requires_grad=True) for _ in range(5)]
-    loss = bdpo_loss(
-        *batch.logps(), *constants[:2], BalanceWeights(*constants[2:]), loss_type=loss_type
-    )
+    reference, weights = ChosenRejected(*constants[:2]), BalanceWeights(*constants[2:])
+    loss = bdpo_loss(batch.logps(), reference, weights, loss_type=loss_type)
     loss.mean().backward()
     assert batch.theta.grad is not None
     assert all(constant.grad is None for constant in constants)
@@ -239,14 +231,14 @@ def test_only_the_policy_is_trained(loss_type) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_extremes_stay_finite(loss_type, dtype) -> None:
     extremes = torch.tensor([-1e4, -1, 0, 1, 1e4], dtype=dtype)
-    policy = [
+    policy = ChosenRejected(
         extremes.repeat_interleave(5).requires_grad_(),
         extremes.repeat(5).requires_grad_(),
-    ]
-    ref = torch.zeros(25, dtype=dtype)
+    )
+    ref = ChosenRejected(*[torch.zeros(25, dtype=dtype)] * 2)
     mi = torch.linspace(-1e3, 1e3, 25)
     weights = balance_weights(mi, -mi, alpha=1e3)
-    loss = bdpo_loss(*policy, ref, ref, weights, loss_type=loss_type, label_smoothing=0.1)
+    loss = bdpo_loss(policy, ref, weights, loss_type=loss_type, label_smoothing=0.1)
     loss.mean().backward()
     assert loss.isfinite().all()
     assert all(p.grad.isfinite().all() for p in policy)
@@ -254,14 +246,12 @@ def test_extremes_stay_finite(loss_type, dtype) -> None:
 
 def test_pairs_do_not_see_each_other() -> None:
     batch = Batch(0)
-    chosen, rejected = batch.logps()
     weights = balance_weights(*batch.mi)
-    whole = bdpo_loss(chosen, rejected, *batch.ref, weights)
+    whole = bdpo_loss(batch.logps(), batch.ref, weights)
     order = torch.arange(PAIRS - 1, -1, -1)
     shuffled = bdpo_loss(
-        chosen[order],
-        rejected[order],
-        *(r[order] for r in batch.ref),
+        ChosenRejected(*(p[order] for p in batch.logps())),
+        ChosenRejected(*(r[order] for r in batch.ref)),
         BalanceWeights(*(w[order] for w in weights)),
     )
     torch.testing.assert_close(shuffled, whole[order], rtol=1e-6, atol=0)
@@ -270,34 +260,36 @@ def test_pairs_do_not_see_each_other() -> None:
 def test_ipo_without_lengths_takes_averages() -> None:
     batch = Batch(0, torch.float64)
     weights = balance_weights(*batch.mi)
-    n_w, n_l = batch.lengths
-    (p_w, p_l), (r_w, r_l) = batch.logps(), batch.ref
-    averages = p_w / n_w, p_l / n_l, r_w / n_w, r_l / n_l
+    averages = (
+        ChosenRejected(*(x / n for x, n in zip(of_model, batch.lengths, strict=True)))
+        for of_model in (batch.logps(), batch.ref)
+    )
     ours = bdpo_loss(*averages, weights, beta=BETA, loss_type="ipo")
     torch.testing.assert_close(ours, batch.bdpo(weights, "ipo"))
 
 
 def test_refusals() -> None:
     two, three = torch.zeros(2), torch.zeros(3)
-    weights = BalanceWeights(two, two, two)
-    names = ["policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps"]
-    names += ["ref_rejected_logps", "weights.chosen", "weights.rejected", "weights.scale"]
+    pair, weights = ChosenRejected(two, two), BalanceWeights(two, two, two)
+    names = ["policy.chosen", "policy.rejected", "reference.chosen", "reference.rejected"]
+    names += ["weights.chosen", "weights.rejected", "weights.scale"]
     for position, name in enumerate(names):
         tensors = [two] * position + [three] + [two] * (len(names) - 1 - position)
         shapes = dict.fromkeys(names, (2,)) | {name: (3,)}
-        with refused(f"every argument must be (B,), got {shapes}"):
-            bdpo_loss(*tensors[:4], BalanceWeights(*tensors[4:]))
+        with refused(f"every tensor must be (B,), got {shapes}"):
+            bdpo_loss(
+                ChosenRejected(*tensors[:2]),
+                ChosenRejected(*tensors[2:4]),
+                BalanceWeights(*tensors[4:]),
+            )
     square = two[:, None]
-    with refused(f"every argument must be (B,), got {dict.fromkeys(names, (2, 1))}"):
-        bdpo_loss(*[square] * 4, BalanceWeights(*[square] * 3))
-    shapes = dict.fromkeys(names, (2,)) | {"chosen_lengths": (2,), "rejected_lengths": (2, 1)}
-    with refused(f"every argument must be (B,), got {shapes}"):
-        bdpo_loss(*[two] * 4, weights, chosen_lengths=two, rejected_lengths=square)
-    for one in ("chosen_lengths", "rejected_lengths"):
-        with refused("chosen_lengths and rejected_lengths must be given both, or neither"):
-            bdpo_loss(two, two, two, two, weights, loss_type="ipo", **{one: two})
+    with refused(f"every tensor must be (B,), got {dict.fromkeys(names, (2, 1))}"):
+        bdpo_loss(*[ChosenRejected(square, square)] * 2, BalanceWeights(*[square] * 3))
+    shapes = dict.fromkeys(names, (2,)) | {"lengths.chosen": (2,), "lengths.rejected": (2, 1)}
+    with refused(f"every tensor must be (B,), got {shapes}"):
+        bdpo_loss(pair, pair, weights, lengths=ChosenRejected(two, square))
     with refused(f"unknown loss type 'kto', must be one of {PAIR_LOSSES}"):
-        bdpo_loss(two, two, two, two, weights, loss_type="kto")
+        bdpo_loss(pair, pair, weights, loss_type="kto")
     for smoothing in (-0.1, 0.5, math.nan):
         with refused(f"label_smoothing must be in [0, 0.5) for robust, got {smoothing!r}"):
-            bdpo_loss(two, two, two, two, weights, loss_type="robust", label_smoothing=smoothing)
+            bdpo_loss(pair, pair, weights, loss_type="robust", label_smoothing=smoothing)

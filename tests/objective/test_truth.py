@@ -5,7 +5,12 @@ import torch
 import truth
 from torch import Tensor
 
-from bdpo_plugin.objective import balance_weights, bdpo_loss, mutual_information
+from bdpo_plugin.objective import (
+    ChosenRejected,
+    balance_weights,
+    bdpo_loss,
+    mutual_information,
+)
 
 
 def test_batch_is_the_mean_over_pairs_and_the_sft_term() -> None:
@@ -33,9 +38,11 @@ def test_batch_is_the_mean_over_pairs_and_the_sft_term() -> None:
         )
         for y in (chosen, rejected)
     ]
-    refs = logps(reference, prompts, chosen), logps(reference, prompts, rejected)
-    policies = logps(policy, prompts, chosen), logps(policy, prompts, rejected)
-    ours = bdpo_loss(*policies, *refs, balance_weights(*mi)).mean() - 0.7 * policies[0].sum() / 5
+    refs, policies = (
+        ChosenRejected(*(logps(model, prompts, y) for y in (chosen, rejected)))
+        for model in (reference, policy)
+    )
+    ours = bdpo_loss(policies, refs, balance_weights(*mi)).mean() - 0.7 * policies.chosen.sum() / 5
     theirs = truth.batch_loss(
         lambda ids: policy[ids].numpy(),
         *(prompts, chosen, rejected, scores),

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from bdpo_plugin import balance_weights, bdpo_loss
+from bdpo_plugin import ChosenRejected, balance_weights, bdpo_loss
 from studies.safety_world import runner, words
 from studies.safety_world.data import matched, training_pairs
 from studies.safety_world.evaluate import (
@@ -313,7 +313,10 @@ def test_the_reading_ratio_halves_the_pull_and_its_scale_brings_it_back():
 
 
 def test_the_reading_outside_weighs_the_loss():
-    logps = [torch.tensor([x, -x]) for x in (-3.0, -2.0, -2.5, -2.5)]
+    logps = [
+        ChosenRejected(*(torch.tensor([x, -x]) for x in of_model))
+        for of_model in ((-3.0, -2.0), (-2.5, -2.5))
+    ]
     weights = balance_weights(torch.tensor([1.0, 0.2]), torch.tensor([0.1, 0.2]))
     found = outside(*logps, weights, beta=0.5)
     ones = weights._replace(scale=torch.ones(2))

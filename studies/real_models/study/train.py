@@ -20,7 +20,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from bdpo_plugin import BalanceWeights, BDPOConfig, BDPOTrainer
+from bdpo_plugin import BalanceWeights, BDPOConfig, BDPOTrainer, ChosenRejected
 from bdpo_plugin.data.user_rows import recording_sources
 from bdpo_plugin.sources.forms import Pair
 from studies.real_models.study.design import Job, Preset
@@ -37,16 +37,15 @@ class SafeDPOTrainer(BDPOTrainer):
 
     @staticmethod
     def pair_loss(
-        chosen: Tensor,
-        rejected: Tensor,
-        ref_chosen: Tensor,
-        ref_rejected: Tensor,
+        policy: ChosenRejected,
+        reference: ChosenRejected,
         weights: BalanceWeights,
         *,
         beta: float,
         **_: Any,
     ) -> Tensor:
-        difference = (chosen - ref_chosen) - (rejected - ref_rejected)
+        chosen, rejected = policy.chosen - reference.chosen, policy.rejected - reference.rejected
+        difference = chosen - rejected
         return -F.logsigmoid(beta * difference - (weights.scale - 1))
 
 
