@@ -254,7 +254,7 @@ def _configuration(path: Path, config: Config) -> Iterator[Finding | dict[str, s
 
             data = inspecting.inspect(config.keys)
             if unknown := inspecting.unknown_keys(config.keys):
-                words = f"Axolotl knows no {', '.join(unknown)}, and drops them without a word"
+                words = f"Axolotl knows no {', '.join(unknown)}, and drops them silently"
                 yield Finding("keys", WARNING, words)
         else:
             from bdpo_plugin.hosts.llamafactory import inspection as inspecting

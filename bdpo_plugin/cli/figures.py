@@ -60,7 +60,7 @@ _OF_PAIRS: tuple[tuple[str, str, Callable[[pyarrow.Table], np.ndarray]], ...] = 
     ("Weights", "weight of chosen (1 is DPO)", lambda s: s["weight_chosen"].to_numpy()),
     (
         "Imbalance",
-        "MI of chosen and of rejected apart",
+        "MI of chosen and rejected responses",
         lambda s: np.abs(s["mi_chosen"].to_numpy() - s["mi_rejected"].to_numpy()),
     ),
 )

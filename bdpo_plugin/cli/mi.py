@@ -50,11 +50,11 @@ _MOST_LABELS = 7
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of what is written; bdpo-mi/ beside CONFIG unless told.",
+    help="Folder for the output; default: bdpo-mi/ beside CONFIG.",
 )
 @click.option(
     "--label",
-    help="Column that colours the pairs: `label` unless told, or else the one column of the data "
+    help="Column that colours the pairs; default: `label`, or else the one column of the data "
     "with a few different texts.",
 )
 @click.option(

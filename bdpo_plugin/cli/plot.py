@@ -20,7 +20,7 @@ from bdpo_plugin.output.run_folder import SCORES, named, read_run
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where the pictures go; the first OUTPUT_DIR unless told.",
+    help="Folder for the pictures; default: the first OUTPUT_DIR.",
 )
 def plot(output_dirs: tuple[Path, ...], out: Path | None) -> None:
     """Draw the runs in OUTPUT_DIRS: curves.png and mi_scatter.png.

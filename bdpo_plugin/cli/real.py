@@ -28,7 +28,7 @@ import click
 @click.option(
     "--cache-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where the two downloaded files are kept, 98 MB; under the user's cache unless told.",
+    help="Where the two downloaded files are kept, 98 MB; default: under the user's cache.",
 )
 def real(
     directory: Path,

@@ -154,7 +154,7 @@ def _prompts(data: Inspected) -> Iterator[Finding]:
         for warning in found.warnings:
             yield Finding("null prompt", WARNING, warning)
     if data.prompt_boundary_mismatch is None:
-        yield Finding("boundary", OK, "the host makes tokens of prompt and response apart")
+        yield Finding("boundary", OK, "the host tokenises prompt and response separately")
     elif data.prompt_boundary_mismatch:
         rows = data.prompt_boundary_mismatch
         yield Finding(

@@ -121,9 +121,7 @@ def probe(
         except _CANNOT as error:
             padding = Padding(*[PaddingEffect(unknown=_in_short(error))] * 2)
     if layer is None:
-        return Capabilities(
-            padding, rows=SharedPrefixSupport(why="it does not tell its output layer")
-        )
+        return Capabilities(padding, rows=SharedPrefixSupport(why="its output layer is not known"))
     some = mask[0].nonzero().flatten()[:_FEW]
     one = {
         name: value[:1, some.to(value.device)]
@@ -295,7 +293,7 @@ class _Trial:
             )
         after = self._common
         read = {
-            "its layers do not call the attention that is told where sequences begin": (
+            "its layers do not call the attention function that knows where sequences begin": (
                 len(attention.windows) > 0
             ),
             "all tokens that it was tried on are the same": bool(

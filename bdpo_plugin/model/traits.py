@@ -189,7 +189,7 @@ def row_rules(model: nn.Module, traits: Traits, inputs: dict[str, Any]) -> RowRu
             traits.attends_only
         ),
         f"its attention ({attention}) takes no common beginning": not takes_tree(attention),
-        "its layers are not told their positions": not traits.packable,
+        "its layers do not get their positions": not traits.packable,
         f"the host gives it {', '.join(sorted(tensors - _USUAL))} as well": bool(tensors - _USUAL),
         "it is given no attention mask": bool(_USUAL - tensors),
         "its adapter learns a prompt": getattr(adapter, "is_prompt_learning", False),

@@ -162,7 +162,7 @@ def _teach(name: str) -> None:
         if not isinstance(tree, Tree):
             return attend(module, query, key, value, attention_mask, *args, **kwargs)
         if args or (attention_mask is not None and attention_mask.numel() > 1):
-            raise ValueError(f"{type(module).__name__} makes an attention mask of its own")
+            raise ValueError(f"{type(module).__name__} makes its own attention mask")
         return attend_shared(name, attend, tree, module, query, key, value, **kwargs), None
 
     forward.takes_tree = True  # type: ignore[attr-defined]

@@ -236,7 +236,7 @@ def _bytes_digest(raw: Tensor) -> bytes:
     if raw.is_meta:
         raise TypeError("its values are not here")
     if raw.numel() and not raw.data_ptr():  # it wraps other tensors and does not name them
-        raise TypeError("it has no bytes of its own")
+        raise TypeError("it has no bytes")
     if raw.storage_offset() % 4:
         raw = raw.clone()
     whole = raw.numel() // 4 * 4

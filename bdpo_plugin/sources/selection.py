@@ -57,7 +57,7 @@ def select(
         prompt = json.dumps(pair["messages"])
         met[prompt] += 1
         if met[prompt] > per_prompt:
-            counts["prompt met before"] += 1
+            counts["duplicate prompt"] += 1
         else:
             found.setdefault(label, []).append(pair)
     taken: list[Pair] = []

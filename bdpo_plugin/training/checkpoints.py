@@ -108,7 +108,7 @@ def _compared(
         elif differs is None and (there or here):
             told = "not recorded" if there is False else in_words(there)
             warnings.append(
-                f"It cannot be told whether `{name}` is what the checkpoint was trained with: "
+                f"It is not known whether `{name}` is what the checkpoint was trained with: "
                 f"{told} there, {in_words(here)} here."
             )
     nulls = before.pop(NULL_PROMPT, None), now.pop(NULL_PROMPT, None)

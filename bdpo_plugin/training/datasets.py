@@ -257,8 +257,8 @@ def drop_reserved(dataset: Any, name: str, *, main: bool) -> Any:
         print_problems(
             [
                 f"the {name} data has columns named as results of a run: {', '.join(found)}. They "
-                "are left out: B-DPO computes its own (the trainer's argument `weigh` takes "
-                "weights of yours)"
+                "are left out: B-DPO computes its own (to use your own weights, see the trainer's "
+                "argument `weigh`)"
             ]
         )
     return dataset.remove_columns(found)
@@ -279,7 +279,7 @@ def peek(stream: IterableDataset, name: str, columns: Sequence[str]) -> Dataset:
 def nothing_left(name: str) -> BDPOError:
     """Returns the error for a stream without pairs that can be trained on."""
     return BDPOError(
-        f"No pair of the {name} data, a stream, can be trained on: see the problems told above."
+        f"No pair of the {name} data, a stream, can be trained on: see the problems reported above."
     )
 
 

@@ -64,7 +64,7 @@ class OutputLock:
                 who = f" ({holder.read_text(encoding='utf-8').strip()})"
             raise BDPOError(
                 f"Another B-DPO run has the output folder {folder}{who}: their checkpoints would "
-                "overwrite each other. Give this run a folder of its own, or end the other one."
+                "overwrite each other. Give this run another folder, or stop the other run."
             ) from None
         except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home directory
             print_warning(

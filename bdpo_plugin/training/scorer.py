@@ -243,8 +243,8 @@ class Scorer:
             return Identity([*weights, tokenizer_fingerprint(self.tokenizer)], computed)
         if self.accelerator.is_main_process and not self._told_unreadable:
             print_warning(
-                f"{reasons[0]}. So no later run can tell that its reference is this one: the "
-                "scores are computed for this run alone and kept nowhere but in its output."
+                f"{reasons[0]}. So no later run can know that its reference is the same: the "
+                "scores are used by this run alone and kept only in its output folder."
             )
         self._told_unreadable = True
         return None

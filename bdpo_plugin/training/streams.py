@@ -83,7 +83,7 @@ class StreamFilter:
                 print_problems(
                     [
                         f"a pair of the {self.name} data, a stream{where}: {words} ({fate}; such "
-                        "pairs are counted, and told at the end of the training)"
+                        "pairs are counted, and reported at the end of the training)"
                     ]
                 )
 

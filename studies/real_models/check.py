@@ -32,7 +32,7 @@ def check(method: str, seed: int, config: dict[str, Any]) -> dict[str, Any]:
     """
     output = Path(config["output_dir"])
     if not (state := output / "trainer_state.json").is_file():
-        raise ValueError("no trainer_state.json: the plugin of this benchmark was not in force")
+        raise ValueError("no trainer_state.json: the plugin of this benchmark was not active")
     logs = [log for log in json.loads(state.read_text())["log_history"] if "rewards/margins" in log]
     if not logs:
         raise ValueError("no reward was logged: `--set logging_steps=1`")

@@ -237,4 +237,4 @@ def test_where_it_cannot_be_told_the_user_is_warned(run, tmp_path, capsys) -> No
     made = trainer(output_dir=tmp_path, weigh=by(0.5), max_steps=2, **OPTIONS)
     made.train(resume_from_checkpoint=str(folder))
     out = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
-    assert "It cannot be told whether `weigh` is what the checkpoint was trained with" in out
+    assert "It is not known whether `weigh` is what the checkpoint was trained with" in out

@@ -50,7 +50,7 @@ def sources(tmp_path):
     [
         ("pku-saferlhf", ["safe", "unsafe"], {"both responses unsafe": 1}),
         ("hh-rlhf", ["harmless"], {"identical responses": 1}),
-        ("xstest", ["safe", "unsafe"], {"no full refusal": 1, "prompt met before": 1}),
+        ("xstest", ["safe", "unsafe"], {"no full refusal": 1, "duplicate prompt": 1}),
     ],
 )
 def test_the_same_file_twice_with_all_rows_told(sources, tmp_path, name, labels, left) -> None:

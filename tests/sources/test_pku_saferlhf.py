@@ -41,7 +41,7 @@ def test_half_of_each_kind_and_every_row_counted():
         "unsafe": 3,
         "unsafe, not needed": 5,
         "safe": 2,
-        "prompt met before": 2,
+        "duplicate prompt": 2,
         "both responses unsafe": 3,
     }
     assert select(sort(rows), sizes) == (pairs, counts)

@@ -413,7 +413,7 @@ def test_a_control_that_is_none_is_found_out(trained, tmp_path):
         with pytest.raises(ValueError, match="not dpo"):
             check("dpo", 0, config)
         (copy / "trainer_state.json").unlink()
-        with pytest.raises(ValueError, match="not in force"):
+        with pytest.raises(ValueError, match="not active"):
             check(method, 0, config)
 
 

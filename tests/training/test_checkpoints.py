@@ -114,7 +114,7 @@ def test_a_given_adapter_goes_on_where_it_was(tmp_path, kind, precompute):
     assert wanted["rewards/margins"][0] == pytest.approx(0, abs=1e-4)
     if precompute:
         assert not (tmp_path / "whole" / "checkpoint-2" / "ref").exists()
-        with pytest.raises(BDPOError, match="copy of the adapter given\\) was let go"):
+        with pytest.raises(BDPOError, match="copy of the adapter given\\) was released"):
             whole.evaluate(pairs(5, seed=8))
 
 

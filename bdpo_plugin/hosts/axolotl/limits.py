@@ -50,7 +50,7 @@ LIMITS = (
     Limit("sequence_parallel_degree", _WHOLE, _ONE, "Set it to 1."),
     Limit(
         "tensor_parallel_size",
-        "the reference pass gives each rank rows of its own",
+        "in the reference pass each rank scores different rows",
         _ONE,
         "Set it to 1.",
     ),

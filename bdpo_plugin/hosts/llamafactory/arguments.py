@@ -80,7 +80,7 @@ def resolve(args: Any) -> BDPOSettings | None:
     if not is_tested():
         raise BDPOError(
             f"`pref_loss: bdpo` has not been tested with llamafactory {version('llamafactory')}, "
-            f"and nothing of it is in force. Install one of: {', '.join(TESTED)}."
+            f"so it is not activated. Install one of: {', '.join(TESTED)}."
         )
     if args.stage != "dpo":
         raise BDPOError(f"`pref_loss: bdpo` needs `stage: dpo`, not `stage: {args.stage}`.")

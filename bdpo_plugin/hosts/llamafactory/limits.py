@@ -24,6 +24,6 @@ def check_trainer() -> None:
 
     if not hasattr(CustomDPOTrainer, "__wrapped__"):
         raise BDPOError(
-            "This run asked for B-DPO, but its trainer is not in force: see the warning that B-DPO "
+            "This run asked for B-DPO, but its trainer is not active: see the warning that B-DPO "
             "could not hook into its host. Nothing has been trained. Reinstall bdpo-plugin."
         )

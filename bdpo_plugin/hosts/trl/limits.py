@@ -26,7 +26,7 @@ _LIMITS = (
 )
 _FUSED = Limit("use_liger_kernel", "Liger's fused DPO loss knows no balance weights")
 #: For the sizes in accelerate's `ParallelismConfig`.
-_WHOLE = "the scoring pass wants whole sequences, and rows of its own in each rank"
+_WHOLE = "the reference pass needs whole sequences, and different rows in each rank"
 _SPLITS = tuple(
     Limit(key, _WHOLE, (1,), "Set it to 1.") for key in ("tp_size", "cp_size", "sp_size")
 )

@@ -180,9 +180,9 @@ class BDPOTrainer(RunMixin, DPOTrainer):
         if self._source.released:
             raise BDPOError(
                 f"The {name} data has no scores, and the reference (a separate model, or the copy "
-                "of the adapter given) was let go after the pass over the datasets that the "
-                "trainer was made with. Give it to the trainer's constructor as an `eval_dataset`, "
-                "or set `bdpo_precompute: false`."
+                "of the adapter given) was released after the reference pass over the datasets "
+                "that the trainer was made with. Give it to the trainer's constructor as an "
+                "`eval_dataset`, or set `bdpo_precompute: false`."
             )
         if not self._made and (name, dataset._fingerprint) not in self._usable:
             self._look_at_datasets()

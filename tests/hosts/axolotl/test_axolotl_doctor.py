@@ -144,7 +144,7 @@ def test_a_template_with_thoughts(folder):
 
 def test_a_key_that_nobody_knows_and_one_of_ours_misspelt(folder):
     _, found, _ = doctor(config(folder, lora_rr=4))
-    assert found["keys"] == [("warning", "Axolotl knows no lora_rr, and drops them without a word")]
+    assert found["keys"] == [("warning", "Axolotl knows no lora_rr, and drops them silently")]
     code, found, _ = doctor(config(folder, bdpo_alfa=1.0))
     assert code == 1
     assert "Did you mean `bdpo_alpha`?" in found["configuration"][0][1]

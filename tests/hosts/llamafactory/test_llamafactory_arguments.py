@@ -181,7 +181,7 @@ sys.modules["bdpo_plugin.hosts.llamafactory.arguments"] = None
 @pytest.mark.parametrize(
     ("missing", "words"),
     [
-        (NO_TRAINER, "its trainer is not in force"),
+        (NO_TRAINER, "its trainer is not active"),
         (NO_MODULE, "could not hook into LLaMA-Factory"),
     ],
     ids=["trainer", "module"],

@@ -394,7 +394,7 @@ def test_new_data_after_the_reference_was_let_go_is_refused(tmp_path):
         ref_model=sharp_model(seed=5),
         evaluation=pairs(4, seed=1),
     )
-    with pytest.raises(BDPOError, match=r"eval data has no scores.*was let go"):
+    with pytest.raises(BDPOError, match=r"eval data has no scores.*was released"):
         made.evaluate(pairs(4, seed=2))
     before = history(made, "eval_loss")
     assert made.evaluate()["eval_loss"] > 0
