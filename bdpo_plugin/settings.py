@@ -22,6 +22,8 @@ RECIPE = "bdpo_recipe"
 WEIGHTINGS = ("softmax", "power")
 MI_ESTIMATORS = ("pointwise", "expected")
 CONTROLS = ("shuffled", "swapped", "random")
+#: Keys that change no number of a run; of the null prompt its token ids count, not how it is given.
+UNIMPORTANT = ("bdpo_cache_dir", "bdpo_score_tokens", "bdpo_precompute", "bdpo_null_prompt")
 
 #: Per-pair losses that are functions of the two (weighted) log-ratios; method section 7.
 PAIR_LOSSES = ("sigmoid", "hinge", "ipo", "robust")

@@ -28,6 +28,8 @@ def json_problem(path: Path) -> str | None:
         return _line_problem(text, whole)
     if rows == []:
         return "it has no rows. Give it some, or leave the dataset out"
+    if not isinstance(rows, list | dict):
+        return f"it is {json.dumps(rows)[:80]}, not rows. Write {_FORM}"
     if isinstance(rows, list):
         for number, row in enumerate(rows):
             if not isinstance(row, dict):

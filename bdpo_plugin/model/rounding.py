@@ -58,14 +58,11 @@ def rounding_of(model: nn.Module, dtypes: Iterable[torch.dtype], device: torch.d
         dtypes: the dtypes of its states, and of autocast where it is on.
         device: the device of the model.
     """
-    found = set(dtypes)
+    found = {*dtypes, *(weight.dtype for weight in model.parameters() if weight.dim() > 1)}
     modules: Iterable[Any] = model.modules()
     for module in modules:
         if isinstance(given := getattr(module, "compute_dtype", None), torch.dtype):
             found.add(given)  # quantised weights are multiplied in this dtype
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and weight.is_floating_point() and weight.dim() > 1:
-            found.add(weight.dtype)
     spacings = [torch.finfo(dtype).eps for dtype in found if dtype.is_floating_point]
     if device.type == "cuda":
         spacings.append(_FLOAT32_ON_GPUS[torch.get_float32_matmul_precision()])

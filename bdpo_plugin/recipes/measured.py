@@ -13,11 +13,10 @@ import yaml
 from bdpo_plugin.output.run_folder import RECORD, read_run
 from bdpo_plugin.recipes.recipe_file import Recipe, read_recipe
 from bdpo_plugin.redact import digest_of
+from bdpo_plugin.settings import UNIMPORTANT
 
 #: Number of first steps whose losses a recipe records, and that a run to compare with it takes.
 STEPS = 10
-#: Keys of B-DPO that do not change the results, or that are compared separately.
-_UNIMPORTANT = ("bdpo_cache_dir", "bdpo_score_tokens", "bdpo_precompute", "bdpo_null_prompt")
 #: Tolerances (mutual information in its unit, loss) for differences from rounding and kernels. The
 #: second row is for 16-bit training and quantized weights.
 _TOLERANCES = ((0.001, 0.003), (0.02, 0.05))
@@ -72,7 +71,7 @@ def expected_of(folder: Path, *, texts: bool = False) -> dict[str, Any]:
     null_prompt = record["null_prompt"]["text"]
     expected = {
         "seed": record["seed"],
-        "settings": {k: v for k, v in settings if k not in _UNIMPORTANT and v is not None},
+        "settings": {k: v for k, v in settings if k not in UNIMPORTANT and v is not None},
         "pairs": record["pairs"],
         "rows": record["rows"],
         "chat_template": record["chat_template"],
@@ -80,16 +79,19 @@ def expected_of(folder: Path, *, texts: bool = False) -> dict[str, Any]:
     }
     if run.scores is not None and run.measured:
         for side in ("mi_chosen", "mi_rejected"):
-            expected[side] = quantiles(run.scores[side].to_pylist())
+            expected[side] = rounded_quantiles(run.scores[side].to_pylist())
     expected["losses"] = {step: round(logged[step], 5) for step in first}
     expected["tolerance"] = dict(zip(("mi", "loss"), _TOLERANCES[coarse], strict=True))
     return {key: value for key, value in expected.items() if value is not None}
 
 
-def quantiles(values: Iterable[float], parts: Iterable[float] = _PARTS) -> list[float]:
-    """Returns quantiles of the values, rounded, in the same way as the table of a run."""
-    ordered = sorted(values)
-    return [round(ordered[round(part * (len(ordered) - 1))], 5) for part in parts]
+def rounded_quantiles(values: list[float], parts: Iterable[float] = _PARTS) -> list[float]:
+    """Returns quantiles of values, as the table of a run has them, with five decimal places."""
+    import torch
+
+    from bdpo_plugin.output.score_file import quantiles
+
+    return [round(value, 5) for value in quantiles(torch.tensor(values), *parts)]
 
 
 def measured_of(folder: Path) -> dict[str, Any]:

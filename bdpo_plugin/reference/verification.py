@@ -10,13 +10,12 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from bdpo_plugin.model.reader import ResponseReader
+from bdpo_plugin.model.rounding import rounding_of
 from bdpo_plugin.reference.distributed import gathered, raised_by_all
 from bdpo_plugin.reference.frozen_model import Reference
 from bdpo_plugin.reference.scoring import ScoreRequest, score_requests
@@ -37,8 +36,6 @@ PER_TOKEN, LEAST, PER_NAT = 8.0, 1e-4, 8.0
 #: For a model whose scores depend on the batch: the allowed difference, as a multiple of the
 #: difference between a score computed alone and computed in a batch.
 _BATCHES = 3.0
-
-_COMPUTED_IN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def verify(
@@ -99,7 +96,11 @@ def verify(
         done = list(alone)
         now = np.stack([alone[i] for i in done])
         difference = np.abs(now - scores[done]).max(axis=1)
-        allowed = rounding(precision(model), [requests[i] for i in done], scores[done, 0])
+        autocast = torch.is_autocast_enabled(device.type)
+        dtypes = [torch.get_autocast_dtype(device.type)] if autocast else []
+        # stored scores are float32
+        eps = max(rounding_of(model, dtypes, device), torch.finfo(torch.float32).eps)
+        allowed = rounding(eps, [requests[i] for i in done], scores[done, 0])
         found = _verdict(difference, allowed)
         if found.beyond:
             end = float("inf")
@@ -156,16 +157,3 @@ def rounding(eps: float, requests: Sequence[ScoreRequest], logps: np.ndarray) ->
     in_sum = float(torch.finfo(torch.float32).eps) * PER_NAT * np.abs(logps)
     found: np.ndarray = max(PER_TOKEN * eps, LEAST) * np.sqrt(lengths) + in_sum
     return found
-
-
-def precision(model: nn.Module) -> float:
-    """Returns the machine epsilon of the coarsest dtype that a model computes in at this point."""
-    device = next((parameter.device.type for parameter in model.parameters()), "cpu")
-    dtypes: set[Any] = {parameter.dtype for parameter in model.parameters()}
-    # for quantised layers, whose weights are codes
-    dtypes |= {getattr(module, "compute_dtype", None) for module in model.modules()}
-    if torch.is_autocast_enabled(device):
-        dtypes.add(torch.get_autocast_dtype(device))
-    found = max(torch.finfo(dtype).eps for dtype in dtypes & {*_COMPUTED_IN} | {torch.float32})
-    exact = device != "cuda" or torch.get_float32_matmul_precision() == "highest"
-    return found if exact else max(found, 2**-10)  # TF32

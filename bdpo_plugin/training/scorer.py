@@ -41,7 +41,7 @@ from bdpo_plugin.reference.null_prompt import NullPrompt, find_null_prompt
 from bdpo_plugin.reference.score_pairs import PairScores, score_pairs
 from bdpo_plugin.reference.scoring import token_budget
 from bdpo_plugin.reference.store import ScoreStore
-from bdpo_plugin.settings import BDPOError, BDPOSettings
+from bdpo_plugin.settings import UNIMPORTANT, BDPOError, BDPOSettings
 from bdpo_plugin.training.checkpoints import COMPUTATION, NULL_PROMPT, REFERENCE
 from bdpo_plugin.training.main_rank import by_main
 from bdpo_plugin.training.output_lock import OutputLock
@@ -168,10 +168,9 @@ class Scorer:
             training_pairs: the result of
                 :func:`~bdpo_plugin.training.datasets.description_of`.
         """
-        unimportant = ("bdpo_precompute", "bdpo_score_tokens", "bdpo_null_prompt")
         settings = active_settings(self.settings, weigh=self.weigh is not None)
         return {
-            "settings": {k: v for k, v in settings.items() if k not in unimportant},
+            "settings": {k: v for k, v in settings.items() if k not in UNIMPORTANT},
             "weigh": self.weighing and self.weighing.to_dict(),
             NULL_PROMPT: list(self.null_prompt.ids),
             **training_pairs,

@@ -16,6 +16,7 @@ ROW = '{"chosen": "a"}'
         ("", "it is empty"),
         (" \n\n", "it is empty"),
         ("[]", "it has no rows"),
+        ('"text"', 'it is "text", not rows'),
         (f"{ROW}\n\n{{'chosen': 1}}\n", "line 3 is no JSON"),
         (f"{ROW}\n{ROW[:-1]}", "line 2 is no JSON"),
         (f"{ROW}\n3\n", "line 2 is 3, not an object"),

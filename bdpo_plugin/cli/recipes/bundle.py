@@ -19,9 +19,9 @@ from bdpo_plugin.output.run_folder import Run, read_run
 from bdpo_plugin.recipes.measured import (
     expected_of,
     measured_of,
-    quantiles,
     read_record,
     recipe_of,
+    rounded_quantiles,
 )
 from bdpo_plugin.recipes.recipe_file import Recipe
 from bdpo_plugin.recipes.shareable import findings, local_data
@@ -172,7 +172,7 @@ def _write_scores(scores: Any, folder: Path, *, texts: bool) -> None:
     pq.write_table(scores.replace_schema_metadata(known), folder / "scores.parquet")
     names = ("mi_chosen", "mi_rejected", "weight_chosen", "weight_rejected", "scale")
     table = {
-        name: quantiles(scores[name].to_pylist(), _SHARES)
+        name: rounded_quantiles(scores[name].to_pylist(), _SHARES)
         for name in names
         if name in scores.column_names
     }

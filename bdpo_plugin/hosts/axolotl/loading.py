@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +20,7 @@ from axolotl.utils.data import utils
 from axolotl.utils.data.shared import get_dataset_type
 from datasets import Dataset, DatasetDict, ReadInstruction
 
+from bdpo_plugin.data.files import json_problem
 from bdpo_plugin.hosts.axolotl.entries import NAME, given_back
 from bdpo_plugin.hosts.axolotl.rewrite_config import MARK
 from bdpo_plugin.settings import BDPOError
@@ -181,8 +181,9 @@ def _check_there(key: str, value: str) -> None:
 def _not_loaded(entry: Any, error: Exception) -> BDPOError:
     """Returns the error for an entry that Axolotl or the package datasets failed to load."""
     path = Path(str(entry.path))
-    if path.is_file() and get_dataset_type(entry) == "json" and (words := _broken(path)):
-        return BDPOError(f"{words} Nothing has been trained.")
+    is_json = path.is_file() and get_dataset_type(entry) == "json"
+    if is_json and (problem := json_problem(path)):
+        return BDPOError(f"`{path}`: {problem}. Nothing has been trained.")
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -190,41 +191,3 @@ def _not_loaded(entry: Any, error: Exception) -> BDPOError:
     keys = ("path", "name", "split", "ds_type", "data_files", "revision")
     said = ", ".join(f"{key}: {entry[key]}" for key in keys if entry.get(key))
     return BDPOError(f"The dataset `{said}` cannot be loaded: {told}")
-
-
-def _broken(path: Path) -> str:
-    """Describes the first problem of a JSON or JSON lines file; "" if there is none."""
-    rows = 0
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                found = json.loads(text.rstrip())
-            except UnicodeDecodeError:
-                return f"Line {number} of {path} is no text in UTF-8: save the file in that coding."
-            except json.JSONDecodeError as error:
-                if not rows and line.lstrip()[:1] == b"[":
-                    return _broken_whole(path)
-                words = f"{error.msg} (character {error.pos + 1})"
-                return f"Line {number} of {path} is no JSON: {words}. Correct or remove it."
-            if isinstance(found, list) and not rows:
-                return _broken_whole(path)
-            if not isinstance(found, dict):
-                return f"Line {number} of {path} is no JSON object: write {{...}}, or remove it."
-            rows += bool(found)
-    return "" if rows else f"{path} has no rows."
-
-
-def _broken_whole(path: Path) -> str:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError:
-        return f"{path} is no text in UTF-8: save the file in that coding."
-    except json.JSONDecodeError as error:
-        return f"Line {error.lineno} of {path} is no JSON: {error.msg}. Correct it."
-    for number, row in enumerate(found):
-        if not isinstance(row, dict):
-            return f"Row {number} of {path} is no JSON object: write {{...}}, or remove it."
-    return "" if found else f"{path} has no rows."

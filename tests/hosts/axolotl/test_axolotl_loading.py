@@ -18,17 +18,14 @@ GOOD = {"messages": "Is it?", "chosen": "It is.", "rejected": "No."}
 LINE = json.dumps(GOOD) + "\n"
 
 BROKEN = {
-    "no rows": ("\n \n", "{} has no rows. Nothing has been trained."),
-    "cut off": (
-        LINE * 2 + LINE[:20] + "\n" + LINE,
-        "Line 3 of {} is no JSON: Unterminated string starting at",
-    ),
-    "after empty lines": (LINE + "\n\nmessages: Is it?\n", "Line 4 of {} is no JSON: Expecting"),
-    "as Python writes it": (f"{GOOD}\n", "Line 1 of {} is no JSON: Expecting property name"),
-    "a list": (LINE + "[1]\n", "Line 2 of {} is no JSON object: write {{...}}, or remove it."),
-    "text": ('"Is it?"\n', "Line 1 of {} is no JSON object"),
-    "whole": ("[\n" + LINE + ",\n{]", "Line 4 of {} is no JSON: Expecting property name"),
-    "whole, of text": (json.dumps([GOOD, "x"]), "Row 1 of {} is no JSON object"),
+    "no rows": ("\n \n", "`{}`: it is empty. Give it rows"),
+    "cut off": (LINE * 2 + LINE[:20] + "\n" + LINE, "`{}`: line 3 is no JSON (Unterminated string"),
+    "after empty lines": (LINE + "\n\nmessages: Is it?\n", "`{}`: line 4 is no JSON (Expecting"),
+    "as Python writes it": (f"{GOOD}\n", "`{}`: line 1 is no JSON (Expecting property name"),
+    "a list": (LINE + "[1]\n", "`{}`: line 2 is [1], not an object. Write {{"),
+    "text": ('"Is it?"\n', '`{}`: it is "Is it?", not rows'),
+    "whole": ("[\n" + LINE + ",\n{]", "`{}`: line 4 is no JSON (Expecting property name"),
+    "whole, of text": (json.dumps([GOOD, "x"]), '`{}`: row 1 is "x", not an object'),
 }
 
 
