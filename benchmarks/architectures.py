@@ -26,7 +26,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from bdpo_plugin.model.padding import Padding
 from bdpo_plugin.model.reader import ResponseReader
-from bdpo_plugin.reference.scoring import ScoreRequest, budgeted_batches, score_requests
+from bdpo_plugin.reference.batches import budgeted_batches
+from bdpo_plugin.reference.scoring import ScoreRequest, score_requests
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 CPU = torch.device("cpu")

@@ -18,7 +18,8 @@ from rich.table import Table
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.model.traits import evaluation
 from bdpo_plugin.model.tree_attention import ARGUMENT, PrefixGroup, Tree
-from bdpo_plugin.reference.scoring import ScoreRequest, budgeted_batches, score_requests
+from bdpo_plugin.reference.batches import budgeted_batches
+from bdpo_plugin.reference.scoring import ScoreRequest, score_requests
 from bdpo_plugin.training.batch import PreferenceBatch
 from bdpo_plugin.training.score_columns import SCORE_COLUMNS
 from bdpo_plugin.training.step import LossTerms, preference_step

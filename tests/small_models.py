@@ -22,7 +22,8 @@ from transformers import (
 from bdpo_plugin.data.pairs import Pair, Side
 from bdpo_plugin.demo.tiny import build_model
 from bdpo_plugin.model.reader import ResponseReader
-from bdpo_plugin.reference.scoring import ScoreRequest, budgeted_batches, score_requests
+from bdpo_plugin.reference.batches import budgeted_batches
+from bdpo_plugin.reference.scoring import ScoreRequest, score_requests
 
 CPU = torch.device("cpu")
 torch.set_num_threads(1)  # on models this small, threads only wait for each other

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -116,6 +116,12 @@ class DataReport:
                 f"No pair of the {self.name} data can be trained on. {'; '.join(self.lines())}. "
                 "Give it pairs of two different responses that fit into the sequence length."
             )
+
+
+def is_blank(tokenizer: Any, response: np.ndarray) -> bool:
+    """Whether the tokens of a response decode to no text."""
+    # the end of a turn never takes more tokens than this
+    return len(response) <= 8 and not (tokenizer.decode(response, skip_special_tokens=True).strip())
 
 
 def check_pairs(

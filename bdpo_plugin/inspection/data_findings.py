@@ -6,11 +6,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from bdpo_plugin.data.pairs import check_pairs, first_rows
+from bdpo_plugin.data.pairs import check_pairs, first_rows, is_blank
 from bdpo_plugin.inspection.configuration import Inspected
 from bdpo_plugin.reference.null_prompt import find_null_prompt
 from bdpo_plugin.settings import BDPOError
-from bdpo_plugin.training.scorer import is_blank
 
 OK, WARNING, FAILED, UNKNOWN = "ok", "warning", "failed", "not known"
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from bdpo_plugin.inspection.configuration import Plan
-from bdpo_plugin.reference.scoring import SCORE_TOKENS_ON_GPU, STATES
+from bdpo_plugin.reference.batches import SCORE_TOKENS_ON_GPU, STATES
 
 _GIB = 2**30
 #: The maximum size of the logits that exist at once, in bytes (`bdpo_plugin/model/head.py`).

@@ -17,11 +17,12 @@ from bdpo_plugin.data.pairs import Pair
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.model.traits import is_sharded
 from bdpo_plugin.objective import mutual_information
+from bdpo_plugin.reference.batches import SCORE_TOKENS, budgeted_batches
 from bdpo_plugin.reference.distributed import raised_by_all, share, this_rank, world_size
 from bdpo_plugin.reference.frozen_model import Reference
 from bdpo_plugin.reference.null_prompt import NullPrompt
 from bdpo_plugin.reference.required_scores import RequiredScores, required_scores
-from bdpo_plugin.reference.scoring import SCORE_TOKENS, Score, budgeted_batches, score_requests
+from bdpo_plugin.reference.scoring import Score, score_requests
 from bdpo_plugin.reference.shared_store import ABSENT, NOT_FINITE, Exchange
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.reference.verification import verify

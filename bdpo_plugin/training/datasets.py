@@ -16,14 +16,14 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from bdpo_plugin.data.pairs import Pair, check_pairs
+from bdpo_plugin.data.pairs import Pair, check_pairs, is_blank
 from bdpo_plugin.output.score_file import score_file
 from bdpo_plugin.output.tables import print_problems
 from bdpo_plugin.reference.frozen_model import Reference
 from bdpo_plugin.settings import PREFIX, BDPOError
 from bdpo_plugin.training.checkpoints import DATE, PAIRS, UNDATED
 from bdpo_plugin.training.score_columns import FILE_ROW, LENGTH, longest, with_columns
-from bdpo_plugin.training.scorer import Scorer, is_blank
+from bdpo_plugin.training.scorer import Scorer
 from bdpo_plugin.training.template_dates import TemplateDates
 
 #: The columns that TRL's own precomputation adds to a dataset, and that its collator passes on.

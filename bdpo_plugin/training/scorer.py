@@ -17,8 +17,7 @@ from torch import Tensor
 
 from bdpo_plugin.data.pairs import Pair
 from bdpo_plugin.data.user_rows import is_recording
-from bdpo_plugin.model.padding import Padding
-from bdpo_plugin.model.probe import Capabilities, SharedPrefixSupport
+from bdpo_plugin.model.probe import Capabilities
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.objective import BalanceWeights, balance_weights
 from bdpo_plugin.objective.control import controlled
@@ -30,6 +29,7 @@ from bdpo_plugin.output.tables import (
     print_warning,
 )
 from bdpo_plugin.output.weighing_record import CallableRecord, active_settings
+from bdpo_plugin.reference.batches import token_budget
 from bdpo_plugin.reference.computation import autocast_in_words
 from bdpo_plugin.reference.fingerprint import (
     UnreadableReference,
@@ -39,11 +39,15 @@ from bdpo_plugin.reference.fingerprint import (
 from bdpo_plugin.reference.frozen_model import Reference
 from bdpo_plugin.reference.null_prompt import NullPrompt, find_null_prompt
 from bdpo_plugin.reference.score_pairs import PairScores, score_pairs
-from bdpo_plugin.reference.scoring import token_budget
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.settings import UNIMPORTANT, BDPOError, BDPOSettings
 from bdpo_plugin.training.checkpoints import COMPUTATION, NULL_PROMPT, REFERENCE
 from bdpo_plugin.training.main_rank import by_main
+from bdpo_plugin.training.model_warnings import (
+    layout_in_words,
+    length_warnings,
+    padding_warnings,
+)
 from bdpo_plugin.training.output_lock import OutputLock
 from bdpo_plugin.training.position_limit import check_room
 from bdpo_plugin.training.score_columns import longest, score_columns
@@ -134,11 +138,11 @@ class Scorer:
         prompts = [pair.chosen.prompt_ids for pair in pairs]
         null_prompt = find_null_prompt(tokenizer, prompts, settings.null_prompt)
         scorer = cls(settings, tokenizer, accelerator, output_dir, null_prompt, seed, weigh)
-        warnings = _long_sequences(pairs, scorer.reader.traits(reference.model).rotary_limit)
+        warnings = length_warnings(pairs, scorer.reader.traits(reference.model).rotary_limit)
         batches = None
         if settings.precompute and pairs:  # without `precompute` the model may not run yet
             can = scorer._probe(reference, pairs)
-            batches = described(can.rows)
+            batches = layout_in_words(can.rows)
             warnings += padding_warnings(can.padding)
         if accelerator.is_main_process:
             print_settings(
@@ -351,41 +355,3 @@ class Scorer:
                 f"arguments, {tuple(mi[0].shape)}: chosen, rejected, scale."
             )
         return weights
-
-
-def described(rows: SharedPrefixSupport) -> str:
-    """Describes for the user how a model's batches are arranged."""
-    if rows.shared:
-        return "without padding; what sequences have in common at their beginning runs once"
-    return f"padded, as the host's: {rows.why}"
-
-
-def padding_warnings(padding: Padding) -> list[str]:
-    """Returns a warning about a model whose logits depend on the padding of a batch."""
-    if not padding.right.beyond_rounding:
-        return []
-    return [
-        "What this model says of a sequence depends on the padding of its batch: padded, a token's "
-        f"log-probability changes by up to {padding.right.nats:.2g} nats, which is more than "
-        "rounding. Scored before training, the reference sees each pair in another batch than the "
-        "policy does, and differs from it for that alone: set `bdpo_precompute: false`, which "
-        "scores each pair in the batch that it is trained in."
-    ]
-
-
-def _long_sequences(pairs: Sequence[Pair], limit: int | None) -> list[str]:
-    """Returns a warning about pairs that are longer than a model's `rotary_limit`."""
-    longer = int((longest(pairs) > limit).sum()) if limit else 0
-    if not longer:
-        return []
-    return [
-        f"{longer} of {len(pairs)} training pairs have more than {limit} tokens. Beyond that this "
-        "model's rotary embedding depends on what else is in the batch, so that such a pair is "
-        f"scored differently from how it is trained. Shorten the sequences to {limit} tokens."
-    ]
-
-
-def is_blank(tokenizer: Any, response: np.ndarray) -> bool:
-    """Whether the tokens of a response decode to no text."""
-    # the end of a turn never takes more tokens than this
-    return len(response) <= 8 and not (tokenizer.decode(response, skip_special_tokens=True).strip())

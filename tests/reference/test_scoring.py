@@ -30,13 +30,9 @@ from transformers import PretrainedConfig, Qwen2Config
 from bdpo_plugin.model.head import sum_by_row
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.reference import scoring
+from bdpo_plugin.reference.batches import budgeted_batches, token_budget
 from bdpo_plugin.reference.frozen_model import Reference
-from bdpo_plugin.reference.scoring import (
-    ScoreRequest,
-    budgeted_batches,
-    score_requests,
-    token_budget,
-)
+from bdpo_plugin.reference.scoring import ScoreRequest, score_requests
 from bdpo_plugin.settings import BDPOError
 
 NULL = np.array([7, 8, 9])

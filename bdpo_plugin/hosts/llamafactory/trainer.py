@@ -12,6 +12,7 @@ from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from torch import Tensor
 from trl.models import prepare_deepspeed
 
+from bdpo_plugin.data.pairs import is_blank
 from bdpo_plugin.hosts.llamafactory.reference import describe_reference, free_weights
 from bdpo_plugin.hosts.llamafactory.tokenised import (
     BEFORE,
@@ -28,7 +29,6 @@ from bdpo_plugin.settings import BDPOSettings
 from bdpo_plugin.training.datasets import Tokenised, drop_reserved, peek, stream_refusal
 from bdpo_plugin.training.mixin import RunMixin
 from bdpo_plugin.training.score_columns import ScoreCollator
-from bdpo_plugin.training.scorer import is_blank
 from bdpo_plugin.training.step import TOTAL, LossTerms
 from bdpo_plugin.training.streams import StreamFilter, TellStreams
 

@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset
 from trl import DPOTrainer
 from trl.models import prepare_deepspeed
 
-from bdpo_plugin.data.pairs import Pair, first_rows
+from bdpo_plugin.data.pairs import Pair, first_rows, is_blank
 from bdpo_plugin.data.token_ids import token_rows
 from bdpo_plugin.hosts.trl.config import BDPOConfig
 from bdpo_plugin.hosts.trl.limits import (
@@ -44,7 +44,7 @@ from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.training.datasets import Tokenised, drop_reserved, nothing_left, peek
 from bdpo_plugin.training.mixin import RunMixin
 from bdpo_plugin.training.score_columns import FILE_ROW, ROW, SCORE_COLUMNS, ScoreCollator
-from bdpo_plugin.training.scorer import Weigh, is_blank
+from bdpo_plugin.training.scorer import Weigh
 from bdpo_plugin.training.step import TOTAL, LossTerms, MetricSums
 from bdpo_plugin.training.streams import StreamFilter, TellStreams
 
