@@ -46,8 +46,10 @@ def plan_row(rules: RowRules, ids: Tensor, mask: Tensor) -> list[PrefixGroup] | 
 
 
 def prefix_groups(ids: Tensor, mask: Tensor) -> list[PrefixGroup]:
-    """Assigns each sequence of the (B, T) batch to one group, so that the row has the fewest
-    tokens."""
+    """Assigns each sequence of the (B, T) batch to one group.
+
+    Of all groups of neighbours in lexicographic order, these leave the fewest tokens in the row.
+    """
     tokens = [row.tolist() for row in ids[mask].split(mask.sum(dim=1).tolist())]
     order = sorted(range(len(tokens)), key=lambda i: tokens[i])
     alike = np.array([_common(tokens[i], tokens[j]) for i, j in pairwise(order)], dtype=int)

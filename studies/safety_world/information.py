@@ -109,7 +109,7 @@ class Information:
         own, null = self.token_pairs(pairs), self.null_prompt("scaffold", pairs)
         prompts = [np.array(self.prompt_ids(query)) for query in queries]
         crossed = [
-            TokenPair(*(side._replace(prompt=prompt) for side in pair))
+            TokenPair(*(side._replace(prompt_ids=prompt) for side in pair))
             for prompt in prompts
             for pair in own
         ]

@@ -407,7 +407,7 @@ POISON = 17
 
 
 def poison(pair, at):
-    side = pair[at]._replace(prompt=np.append(pair[at].prompt_ids, POISON))
+    side = pair[at]._replace(prompt_ids=np.append(pair[at].prompt_ids, POISON))
     return pair._replace(**{("chosen", "rejected")[at]: side})
 
 

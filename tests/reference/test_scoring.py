@@ -220,7 +220,7 @@ def test_a_response_that_does_not_depend_on_its_query(tokenizer):
 
 def test_the_null_prompt_itself_has_no_information(tokenizer):
     model = small_model(tokenizer)
-    jobs = [job._replace(prompt=NULL) for job in random_jobs(4, gain=True)]
+    jobs = [job._replace(prompt_ids=NULL) for job in random_jobs(4, gain=True)]
     for score in scores_of(model, jobs):
         assert score.gain == pytest.approx(0, abs=1e-6)
 
