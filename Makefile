@@ -35,7 +35,8 @@ BESIDE_TRL := tests/sources tests/demo tests/output/test_weighing_record.py test
 	tests/tools tests/test_security.py \
 	$(addprefix tests/cli/test_cli_,basics.py mi.py pictures.py recipes.py) \
 	$(addprefix tests/training/test_,checkpoints.py score_columns.py template_dates.py) \
-	$(addprefix tests/hosts/trl/test_,fuzz.py two_processes.py) \
+	$(addprefix tests/hosts/trl/test_,bad_data.py fuzz.py layout.py reused_scores.py truth_of_a_run.py \
+	two_processes.py unreadable_reference.py without_mi.py) \
 	$(addprefix tests/reference/test_,chat_template.py eviction.py null_prompt.py score_pairs.py \
 	score_ranks.py scoring.py store.py)
 # Of many like cases, the first ones; `make test-all` runs the others too.
@@ -106,8 +107,8 @@ test: ## Everything: linters, the tests beside each host, the evidence at reduce
 	@$(MAKE) --no-print-directory coverage
 
 # Nightly, and before a release.
-test-all: ## The same, with every case of those that are alike: two hours
-	@$(MAKE) --no-print-directory test CASES=
+test-all: ## The same, with every case of those that are alike, beside each host: two hours
+	@$(MAKE) --no-print-directory test CASES= BESIDE_AXOLOTL= BESIDE_TRL=
 
 # In the first environment that is there. The mark says what stays out; so does the synthetic world.
 test-fast: export PATH := $(CURDIR)/$(HERE)/bin:$(PATH)

@@ -69,7 +69,7 @@ def test_reference_pass(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(find_spec("axolotl")), reason="runs beside TRL and LLaMA-Factory")
+@pytest.mark.exhaustive
 def test_startup(tmp_path):
     """It ends before the first forward on the data, and its parts are all that a run of ours does
     until then, the trial of the model included; `benchmarks.floor` has them of whole runs."""
@@ -85,6 +85,7 @@ def test_startup(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @beside_trl_alone
 def test_scaling(tmp_path):
     plot = tmp_path / "curves.png"
