@@ -70,6 +70,7 @@ def test_reference_pass(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
+@pytest.mark.skipif(bool(find_spec("axolotl")), reason="runs beside TRL and LLaMA-Factory")
 def test_startup(tmp_path):
     """It ends before the first forward on the data, and its parts are all that a run of ours does
     until then, the trial of the model included; `benchmarks.floor` has them of whole runs."""
