@@ -1,4 +1,4 @@
-"""Whether the first tokens' mutual information ranks pairs as the whole does: the arithmetic of it."""
+"""Whether the first tokens rank pairs as the whole response does: the arithmetic of it."""
 
 import numpy as np
 import pytest
