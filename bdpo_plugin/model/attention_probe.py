@@ -71,26 +71,44 @@ class AttentionTrial:
             options: the keyword arguments that the layer passes to its attention function.
         """
         options = {key: value for key, value in options.items() if key != "position_ids"}
-        for spread in _SPREADS:
-            self._try(name, attend, module, states, options, spread)
-        self.windows.append(options.get("sliding_window"))
-
-    def _try(
-        self,
-        name: str,
-        attend: Callable[..., tuple[Tensor, Any]],
-        module: nn.Module,
-        states: tuple[Tensor, ...],
-        options: dict[str, Any],
-        spread: float,
-    ) -> None:
-        device = states[0].device
+        window, device = options.get("sliding_window"), states[0].device
         tree = Tree.of(self.groups, self.lengths, device)
-        ends = list(accumulate(tree.sizes, initial=0))
-        generator = torch.Generator().manual_seed(len(self.windows))
+
+        def in_row(row: Sequence[Tensor]) -> Tensor:
+            return attend_shared(name, attend, tree, module, *row, **options)
+
+        def alone(sequence: Sequence[Tensor]) -> Tensor:
+            needed = window if name == "sdpa" else None
+            mask = window_mask(0, sequence[0].shape[2], needed, device) if needed else None
+            return attend(module, *sequence, mask, **options)[0]
+
         size = states[0].shape[-1]
         scaling = options.get("scaling") or size**-0.5
-        factor = math.sqrt(spread / (scaling * math.sqrt(size)))
+        for spread in _SPREADS:
+            factor = math.sqrt(spread / (scaling * math.sqrt(size)))
+            self._compare(states, factor, tree, in_row, alone)
+        self.windows.append(window)
+
+    def _compare(
+        self,
+        states: tuple[Tensor, ...],
+        factor: float,
+        tree: Tree,
+        in_row: Callable[[Sequence[Tensor]], Tensor],
+        alone_of: Callable[[Sequence[Tensor]], Tensor],
+    ) -> None:
+        """Compares random states in a row with each sequence alone.
+
+        Args:
+            states: the (query, key, value) of a layer.
+            factor: the standard deviation of the random queries and keys.
+            tree: the segments of the row.
+            in_row: computes the attention of the row.
+            alone_of: computes the attention of one sequence.
+        """
+        device = states[0].device
+        ends = list(accumulate(tree.sizes, initial=0))
+        generator = torch.Generator().manual_seed(len(self.windows))
 
         def drawn(like: Tensor, factor: float) -> Tensor:
             shape = (1, like.shape[1], ends[-1], like.shape[-1])
@@ -99,17 +117,14 @@ class AttentionTrial:
 
         with torch.enable_grad():
             row = [drawn(x, f) for x, f in zip(states, (factor, factor, 1.0), strict=True)]
-            together = attend_shared(name, attend, tree, module, *row, **options)
+            together = in_row(row)
             parts, first = [], 0
             for (start, end), before in zip(pairwise(ends), tree.before, strict=True):
                 first = first if before else start
                 places = to_device(
                     torch.tensor([*range(first, first + before), *range(start, end)]), device
                 )
-                own = [x[:, :, places] for x in row]
-                window = options.get("sliding_window") if name == "sdpa" else None
-                mask = window_mask(0, len(places), window, device) if window else None
-                parts.append(attend(module, *own, mask, **options)[0][:, before:])
+                parts.append(alone_of([x[:, :, places] for x in row])[:, before:])
             alone = torch.cat(parts, dim=1)
             slopes = torch.randn(alone.shape, generator=generator).to(device)
             slope = [self._slopes(x, row, slopes) for x in (together, alone)]
