@@ -212,7 +212,8 @@ def anchors(page: Path) -> set[str]:
         # not what a run of theirs has written
         *sorted(
             p
-            for p in (ROOT / "benchmarks").rglob("*.md")
+            for folder in ("benchmarks", "soak", "studies")
+            for p in (ROOT / folder).rglob("*.md")
             if "work" not in p.relative_to(ROOT).parts
         ),
     ],
@@ -241,7 +242,7 @@ def files_named(text: str) -> set[str]:
     text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     quoted = {word for words in re.findall(r"`([^`\n]+)`", text) for word in words.split()}
     path = re.compile(
-        r"[\w.*{},/-]+(\.(py|md|yml|yaml|toml|cff|png)|/)|(tests|benchmarks|docs)/[\w./-]+"
+        r"[\w.*{},/-]+(\.(py|md|yml|yaml|toml|cff|png)|/)|(tests|benchmarks|docs|soak|studies)/[\w./-]+"
     )
     return {word for word in quoted if path.fullmatch(word) and not _ELSEWHERE.match(word)}
 
@@ -317,7 +318,7 @@ _OF_ONE_MACHINE = re.compile(
 
 
 def test_nothing_is_of_one_machine() -> None:
-    folders = ("bdpo_plugin", "tests", "benchmarks", "example_configs", "tools")
+    folders = ("bdpo_plugin", "tests", "benchmarks", "soak", "studies", "example_configs", "tools")
     files = [p for f in folders for p in (ROOT / f).rglob("*") if p.suffix in (".py", ".yml")]
     files += [*PAGES, *ROOT.glob("*.md"), *ROOT.glob("*.cff")]
     files += [ROOT / n for n in ("Makefile", "pyproject.toml", ".ci/run")]
