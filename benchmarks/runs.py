@@ -30,7 +30,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "B-DPO": {"method": "bdpo"},
     "B-DPO, warm": {"method": "bdpo"},
 }
-_QUIET = {
+#: What keeps the hosts from the network and from reporting.
+QUIET = {
     "AXOLOTL_DO_NOT_TRACK": "1",
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
@@ -106,7 +107,7 @@ def run_module(
         return subprocess.run(
             [sys.executable, "-m", *command],
             cwd=ROOT,
-            env=os.environ | _QUIET | {"TMPDIR": str(folder)},
+            env=os.environ | QUIET | {"TMPDIR": str(folder)},
             capture_output=True,
             text=True,
             timeout=seconds,

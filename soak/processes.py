@@ -16,18 +16,12 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from benchmarks.runs import QUIET
+
 _ROOT = Path(__file__).parents[1]
 
-#: One thread: on tiny models threads only wait for each other.
-_QUIET = {
-    "AXOLOTL_DO_NOT_TRACK": "1",
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_OFFLINE": "1",
-    "WANDB_DISABLED": "true",
-    "TOKENIZERS_PARALLELISM": "false",
-    "CUDA_VISIBLE_DEVICES": "",
-    "OMP_NUM_THREADS": "1",
-}
+#: On the CPU; one thread, as on tiny models threads only wait for each other.
+_ENVIRONMENT = QUIET | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 #: What runs import when they are under way.
 _OFTEN = (
@@ -125,7 +119,7 @@ class Warm:
         self.context.set_forkserver_preload([*modules, *_OFTEN])
         ours = dict(os.environ)
         path = [str(_ROOT), *filter(None, [ours.get("PYTHONPATH")])]  # or it could not import this
-        os.environ |= _QUIET | {"PYTHONPATH": os.pathsep.join(path)}
+        os.environ |= _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(path)}
         self.context.Process(target=int).start()  # so that no run waits for the imports
         os.environ.clear()
         os.environ.update(ours)  # the server has the others, and so has each run

@@ -15,6 +15,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 
 from bdpo_plugin.reference.null_prompt import find_null_prompt
 from bdpo_plugin.sources.forms import read_pairs, read_text
@@ -38,8 +39,7 @@ def information(model: Any, prompt: list[int], null: list[int], completion: list
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     """Spearman's, of (n,) and (n,) values without ties."""
-    ranks = [values.argsort().argsort() for values in (one, other)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(spearmanr(one, other).statistic)
 
 
 def first(values: np.ndarray, tokens: float) -> float:
@@ -61,7 +61,7 @@ def main(model: str, pairs: Path, count: int, max_tokens: int, json_file: Path |
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    chosen = []
+    fitting = []
     for pair in read_pairs(read_text(pairs), str(pairs)):
         prompt = tokenizer.apply_chat_template(
             pair["messages"], add_generation_prompt=True, tokenize=False
@@ -72,15 +72,15 @@ def main(model: str, pairs: Path, count: int, max_tokens: int, json_file: Path |
             for side in ("chosen", "rejected")
         ]
         if all(sides) and max(map(len, sides)) + len(front) <= max_tokens:
-            chosen.append((front, sides))
-        if len(chosen) == count:
+            fitting.append((front, sides))
+        if len(fitting) == count:
             break
-    null = list(find_null_prompt(tokenizer, [np.array(front) for front, _ in chosen], None).ids)
+    null = list(find_null_prompt(tokenizer, [np.array(front) for front, _ in fitting], None).ids)
     found = [
         [information(loaded, front, null, completion) for completion in sides]
-        for front, sides in chosen
+        for front, sides in fitting
     ]
-    whole = np.array([first(w, 1.0e9) - first(r, 1.0e9) for w, r in found])
+    whole = np.array([chosen.mean() - rejected.mean() for chosen, rejected in found])
     tokens = float(np.mean([len(values) for pair in found for values in pair]))
     result: dict[str, Any] = {"pairs": len(found), "mean tokens": tokens, "spearman": {}}
     click.echo(f"{len(found)} pairs, completions of {tokens:.0f} tokens on average")

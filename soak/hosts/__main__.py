@@ -19,14 +19,14 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.runs import _QUIET, ROOT, console, progress
+from benchmarks.runs import QUIET, ROOT, console, progress
 from soak.hosts.judge import TOLERANCES, Verdict, judge
 from soak.hosts.rows import METHODS, Row, load
 from soak.hosts.run import HOSTS
 from soak.hosts.runner import Runner
 
 _ENVIRONMENT = {
-    **_QUIET,
+    **QUIET,
     "PYTHONPATH": str(ROOT),
     "CUDA_VISIBLE_DEVICES": "",
     "OMP_NUM_THREADS": "1",

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+pytest.importorskip("scipy")
+
 from studies.first_tokens import first, rank_correlation
 
 
