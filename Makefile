@@ -107,7 +107,7 @@ test: ## Everything: linters, the tests beside each host, the evidence at reduce
 	@$(MAKE) --no-print-directory coverage
 
 # Nightly, and before a release.
-test-all: ## The same, with every case of those that are alike, beside each host: two hours
+test-all: ## The same, with every case of those that are alike, beside each host: hours
 	@$(MAKE) --no-print-directory test CASES= BESIDE_AXOLOTL= BESIDE_TRL=
 
 # In the first environment that is there. The mark says what stays out; so does the synthetic world.
