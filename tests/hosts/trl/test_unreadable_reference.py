@@ -30,7 +30,7 @@ def test_a_reference_that_cannot_be_told_from_others(tmp_path, capsys, unreadabl
         bdpo_cache_dir=str(tmp_path / "cache"),
     )
     out = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
-    assert out.count("the scores are computed for this run alone") == 1
+    assert out.count("scores are used by this run alone") == 1
     assert re.search(r"weight '\S*codes', a Tensor of torch.qint8, cannot be read", out)
     assert not list(tmp_path.joinpath("cache").rglob("*.parquet"))
     for file in ("reference_scores.parquet", "reference_scores.small.parquet"):
