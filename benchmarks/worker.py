@@ -157,7 +157,7 @@ def _parts_of(host: str) -> dict[str, list[str]]:
         "token ids read": [f"{trainer}:dataset_pairs"],
         "pairs checked": [f"{_RUN}.datasets:check_pairs", f"{_RUN}.scorer:check_room"],
         "null prompt": [f"{_RUN}.scorer:find_null_prompt"],
-        "fingerprints": [f"{_RUN}.scorer:Scorer._identify"],
+        "fingerprints": [f"{_RUN}.scorer:identify"],
         "scores wanted": [f"{_REFERENCE}.score_pairs:required_scores"],
         "scores looked up": [f"{_REFERENCE}.score_pairs:Exchange"],
         "batches made": [f"{_REFERENCE}.score_pairs:budgeted_batches"],

@@ -96,9 +96,9 @@ class DataReport:
         """Returns one line for each problem found."""
         out = []
         for problem, rows in self.rows.items():
-            words, teaches = PROBLEMS[problem]
+            words, kept = PROBLEMS[problem]
             examples = first_rows(rows, self.numbers)
-            fate = "kept" if teaches else "dropped"
+            fate = "kept" if kept else "dropped"
             out.append(
                 f"{len(rows)} of {self.total} pairs of the {self.name} data: {words} "
                 f"({fate}; rows {examples})"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from bdpo_plugin.atomic import written_whole
 from bdpo_plugin.objective import BalanceWeights
 from bdpo_plugin.output.weighing_record import CallableRecord, active_settings
 from bdpo_plugin.reference.score_pairs import PairScores
@@ -76,12 +76,8 @@ def save_scores(
     if weighing is not None:
         metadata["weigh"] = weighing.words()
     table = table.replace_schema_metadata(metadata)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # two runs may share a folder
-    try:
+    with written_whole(path) as temporary:
         pq.write_table(table, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def mi_unit(settings: BDPOSettings) -> str:

@@ -1,12 +1,18 @@
-"""Prints the tables of a run: its settings, problems in the data, and the scores."""
+"""Prints the tables of a run: its settings, problems in the data, and the scores.
+
+Nothing is printed where the log level of transformers is `error` or higher (the host's `log_level`,
+`TRANSFORMERS_VERBOSITY`).
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from transformers.utils.logging import get_verbosity
 
 from bdpo_plugin.objective import BalanceWeights
 from bdpo_plugin.output.score_file import mi_unit, quantiles
@@ -149,6 +155,8 @@ def _table(title: str) -> Table:
 
 
 def _print(table: Table) -> None:
+    if get_verbosity() > logging.WARNING:
+        return
     console = Console()
     if not console.is_terminal:
         console = Console(width=100)

@@ -21,14 +21,6 @@ from bdpo_plugin.redact import digest_of
 
 _WIDTH = 4096
 _BLOCK = 2**22
-#: The parts of a sparse tensor, by layout.
-_PARTS = {
-    torch.sparse_coo: ("indices", "values"),
-    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
-    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
-    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
-    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
-}
 #: Types that decide where and when something runs or is logged, and do not affect the results.
 _WITHOUT_CONTENT = (torch.device, torch.Stream, torch.Event, logging.Logger)
 
@@ -193,42 +185,28 @@ def tensor_digest(tensor: Tensor) -> bytes:
     digest covers these and the data that says how they are combined.
 
     Raises:
-        RuntimeError, TypeError and others: The values cannot be read.
+        RuntimeError, TypeError and others: The values cannot be read, or it is not known what they
+            mean.
     """
-    kind, notes = type(tensor), {}
-    if kind.__module__.partition(".")[0] not in ("torch", "bitsandbytes"):
-        notes = vars(tensor)
+    wraps: bool = is_traceable_wrapper_subclass(tensor)
+    package = type(tensor).__module__.partition(".")[0]
+    if package not in ("torch", "bitsandbytes") and not wraps and vars(tensor):
+        raise TypeError("what its class makes of its bytes is not known")
     tensor = tensor.detach()
     if hasattr(tensor, "to_local"):
         tensor = tensor.to_local()
+        wraps = is_traceable_wrapper_subclass(tensor)
     digest = hashlib.blake2b(f"{tuple(tensor.shape)}{tensor.dtype}".encode(), digest_size=16)
-    words: tuple[Any, ...] = ()
-    parts: list[Tensor] = []
-    if is_traceable_wrapper_subclass(tensor):
-        names, context = tensor.__tensor_flatten__()
-        words = (type(tensor).__qualname__, names, context)
-        parts = [getattr(tensor, name) for name in names]
-    elif tensor.layout in _PARTS:
-        words = (tensor.layout,)
-        tensor = tensor.coalesce() if tensor.layout == torch.sparse_coo else tensor
-        parts = [getattr(tensor, name)() for name in _PARTS[tensor.layout]]
-    elif tensor.is_quantized:
-        raise TypeError("it is of PyTorch's old quantised dtypes")
+    if wraps:
+        flatten: Any = tensor.__tensor_flatten__  # type: ignore[attr-defined]
+        names, context = flatten()
+        digest.update(Words().of((type(tensor).__qualname__, names, context)).encode())
+        for name in names:
+            digest.update(tensor_digest(getattr(tensor, name)))
+    elif tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+        raise TypeError("only dense tensors of real numbers can be read")
     else:
-        # the attributes of another package's tensor class may decide what its bytes mean
-        if notes:
-            words = (
-                kind.__qualname__,
-                sorted((k, v) for k, v in notes.items() if not isinstance(v, Tensor)),
-            )
-            parts = [value for _, value in sorted(notes.items()) if isinstance(value, Tensor)]
-        if tensor.is_complex():
-            tensor = torch.view_as_real(tensor.resolve_conj())
         digest.update(_bytes_digest(tensor.resolve_neg().contiguous().view(-1).view(torch.uint8)))
-    if words:
-        digest.update(Words().of(words).encode())
-    for part in parts:
-        digest.update(tensor_digest(part))
     return digest.digest()
 
 

@@ -5,24 +5,21 @@ from __future__ import annotations
 
 import errno
 import os
-import uuid
 from contextlib import suppress
 from pathlib import Path
+
+from bdpo_plugin.atomic import written_whole
 
 
 def write_private(file: Path, content: bytes) -> None:
     """Writes a file that only the user can read, atomically and so that it survives a power
     failure."""
-    temporary = file.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
+    with written_whole(file) as temporary:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "wb") as opened:
             opened.write(content)
             opened.flush()
             _sync(descriptor)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
     _sync_folder(file.parent)
 
 

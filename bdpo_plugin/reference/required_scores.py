@@ -3,6 +3,7 @@ differ. The reference pass calls it."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from bdpo_plugin.data.pairs import Pair
 from bdpo_plugin.reference.null_prompt import NullPrompt
 from bdpo_plugin.reference.scoring import ScoreRequest
-from bdpo_plugin.reference.store import KEY, framed, score_key
+from bdpo_plugin.reference.store import KEY
 
 
 class RequiredScores(NamedTuple):
@@ -35,10 +36,11 @@ class RequiredScores(NamedTuple):
     columns: int
 
 
-def required_scores(
+def pair_requests(
     pairs: Sequence[Pair], null_prompt: NullPrompt | None, *, with_gain: bool
-) -> RequiredScores:
-    """Lists the scores that pairs need.
+) -> list[ScoreRequest]:
+    """Lists the requests whose scores pairs need, the same number for each pair: first those of its
+    chosen completion, then those of its rejected one.
 
     Args:
         pairs: the B pairs.
@@ -47,27 +49,46 @@ def required_scores(
             scores after the null prompt.
     """
     null = None if null_prompt is None else np.asarray(null_prompt.ids, dtype=np.int64)
-    with_gain = with_gain and null is not None
-    none, null_frame = framed(None), framed(null)
-    requests: list[ScoreRequest] = []
-    keys: list[bytes] = []
+    requests = []
     for pair in pairs:
-        for prompt, response in pair:
-            prompt_frame, response_frame = framed(prompt), framed(response)
-            if with_gain:
-                requests.append(ScoreRequest(prompt, response, null))
-                keys.append(score_key(prompt_frame, null_frame, response_frame))
+        for prompt, completion in pair:
+            if with_gain and null is not None:
+                requests.append(ScoreRequest(prompt, completion, null))
             else:
-                requests.append(ScoreRequest(prompt, response))
-                keys.append(score_key(prompt_frame, none, response_frame))
+                requests.append(ScoreRequest(prompt, completion))
                 if null is not None:
-                    requests.append(ScoreRequest(null, response))
-                    keys.append(score_key(null_frame, none, response_frame))
+                    requests.append(ScoreRequest(null, completion))
+    return requests
+
+
+def required_scores(
+    pairs: Sequence[Pair], null_prompt: NullPrompt | None, *, with_gain: bool
+) -> RequiredScores:
+    """Lists the distinct scores that pairs need; the arguments are those of
+    :func:`pair_requests`."""
+    requests = pair_requests(pairs, null_prompt, with_gain=with_gain)
     distinct, first, places = np.unique(
-        np.frombuffer(b"".join(keys), KEY), return_index=True, return_inverse=True
+        np.frombuffer(b"".join(map(score_key, requests)), KEY),
+        return_index=True,
+        return_inverse=True,
     )
-    of_pair = places.reshape(len(pairs), 2 if with_gain or null is None else 4)
-    return RequiredScores(distinct, [requests[i] for i in first], first, of_pair, 1 + with_gain)
+    columns = 2 if with_gain and null_prompt is not None else 1
+    of_pair = places.reshape(len(pairs), -1)
+    return RequiredScores(distinct, [requests[i] for i in first], first, of_pair, columns)
+
+
+def score_key(request: ScoreRequest) -> bytes:
+    """Computes the key of a request's score, 16 bytes, from all its token ids."""
+    parts = (request.prompt_ids, request.null_prompt_ids, request.completion_ids)
+    return hashlib.blake2b(b"".join(map(_framed, parts)), digest_size=16).digest()
+
+
+def _framed(ids: np.ndarray | None) -> bytes:
+    """Encodes token ids, or None. The encoding begins with the length, so that different sequences
+    of ids never give the same bytes when joined."""
+    if ids is None:
+        return b"none"
+    return len(ids).to_bytes(8, "little") + np.asarray(ids, dtype="<i8").tobytes()
 
 
 def difference(ranks: list[tuple[np.ndarray, list[int]]], name: str) -> str:

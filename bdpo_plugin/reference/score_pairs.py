@@ -1,9 +1,8 @@
-"""Computes the scores of a whole preference dataset or of one batch under the reference model. The
-scorer of a run calls :func:`score_pairs`."""
+"""Computes the scores of one batch or of a whole preference dataset under the reference model. The
+scorer of a run calls :func:`score_pairs` and :func:`score_dataset`."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,8 +20,8 @@ from bdpo_plugin.reference.batches import SCORE_TOKENS, budgeted_batches
 from bdpo_plugin.reference.distributed import raised_by_all, share, this_rank, world_size
 from bdpo_plugin.reference.frozen_model import Reference
 from bdpo_plugin.reference.null_prompt import NullPrompt
-from bdpo_plugin.reference.required_scores import RequiredScores, required_scores
-from bdpo_plugin.reference.scoring import Score, score_requests
+from bdpo_plugin.reference.required_scores import pair_requests, required_scores
+from bdpo_plugin.reference.scoring import Score, ScoreRequest, score_requests
 from bdpo_plugin.reference.shared_store import ABSENT, NOT_FINITE, Exchange
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.reference.verification import verify
@@ -64,31 +63,69 @@ def score_pairs(
     *,
     reader: ResponseReader,
     device: torch.device,
-    store: ScoreStore | None = None,
-    name: str = "",
-    rows: Sequence[int] | None = None,
     with_mi: bool = True,
 ) -> PairScores:
-    """Computes the log-probabilities and the mutual information of all pairs under the reference
-    (method section 3).
-
-    With a `store`, stored scores are reused. Some of those that other runs have stored are computed
-    again, to verify that they belong to this reference. New scores are stored while the reference
-    pass runs. The ranks of a distributed run share the work, and so do several runs that use one
-    store at the same time. Without a store, every rank scores its own pairs.
+    """Computes the log-probabilities and the mutual information of some pairs under the reference
+    (method section 3), for example of the batch of a training step. Every rank scores its own
+    pairs, and nothing is stored.
 
     Args:
-        pairs: B preference pairs, after truncation; the same in every rank if there is a store.
+        pairs: B preference pairs, after truncation.
         reference: the reference model.
         null_prompt: the null prompt of the run.
         settings: the settings of the run.
         reader: the reader of the run.
         device: the device of the run.
-        store: the store of the reference's scores; None: nothing is reused or stored.
-        name: the name of the dataset, for the progress bar.
-        rows: the row numbers of the pairs for error messages; default: positions.
         with_mi: whether to measure the mutual information; if False, no response is run after the
             null prompt.
+
+    Raises:
+        BDPOError: A score is missing or not finite; the message lists the positions of the pairs.
+    """
+    with_gain = with_mi and settings.mi_estimator == "expected"
+    requests = pair_requests(pairs, null_prompt if with_mi else None, with_gain=with_gain)
+    batches = _batches(requests, reference, settings, reader)
+    lockstep = _in_lockstep(reference)
+    if lockstep:
+        most = torch.tensor(len(batches), device=device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        batches += [batches[-1]] * (int(most) - len(batches))
+    scores = np.full((len(requests), 1 + with_gain), ABSENT)
+    with reference.activated() as model:
+        for batch, of_batch in score_requests(
+            model, reader, requests, batches, device, lockstep=lockstep
+        ):
+            scores[batch] = _array(of_batch, 1 + with_gain)
+    of_pair = scores.reshape(len(pairs), -1, 1 + with_gain)
+    _check_coverage(of_pair, range(len(pairs)))
+    computed = torch.ones(len(pairs), dtype=torch.bool)
+    return _pair_scores(of_pair, pairs, settings, computed, with_mi=with_mi)
+
+
+def score_dataset(
+    pairs: Sequence[Pair],
+    reference: Reference,
+    null_prompt: NullPrompt,
+    settings: BDPOSettings,
+    *,
+    reader: ResponseReader,
+    device: torch.device,
+    store: ScoreStore,
+    name: str = "",
+    rows: Sequence[int] | None = None,
+    with_mi: bool = True,
+) -> PairScores:
+    """Computes the scores of all pairs of a dataset, as :func:`score_pairs` does for a batch.
+
+    Stored scores are reused; some of them are computed again, to verify that they belong to this
+    reference. New scores are stored while the reference pass runs. The ranks of a distributed run
+    share the work, and each distinct score is computed once.
+
+    Args:
+        pairs: B preference pairs, after truncation; the same in every rank.
+        store: the store of the reference's scores.
+        name: the name of the dataset, for the progress bar.
+        rows: the row numbers of the pairs for error messages; default: positions.
 
     Raises:
         BDPOError: A score is missing or not finite (the message lists the rows), or the pairs
@@ -101,40 +138,113 @@ def score_pairs(
     )
     rows = range(len(pairs)) if rows is None else rows
     scores = np.full((len(required.requests), required.columns), ABSENT)
-    exchange = None
-    budget = settings.score_tokens or SCORE_TOKENS
-    if store:
-        exchange = Exchange(store, required, scores, rows=rows, name=name, device=device)
-        if len(reused := exchange.earlier()):
-            exchange.verified(
-                verify(
-                    required.requests,
-                    scores,
-                    reused,
-                    reference,
-                    reader=reader,
-                    device=device,
-                    tokens=budget,
-                    lockstep=_in_lockstep(reference),
-                )
+    exchange = Exchange(store, required, scores, rows=rows, name=name, device=device)
+    if len(reused := exchange.earlier()):
+        exchange.verified(
+            verify(
+                required.requests,
+                scores,
+                reused,
+                reference,
+                reader=reader,
+                device=device,
+                tokens=settings.score_tokens or SCORE_TOKENS,
+                lockstep=_in_lockstep(reference),
             )
-    missing = np.flatnonzero(scores[:, 0] == ABSENT)
+        )
     computed = np.zeros(len(scores), dtype=bool)
+    missing = np.flatnonzero(scores[:, 0] == ABSENT)
     if len(missing):
-        scores, computed = _compute(
-            required,
+        # in the order of the pairs, so that those of one pair can share a batch
+        missing = missing[np.argsort(required.first[missing])]
+        requests = [required.requests[i] for i in missing]
+        batches = _batches(requests, reference, settings, reader)
+        _compute(
+            required.requests,
+            [missing[batch].tolist() for batch in batches],
             scores,
-            missing[np.argsort(required.first[missing])],
+            computed,
             reference,
-            budget,
             reader=reader,
             device=device,
             exchange=exchange,
             name=name,
         )
-    _check_coverage(scores[required.of_pair], rows)
+        scores, computed = exchange.of_all_ranks(computed)
+    of_pair = scores[required.of_pair]
+    _check_coverage(of_pair, rows)
+    of_pairs = torch.from_numpy(computed[required.of_pair].any(axis=1))
+    return _pair_scores(of_pair, pairs, settings, of_pairs, with_mi=with_mi)
 
-    of_pair = torch.from_numpy(scores[required.of_pair]).float()  # (B, scores, columns)
+
+def _batches(
+    requests: Sequence[ScoreRequest],
+    reference: Reference,
+    settings: BDPOSettings,
+    reader: ResponseReader,
+) -> list[list[int]]:
+    budget = settings.score_tokens or SCORE_TOKENS
+    return budgeted_batches(requests, budget, shared=reader.shares(reference.model))
+
+
+def _compute(
+    requests: Sequence[ScoreRequest],
+    batches: list[list[int]],
+    scores: np.ndarray,
+    computed: np.ndarray,
+    reference: Reference,
+    *,
+    reader: ResponseReader,
+    device: torch.device,
+    exchange: Exchange,
+    name: str,
+) -> None:
+    """Computes this rank's share of some batches, and stores the scores while it runs.
+
+    Args:
+        requests: the n requests.
+        batches: the batches of all ranks, of indices into `requests`, the longest first.
+        scores: (n, columns) array that receives the scores, in place.
+        computed: (n,) bool array that receives which scores were computed, in place.
+        name: the name of the dataset, for the progress bar.
+    """
+    tokens = np.array([request.rows * request.length for request in requests])
+    lockstep = _in_lockstep(reference)
+    if lockstep:  # with the last batch repeated, so that every rank has the same number
+        batches = batches + [batches[-1]] * (-len(batches) % world_size())
+        batches = batches[this_rank() :: world_size()]
+    else:
+        batches = share(batches, tokens)
+    progress = tqdm(
+        total=sum(int(tokens[batch].sum()) for batch in batches),
+        desc=f"Scoring the {visible(name)} data with the reference model",
+        unit="tok",
+        unit_scale=True,
+        disable=this_rank() != 0,
+    )
+    try:
+        with progress, reference.activated() as model:
+            found = score_requests(model, reader, requests, batches, device, lockstep=lockstep)
+            for batch, of_batch in found if lockstep else raised_by_all(found):
+                scores[batch] = _array(of_batch, scores.shape[1])
+                computed[batch] = True
+                progress.update(int(tokens[batch].sum()))
+                exchange.give(batch)
+    finally:
+        exchange.write()
+
+
+def _pair_scores(
+    scores: np.ndarray,
+    pairs: Sequence[Pair],
+    settings: BDPOSettings,
+    computed: Tensor,
+    *,
+    with_mi: bool,
+) -> PairScores:
+    """Computes the mutual information of B pairs from their (B, k, columns) scores, in the order of
+    :func:`~bdpo_plugin.reference.required_scores.pair_requests`."""
+    of_pair = torch.from_numpy(scores).float()
     of_side = of_pair.unflatten(1, (2, -1)).movedim(0, -1).contiguous()  # (2, scores, columns, B)
     logps = of_side[:, 0, 0]
     lengths = torch.tensor([len(side.completion_ids) for pair in pairs for side in pair])
@@ -154,107 +264,14 @@ def score_pairs(
         mi_rejected=mi[1],
         chosen_tokens=lengths[0],
         rejected_tokens=lengths[1],
-        computed=torch.from_numpy(computed[required.of_pair].any(axis=1)),
+        computed=computed,
     )
-
-
-def _compute(
-    required: RequiredScores,
-    scores: np.ndarray,
-    missing: np.ndarray,
-    reference: Reference,
-    token_budget: int,
-    *,
-    reader: ResponseReader,
-    device: torch.device,
-    exchange: Exchange | None,
-    name: str,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Computes the `missing` scores. With an `exchange`, the ranks share the work and each gets all
-    scores.
-
-    Returns:
-        (n, columns) scores, and (n,) bool, whether each was computed in this call.
-    """
-    requests = required.requests
-    batches = [
-        missing[batch].tolist()
-        for batch in budgeted_batches(
-            [requests[i] for i in missing], token_budget, shared=reader.shares(reference.model)
-        )
-    ]
-    tokens = np.zeros(len(requests), dtype=np.int64)
-    tokens[missing] = [requests[i].rows * requests[i].length for i in missing]
-    lockstep = _in_lockstep(reference)
-    if lockstep:
-        batches = _as_many(batches, same=exchange is not None, device=device)
-    elif exchange:
-        batches = share(batches, tokens)
-        rest = batches[1:]  # the longest batch stays first, so that a lack of memory shows early
-        random.Random().shuffle(rest)  # another run on this store should compute other batches
-        batches[1:] = rest
-    mine = np.zeros(len(requests), dtype=bool)
-    mine[[i for batch in batches for i in batch]] = True
-    computed = np.zeros(len(requests), dtype=bool)
-    progress = tqdm(
-        total=sum(int(tokens[batch].sum()) for batch in batches),
-        desc=f"Scoring the {visible(name)} data with the reference model",
-        unit="tok",
-        unit_scale=True,
-        disable=exchange is None or this_rank() != 0,
-    )
-
-    def absent(batch: list[int]) -> list[int]:
-        return [i for i in batch if scores[i, 0] == ABSENT]
-
-    apart = exchange is not None and not lockstep  # the ranks may run different batches
-    try:
-        with progress, reference.activated() as model:
-            found = score_requests(
-                model,
-                reader,
-                requests,
-                batches,
-                device,
-                lockstep=lockstep,
-                left=absent if apart else list,
-            )
-            for batch, batch_scores in raised_by_all(found) if apart else found:
-                scores[batch] = _array(batch_scores, required.columns)
-                computed[batch] = True
-                progress.update(int(tokens[batch].sum()))
-                if exchange and exchange.give(batch):
-                    exchange.write()
-                    if apart:
-                        taken = exchange.take()
-                        progress.update(int(tokens[taken[mine[taken]]].sum()))
-    finally:
-        if exchange:
-            exchange.write()
-    return exchange.of_all_ranks(computed) if exchange else (scores, computed)
 
 
 def _in_lockstep(reference: Reference) -> bool:
     """Whether all ranks must run the same number of batches, because the model is sharded and no
     rank can run it alone."""
     return world_size() > 1 and is_sharded(reference.model)
-
-
-def _as_many(batches: list[list[int]], *, same: bool, device: torch.device) -> list[list[int]]:
-    """Returns the batches of this rank, with the last one repeated so that every rank has the same
-    number of batches.
-
-    Args:
-        batches: the batches of all ranks if `same`, else those of this rank.
-        same: whether every rank passes the same batches, to be split among the ranks.
-        device: the device of this rank.
-    """
-    if same:
-        batches = batches + [batches[-1]] * (-len(batches) % world_size())
-        return batches[this_rank() :: world_size()]
-    most = torch.tensor(len(batches), device=device)
-    dist.all_reduce(most, dist.ReduceOp.MAX)
-    return batches + [batches[-1]] * (int(most) - len(batches))
 
 
 def _array(scores: list[Score], columns: int) -> np.ndarray:

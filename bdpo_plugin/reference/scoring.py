@@ -98,7 +98,6 @@ def score_requests(
     *,
     lockstep: bool = False,
     packed: bool = True,
-    left: Callable[[list[int]], list[int]] = list,
 ) -> Iterator[tuple[list[int], list[Score]]]:
     """Yields the indices and the scores of each batch as soon as they are computed.
 
@@ -117,8 +116,6 @@ def score_requests(
         lockstep: whether to run exactly the given batches, and to read each at once; needed for a
             sharded model, of which all ranks must run the same number of batches.
         packed: whether batches may run without padding.
-        left: returns the part of a batch that is still needed when it is about to run; default:
-            the whole batch.
 
     Raises:
         BDPOError: A single sequence, or a batch with `lockstep`, does not fit in the device's
@@ -130,8 +127,6 @@ def score_requests(
     while todo or queued:
         if todo:
             batch, may_pack = todo.popleft()
-            if not (batch := left(batch)):
-                continue
             of_batch = [requests[i] for i in batch]
             sums = None
             try:

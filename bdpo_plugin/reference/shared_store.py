@@ -1,5 +1,4 @@
-"""Shares scores through one store between the ranks of a run and between runs at the same time. The
-reference pass uses it."""
+"""Reads and writes the scores of a reference pass, which the ranks of a run share, in its store."""
 
 from __future__ import annotations
 
@@ -20,14 +19,13 @@ from bdpo_plugin.settings import BDPOError
 #: chosen so that the maximum over the arrays of all ranks combines the scores of the ranks.
 ABSENT, NOT_FINITE = -np.inf, np.inf
 
-#: The time between two writes to the store, in seconds: the most work that a killed run loses, or
-#: that two runs on one store both do.
+#: The time between two writes to the store, in seconds: the most work that a killed run loses.
 _FLUSH_SECONDS = 2.0
 
 
 class Exchange:
     """Exchanges scores between the reference pass and a store: reads stored scores before the
-    reference pass; while it runs, writes new scores and reads those of other runs.
+    reference pass, and writes new scores while it runs.
 
     The constructor, :meth:`of_all_ranks` and :meth:`verified` communicate between the ranks, so
     every rank must call them.
@@ -64,18 +62,18 @@ class Exchange:
         if len(set(digests)) > 1:
             raise BDPOError(difference(gathered((of_rows, list(rows))), name))
         store.run = runs[0]
-        self._seen = {file for of_rank in names for file in of_rank}
         self._take(_share_of_files(names))
         scores[:] = maximum(scores, device)
         self._tell()
         self._pending: list[int] = []
         self._last = time.monotonic()
 
-    def give(self, batch: list[int]) -> bool:
-        """Marks the scores of a batch to be written; returns whether it is time to call
-        :meth:`write`."""
+    def give(self, batch: list[int]) -> None:
+        """Marks the scores of a batch to be written, and writes what is marked from time to
+        time."""
         self._pending += batch
-        return time.monotonic() - self._last > _FLUSH_SECONDS
+        if time.monotonic() - self._last > _FLUSH_SECONDS:
+            self.write()
 
     def write(self) -> None:
         """Writes the scores that are not written yet."""
@@ -84,14 +82,6 @@ class Exchange:
         if this_rank() == 0:
             self._store.tell(self._store.problems)
         self._last = time.monotonic()
-
-    def take(self) -> np.ndarray:
-        """Fills in the scores that other runs have stored since the last call; returns their
-        indices."""
-        own = f"-{self._store.run}."
-        names = {file for file in self._store.names() if own not in file} - self._seen
-        self._seen |= names
-        return self._take(names)
 
     def of_all_ranks(self, computed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Combines the scores of all ranks at the end of the reference pass, merges the files of
@@ -141,13 +131,12 @@ class Exchange:
         self._tell()  # synchronises the ranks, so none writes before all have set the scores aside
         self._scores[:] = ABSENT
 
-    def _take(self, names: Iterable[str]) -> np.ndarray:
-        """Fills in the missing scores from some files; returns their indices."""
+    def _take(self, names: Iterable[str]) -> None:
+        """Fills in the missing scores from some files."""
         places, found = self._store.read(self._keys, names)
         found = found[:, : self._scores.shape[1]]
         good = np.isfinite(found).all(axis=1) & (self._scores[places, 0] == ABSENT)
         self._scores[places[good]] = found[good]
-        return np.unique(places[good])
 
     def _tell(self) -> None:
         """Gathers the problems of all ranks; the main rank shows them to the user."""

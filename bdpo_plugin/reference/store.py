@@ -50,24 +50,6 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bdpo"
 
 
-def framed(ids: np.ndarray | None) -> bytes:
-    """Encodes token ids, or None, for :func:`score_key`. The encoding begins with the length, so
-    that different sequences of ids never give the same bytes when joined."""
-    if ids is None:
-        return b"none"
-    return len(ids).to_bytes(8, "little") + np.asarray(ids, dtype="<i8").tobytes()
-
-
-def score_key(prompt: bytes, null: bytes, response: bytes) -> bytes:
-    """Computes the key of one score, 16 bytes, from its token ids and, if the score depends on it,
-    the null prompt.
-
-    Args:
-        prompt, null, response: the token ids, each encoded by :func:`framed`.
-    """
-    return hashlib.blake2b(prompt + null + response, digest_size=16).digest()
-
-
 class Verification(NamedTuple):
     """The result of computing some reused scores again.
 

@@ -7,9 +7,11 @@ references with different scores. If it fails to, the verification finds this be
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,25 +76,19 @@ def verify(
     """
     chosen, beside = gathered(_chosen(requests, reused, min(tokens, TOKENS)))[0]
     columns = scores.shape[1]
-    end = float("inf")
 
-    def in_time(batch: list[int]) -> list[int]:
-        return batch if lockstep or time.monotonic() < end else []
-
-    def computed(batches: list[list[int]]) -> dict[int, np.ndarray]:
-        nonlocal end
+    def computed(batches: list[list[int]], seconds: float) -> dict[int, np.ndarray]:
         again: dict[int, np.ndarray] = {}
         found = score_requests(
-            model, reader, requests, batches, device, lockstep=lockstep, packed=False, left=in_time
+            model, reader, requests, batches, device, lockstep=lockstep, packed=False
         )
-        for batch, of_batch in found if lockstep else raised_by_all(found):
+        for batch, of_batch in found if lockstep else raised_by_all(_in_time(found, seconds)):
             values = np.array(of_batch, dtype=np.float64)[:, :columns]
             again |= dict(zip(batch, values, strict=True))
-            end = min(end, time.monotonic() + SECONDS)
         return again
 
     with reference.activated() as model:
-        alone = computed([[i] for i in chosen])
+        alone = computed([[i] for i in chosen], SECONDS)
         done = list(alone)
         now = np.stack([alone[i] for i in done])
         difference = np.abs(now - scores[done]).max(axis=1)
@@ -103,12 +99,21 @@ def verify(
         allowed = rounding(eps, [requests[i] for i in done], scores[done, 0])
         found = _verdict(difference, allowed)
         if found.beyond:
-            end = float("inf")
-            batch = computed([done + (beside if len(done) == 1 else [])])
+            batch = computed([done + (beside if len(done) == 1 else [])], math.inf)
             noise = np.abs(now - np.stack([batch[i] for i in done]))
             allowed = np.maximum(allowed, _BATCHES * noise[np.isfinite(noise)].max(initial=0.0))
             found = _verdict(difference, allowed)
     return found
+
+
+def _in_time(results: Iterator[Any], seconds: float) -> Iterator[Any]:
+    """Yields results until so many seconds after the first one."""
+    end = math.inf
+    for result in results:
+        yield result
+        end = min(end, time.monotonic() + seconds)
+        if time.monotonic() >= end:
+            return
 
 
 def _chosen(

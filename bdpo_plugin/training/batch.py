@@ -4,7 +4,9 @@ create it for the training step."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +15,8 @@ from bdpo_plugin.data.pairs import Pair, split_sequence
 from bdpo_plugin.training.score_columns import SCORE_COLUMNS
 
 
-class PreferenceBatch(NamedTuple):
+@dataclass(frozen=True)
+class PreferenceBatch:
     """B pairs as 2B sequences of T tokens: first the B chosen sequences, then the B rejected ones.
 
     Attributes:
@@ -40,9 +43,10 @@ class PreferenceBatch(NamedTuple):
         inputs = {name: value for name, value in batch.items() if name not in other}
         return cls(inputs | {"use_cache": False}, completion_mask)
 
+    @cached_property
     def on_cpu(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Copies the token ids, the attention mask and the completion mask to the CPU, (2B, T)
-        each. It is one copy, which waits for the device."""
+        """The token ids, the attention mask and the completion mask on the CPU, (2B, T) each. They
+        are copied once, together, which waits for the device."""
         ids, mask = self.inputs["input_ids"], self.inputs["attention_mask"]
         ids, mask, completion_mask = torch.stack(
             [ids, mask.to(ids), self.completion_mask.to(ids)]
@@ -51,10 +55,9 @@ class PreferenceBatch(NamedTuple):
 
     def pairs(self) -> list[Pair]:
         """Returns the B pairs without padding."""
-        columns = self.on_cpu()
-        sides = []
-        for ids, attended, completion_mask in zip(*(c.tolist() for c in columns), strict=True):
-            real = [i for i, seen in enumerate(attended) if seen]
-            sides.append(split_sequence([ids[i] for i in real], [completion_mask[i] for i in real]))
+        sides = [
+            split_sequence(ids[attended.bool()].numpy(), completion_mask[attended.bool()].numpy())
+            for ids, attended, completion_mask in zip(*self.on_cpu, strict=True)
+        ]
         half = len(sides) // 2
         return [Pair(*of_pair) for of_pair in zip(sides[:half], sides[half:], strict=True)]

@@ -1,15 +1,13 @@
-"""Prepares the datasets of a run: drops the pairs that cannot be trained on, and adds the columns
-that each batch needs. The trainer mixin and the trainers of the hosts call it.
+"""Selects the pairs of a dataset that can be trained on, and keeps track of the datasets that a
+trainer has prepared. The trainer mixin and the trainers of the hosts call it.
 
-All datasets are checked before the first one is scored, so that no run stops after the reference
-pass because of an error that could be found before. Training and evaluation use only datasets that
-this trainer has prepared.
+Training and evaluation use only datasets that this trainer has prepared.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,13 +15,10 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from bdpo_plugin.data.pairs import Pair, check_pairs, is_blank
-from bdpo_plugin.output.score_file import score_file
 from bdpo_plugin.output.tables import print_problems
-from bdpo_plugin.reference.frozen_model import Reference
 from bdpo_plugin.settings import PREFIX, BDPOError
 from bdpo_plugin.training.checkpoints import DATE, PAIRS, UNDATED
-from bdpo_plugin.training.score_columns import FILE_ROW, LENGTH, longest, with_columns
-from bdpo_plugin.training.scorer import Scorer
+from bdpo_plugin.training.score_columns import FILE_ROW
 from bdpo_plugin.training.template_dates import TemplateDates
 
 #: The columns that TRL's own precomputation adds to a dataset, and that its collator passes on.
@@ -116,38 +111,6 @@ def usable_rows(
         [tokenised.rows[place] for place in kept],
         [str(value) for value in dataset[control_column]] if control_column else None,
     )
-
-
-def with_scores(
-    usable: Usable,
-    scorer: Scorer,
-    reference: Callable[[], Reference] | None,
-    *,
-    train: bool = False,
-    later: bool = False,
-) -> Dataset:
-    """Returns a dataset with the columns that each batch needs.
-
-    Args:
-        usable: the rows of the dataset that can be trained on.
-        scorer: the scorer of the run.
-        reference: returns the reference of the run; None if each batch is scored in its training
-            step.
-        train: whether these are the training pairs.
-        later: whether the dataset was given after the trainer was created. It may then have the
-            same name as another one.
-
-    Raises:
-        BDPOError: The reference cannot score a pair.
-    """
-    columns = {LENGTH: longest(usable.pairs)}
-    if reference is not None:
-        content = digest(usable.pairs) if later else ""
-        file = score_file("" if train else usable.name, content)
-        columns |= scorer.score_dataset(
-            usable.pairs, usable.rows, usable.name, reference(), file, usable.groups
-        )
-    return with_columns(usable.dataset, columns)
 
 
 def check_control_column(column: str | None, columns: Sequence[str], name: str) -> None:

@@ -21,6 +21,7 @@ from bdpo_plugin.model.device import dtypes_kept
 from bdpo_plugin.objective import bdpo_loss
 from bdpo_plugin.output.model_card import complete_card
 from bdpo_plugin.output.run_record import FirstSteps, first_steps, write_record
+from bdpo_plugin.output.score_file import score_file
 from bdpo_plugin.output.tables import print_warning
 from bdpo_plugin.output.weighing_record import CallableRecord
 from bdpo_plugin.reference.reference_source import ReferenceSource
@@ -32,12 +33,20 @@ from bdpo_plugin.training.datasets import (
     Tokenised,
     Usable,
     description_of,
+    digest,
+    peek,
     stream_refusal,
     usable_rows,
-    with_scores,
 )
 from bdpo_plugin.training.main_rank import by_main
-from bdpo_plugin.training.score_columns import LENGTH, batch_scores, unscored
+from bdpo_plugin.training.score_columns import (
+    LENGTH,
+    batch_scores,
+    longest,
+    score_columns,
+    unscored,
+    with_columns,
+)
 from bdpo_plugin.training.scorer import Scorer, Weigh
 from bdpo_plugin.training.step import LossTerms, Metrics, preference_step
 from bdpo_plugin.training.streams import StreamFilter
@@ -74,6 +83,8 @@ class RunMixin(_Trainer):
     host = "trl"
     #: The `strftime` formats of dates that the host itself writes into prompts.
     host_dates: Sequence[str] = ()
+    #: The columns of a dataset that the host has tokenised, with its pairs.
+    tokenised_columns: Sequence[str] = ()
     #: The loss of each pair; a subclass that studies another loss may replace it.
     pair_loss = staticmethod(bdpo_loss)
 
@@ -88,9 +99,8 @@ class RunMixin(_Trainer):
         self.settings = settings
         self._weigh = weigh
         self._ready = ReadyDatasets()
-        self._streams: list[StreamFilter] = []
+        self._stream_filters: list[StreamFilter] = []
         self._training_pairs: dict[str, str] = {}  # digests; empty until the pairs are prepared
-        self._usable: dict[tuple[str, str], Usable] = {}  # by name and fingerprint of the dataset
         if args.length_column_name == "length":  # the default; data may have a column of this name
             args.length_column_name = LENGTH
 
@@ -101,41 +111,91 @@ class RunMixin(_Trainer):
         """The source of the run's reference model."""
         raise NotImplementedError
 
-    def _tokenised(self, dataset: Dataset, name: str) -> Tokenised:
-        """Reads the pairs of a host's tokenised dataset."""
+    def _pairs(self, dataset: Dataset, name: str) -> Sequence[Pair]:
+        """Returns the pairs of a host's tokenised dataset, after truncation."""
         raise NotImplementedError
 
-    # The datasets -------------------------------------------------------------------------------
+    def _tokenised(self, dataset: Dataset, name: str) -> Tokenised:
+        """Returns the pairs of a host's tokenised dataset, with what is known of their rows."""
+        raise NotImplementedError
 
-    def _given_datasets(self) -> dict[str, Any]:
-        """Returns the datasets that the trainer was given, by name."""
-        evaluation = self.eval_dataset
+    def _filtered(self, stream: Any, name: str) -> Any:
+        """Returns a stream without the pairs that cannot be trained on."""
+        raise NotImplementedError
+
+    # The way of a pair --------------------------------------------------------------------------
+
+    def _prepare_datasets(self) -> None:
+        """Prepares the datasets that the trainer was given and its host has tokenised."""
+        train, evaluation = self.train_dataset, self.eval_dataset
         if not isinstance(evaluation, dict):
-            evaluation = {"eval": evaluation}
-        given = {"train": self.train_dataset, **evaluation}
-        return {name: dataset for name, dataset in given.items() if dataset is not None}
+            evaluation = {} if evaluation is None else {"eval": evaluation}
+        given = [] if train is None else [("train", train)]
+        ready = self._prepared([*given, *evaluation.items()], train=train is not None)
+        if train is not None:
+            self.train_dataset = ready.pop(0)
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = dict(zip(evaluation, ready, strict=True))
+        elif evaluation:
+            (self.eval_dataset,) = ready
 
-    def _look_at_datasets(self) -> None:
-        """Checks all datasets before the first one is scored.
+    def _prepared(
+        self, given: Sequence[tuple[str, Any]], *, train: bool = False, later: bool = False
+    ) -> list[Any]:
+        """Prepares tokenised datasets for training: reads their rows as pairs, drops the pairs that
+        cannot be trained on, finds the null prompt, scores and weighs the pairs under the
+        reference, and adds the results as columns.
+
+        All datasets are checked before the first one is scored, so that no run stops after the
+        reference pass because of an error that could be found before. Without `bdpo_precompute`
+        pairs are scored in the training steps (:meth:`_step`), and a dataset may be a stream.
+
+        Args:
+            given: the names and the datasets.
+            train: whether the first of them has the training pairs.
+            later: whether they were given after the trainer was created. They may then have the
+                same names as others.
 
         Raises:
-            BDPOError: A dataset has an error that would otherwise end the run after the reference
-                pass over the training data.
+            BDPOError: A dataset cannot be trained on, or the reference cannot score a pair.
         """
-        given = self._given_datasets()
-        if self.settings.precompute:
-            for name, dataset in given.items():
-                if not isinstance(dataset, Dataset):
-                    raise stream_refusal(name)
-        looked = [self._look_at(d, name) for name, d in given.items() if isinstance(d, Dataset)]
-        if looked and self.settings.precompute:
-            scorer = self._scorer_for(looked[0].pairs)
-            for usable in looked:
-                scorer.check_room(usable.pairs, usable.rows, self._source.before_training())
+        precompute = self.settings.precompute
+        checked: list[Any] = []
+        for name, dataset in given:
+            if isinstance(dataset, Dataset):
+                checked.append(self._usable(dataset, name))
+            elif precompute:
+                raise stream_refusal(name)
+            else:
+                checked.append(self._filtered(dataset, name))
+        if not hasattr(self, "scorer") and given:
+            self.scorer = self._new_scorer(self._first_pairs(checked[0], given[0][0]))
+        tables = [one for one in checked if isinstance(one, Usable)]
+        if train and tables and tables[0] is checked[0]:
+            self._training_pairs = description_of(tables[0].pairs, self._tokenizer, self._dates)
+        if precompute:
+            reference = self._source.before_training()
+            for one in tables:
+                self.scorer.check_room(one.pairs, one.rows, reference)
+        ready = []
+        for one in checked:
+            dataset = one
+            if isinstance(one, Usable):
+                columns = {LENGTH: longest(one.pairs)}
+                if precompute:
+                    scores = self.scorer.score(one, reference)
+                    weights = self.scorer.weights(scores, one.groups)
+                    name = "" if train and one is checked[0] else one.name
+                    file = score_file(name, digest(one.pairs) if later else "")
+                    self.scorer.save(one, scores, weights, file=file)
+                    columns |= score_columns(scores, weights)
+                dataset = with_columns(one.dataset, columns)
+            ready.append(self._ready.add(dataset))
+        return ready
 
-    def _look_at(self, dataset: Dataset, name: str) -> Usable:
-        """Selects the rows of a tokenised dataset that can be trained on, and keeps them."""
-        usable = usable_rows(
+    def _usable(self, dataset: Dataset, name: str) -> Usable:
+        """Selects the rows of a tokenised dataset that can be trained on."""
+        return usable_rows(
             dataset,
             self._tokenised(dataset, name),
             name,
@@ -143,64 +203,44 @@ class RunMixin(_Trainer):
             control_column=self.settings.control_column,
             main=self.is_world_process_zero(),
         )
-        self._usable[name, dataset._fingerprint] = usable
-        return usable
 
-    def _prepare_datasets(self) -> None:
-        """Prepares the datasets that the trainer was given and its host has tokenised."""
-        self._look_at_datasets()
-        if self.train_dataset is not None:
-            self.train_dataset = self._prepared(self.train_dataset, "train", train=True)
-        if isinstance(self.eval_dataset, dict):
-            self.eval_dataset = {
-                name: self._prepared(dataset, name) for name, dataset in self.eval_dataset.items()
-            }
-        elif self.eval_dataset is not None:
-            self.eval_dataset = self._prepared(self.eval_dataset, "eval")
+    def _first_pairs(self, checked: Any, name: str) -> Sequence[Pair]:
+        """Returns the pairs of a dataset, or the first pairs of a stream."""
+        if isinstance(checked, Usable):
+            return checked.pairs
+        pairs = self._pairs(peek(checked, name, self.tokenised_columns), name)
+        for rows in self._stream_filters:
+            rows.start_counting()  # training reads these rows again
+        return pairs
 
-    def _prepared(
-        self, dataset: Any, name: str, *, train: bool = False, later: bool = False
-    ) -> Any:
-        """Prepares a tokenised dataset for training; returns a stream unchanged."""
-        if not isinstance(dataset, Dataset):
-            return dataset
-        key = (name, dataset._fingerprint)
-        usable = self._usable.pop(key, None) or self._look_at(dataset, name)
-        scorer = self._scorer_for(usable.pairs)
-        if train:
-            self._training_pairs = description_of(usable.pairs, self._tokenizer, self._dates)
-        reference = self._source.before_training if self.settings.precompute else None
-        return self._ready.add(with_scores(usable, scorer, reference, train=train, later=later))
+    def _new_scorer(self, pairs: Sequence[Pair]) -> Scorer:
+        """Creates the scorer of the run; the prompts of these pairs determine the null prompt."""
+        source = self._source
+        return Scorer.from_prompts(
+            self.settings,
+            self._tokenizer,
+            self.accelerator,
+            self.args.output_dir,
+            self.args.seed,
+            self._weigh,
+            pairs=pairs,
+            reference=source.before_training()
+            if self.settings.precompute
+            else source.during_step(self.model),
+        )
 
     @cached_property
     def _dates(self) -> TemplateDates | None:
         """The dates that the chat template writes into the prompts."""
         return TemplateDates.of(self._tokenizer, self.host_dates)
 
-    def _scorer_for(self, pairs: Sequence[Pair]) -> Scorer:
-        """Returns the scorer of the run; creates it from these pairs if there is none yet."""
-        if not hasattr(self, "scorer"):
-            source = self._source
-            self.scorer = Scorer.from_prompts(
-                self.settings,
-                self._tokenizer,
-                self.accelerator,
-                self.args.output_dir,
-                self.args.seed,
-                self._weigh,
-                pairs=pairs,
-                reference=source.before_training()
-                if self.settings.precompute
-                else source.during_step(self.model),
-            )
-        return self.scorer
-
     def _checked(self, dataset: Any, name: str) -> Any:
+        """Returns a dataset that is about to be used, prepared if it is not."""
         if dataset is None or dataset in self._ready:
             return dataset
         if self.settings.precompute:
             raise unscored(f"The {name} data")
-        return self._prepared(dataset, name, later=True)
+        return self._prepared([(name, dataset)], later=True)[0]
 
     def get_train_dataloader(self) -> Any:
         self.train_dataset = self._checked(self.train_dataset, "training")
@@ -237,7 +277,7 @@ class RunMixin(_Trainer):
             if self.settings.precompute:
                 scores = batch_scores(columns)
             else:
-                mask = batch.inputs["attention_mask"]
+                _, mask, _ = batch.on_cpu
                 stack.enter_context(reader.padded_alike(mask.shape[1] + bool(mask.all())))
                 scores = self.scorer.score_batch(batch.pairs(), self._source.during_step(model))
             loss, metrics, outputs = preference_step(

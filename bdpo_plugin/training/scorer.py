@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from bdpo_plugin.data.pairs import Pair
@@ -30,18 +29,15 @@ from bdpo_plugin.output.tables import (
 )
 from bdpo_plugin.output.weighing_record import CallableRecord, active_settings
 from bdpo_plugin.reference.batches import token_budget
-from bdpo_plugin.reference.computation import autocast_in_words
-from bdpo_plugin.reference.fingerprint import (
-    UnreadableReference,
-    model_fingerprint,
-    tokenizer_fingerprint,
-)
+from bdpo_plugin.reference.fingerprint import UnreadableReference
 from bdpo_plugin.reference.frozen_model import Reference
 from bdpo_plugin.reference.null_prompt import NullPrompt, find_null_prompt
-from bdpo_plugin.reference.score_pairs import PairScores, score_pairs
+from bdpo_plugin.reference.score_pairs import PairScores, score_dataset, score_pairs
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.settings import UNIMPORTANT, BDPOError, BDPOSettings
 from bdpo_plugin.training.checkpoints import COMPUTATION, NULL_PROMPT, REFERENCE
+from bdpo_plugin.training.datasets import Usable
+from bdpo_plugin.training.identity import Identity, identify
 from bdpo_plugin.training.main_rank import by_main
 from bdpo_plugin.training.model_warnings import (
     layout_in_words,
@@ -54,18 +50,6 @@ from bdpo_plugin.training.score_columns import longest, score_columns
 
 #: A function from the mutual information (chosen, rejected), each (B,), to the pairs' weights.
 Weigh = Callable[[Tensor, Tensor], BalanceWeights]
-
-
-class Identity(NamedTuple):
-    """The hex digests under which the scores of a reference are stored, the same in every rank.
-
-    Attributes:
-        weights: digests of the weights that the ranks hold, and of the tokenizer.
-        computation: digests of everything that computes with them.
-    """
-
-    weights: list[str]
-    computation: list[str]
 
 
 class Scorer:
@@ -115,7 +99,7 @@ class Scorer:
             f"lock {output_dir}",
         )
         self._stores: dict[tuple[str, ...], ScoreStore] = {}
-        self._told_unreadable = False
+        self._unreadable = False
         self.reuse: dict[str, dict[str, int]] = {}
 
     @classmethod
@@ -185,72 +169,64 @@ class Scorer:
         weights, computation = self.identity or (None, None)
         return {REFERENCE: weights, COMPUTATION: computation}
 
-    def score_dataset(
-        self,
-        pairs: Sequence[Pair],
-        rows: Sequence[int],
-        name: str,
-        reference: Reference,
-        file: str,
-        groups: Sequence[str] | None = None,
-    ) -> dict[str, Tensor]:
-        """Returns the :data:`SCORE_COLUMNS` of a dataset, each (B,), from the store or computed
-        now; prints a summary and saves the scores to a file.
+    def score(self, usable: Usable, reference: Reference) -> PairScores:
+        """Returns the scores of the B pairs of a dataset, from the store or computed now.
 
         Args:
-            pairs: the pairs that can be trained on, the same in every rank.
-            rows: their row numbers in the host's dataset.
-            name: the name of the dataset, for messages.
+            usable: the rows of the dataset that can be trained on, the same in every rank.
             reference: the reference model.
-            file: the name of the Parquet file that the scores are saved to.
-            groups: the group of each pair, for a control that shuffles within groups.
         """
-        self.check_room(pairs, rows, reference)  # first, because reading the weights takes longer
-        self.identity = self._identify(reference)
-        store = self._store(self.identity)
-        scores = self._scores(pairs, reference, rows=rows, name=name, store=store)
-        weights = self._weights(scores, groups)
+        try:
+            self.identity = identify(reference, self.tokenizer, self.accelerator)
+        except UnreadableReference as error:
+            self._warn_unreadable(error)
+            self.identity = None
+        scores = score_dataset(
+            usable.pairs,
+            reference,
+            self.null_prompt,
+            self.settings,
+            reader=self.reader,
+            device=self.accelerator.device,
+            store=self._store(self.identity),
+            name=usable.name,
+            rows=usable.rows,
+            with_mi=self._measures,
+        )
         now = int(scores.computed.sum())
-        self.reuse[name] = {"scored now": now, "reused": len(pairs) - now}
+        self.reuse[usable.name] = {"scored now": now, "reused": len(usable.pairs) - now}
+        return scores
+
+    def save(
+        self, usable: Usable, scores: PairScores, weights: BalanceWeights, *, file: str
+    ) -> None:
+        """Prints a summary of the scores and the weights of a dataset, and writes them to a file of
+        the output folder."""
         if self.accelerator.is_main_process:
-            print_scores(name, self.settings, scores, weights)
+            print_scores(usable.name, self.settings, scores, weights)
         path = self.output_dir / file
         by_main(
             self.accelerator.is_main_process,
             lambda: save_scores(
-                path, rows, scores, weights, self.settings, groups, weighing=self.weighing
+                path,
+                usable.rows,
+                scores,
+                weights,
+                self.settings,
+                usable.groups,
+                weighing=self.weighing,
             ),
             f"write {path}",
         )
-        return score_columns(scores, weights)
 
-    def _identify(self, reference: Reference) -> Identity | None:
-        """Returns the identity of a reference, the same in every rank. If a part of the reference
-        cannot be read, returns None and warns the user once."""
-        fingerprint, why = None, ""
-        try:
-            with reference.activated():  # under the autocast of the reference pass
-                autocast = autocast_in_words(self.accelerator.device.type)
-                fingerprint = model_fingerprint(
-                    self.accelerator.unwrap_model(reference.model),
-                    adapter=reference.adapter,
-                    compute=f"{self.accelerator.mixed_precision}, autocast {autocast}",
-                )
-        except UnreadableReference as error:
-            why = str(error)
-        # each rank may hold only a shard of the model, so the identity covers those of all ranks
-        parts = gather_object([(fingerprint, why)])
-        reasons = [why for fingerprint, why in parts if fingerprint is None]
-        if not reasons:
-            weights, computed = (sorted(set(of)) for of in zip(*(f for f, _ in parts), strict=True))
-            return Identity([*weights, tokenizer_fingerprint(self.tokenizer)], computed)
-        if self.accelerator.is_main_process and not self._told_unreadable:
+    def _warn_unreadable(self, error: UnreadableReference) -> None:
+        """Warns the user, once, that the scores are not kept."""
+        if self.accelerator.is_main_process and not self._unreadable:
             print_warning(
-                f"{reasons[0]}. So no later run can know that its reference is the same: the "
+                f"{error}. So no later run can know that its reference is the same: the "
                 "scores are used by this run alone and kept only in its output folder."
             )
-        self._told_unreadable = True
-        return None
+        self._unreadable = True
 
     def _store(self, identity: Identity | None) -> ScoreStore:
         """Returns the store of a reference. All its datasets use one store, so that a problem is
@@ -289,8 +265,16 @@ class Scorer:
                 "cannot be checked in advance: filter such pairs out."
             )
         self.check_room(pairs, None, reference)
-        scores = self._scores(pairs, reference)
-        columns = score_columns(scores, self._weights(scores))
+        scores = score_pairs(
+            pairs,
+            reference,
+            self.null_prompt,
+            self.settings,
+            reader=self.reader,
+            device=self.accelerator.device,
+            with_mi=self._measures,
+        )
+        columns = score_columns(scores, self.weights(scores))
         return {name: column.to(self.accelerator.device) for name, column in columns.items()}
 
     def check_room(
@@ -312,29 +296,16 @@ class Scorer:
         s = self.settings
         return s.weighs or s.control is not None or self.weigh is not None or is_recording()
 
-    def _scores(
-        self,
-        pairs: Sequence[Pair],
-        reference: Reference,
-        *,
-        rows: Sequence[int] | None = None,
-        name: str = "",
-        store: ScoreStore | None = None,
-    ) -> PairScores:
-        return score_pairs(
-            pairs,
-            reference,
-            self.null_prompt,
-            self.settings,
-            reader=self.reader,
-            device=self.accelerator.device,
-            store=store,
-            name=name,
-            rows=rows,
-            with_mi=self._measures,
-        )
+    def weights(self, scores: PairScores, groups: Sequence[str] | None = None) -> BalanceWeights:
+        """Computes the weights of B pairs from their scores.
 
-    def _weights(self, scores: PairScores, groups: Sequence[str] | None = None) -> BalanceWeights:
+        Args:
+            scores: the scores.
+            groups: the group of each pair, for a control that shuffles within groups.
+
+        Raises:
+            BDPOError: The `weigh` callable returns something else than weights.
+        """
         if not scores.measured:
             return BalanceWeights(*[torch.ones_like(scores.ref_chosen_logps)] * 3)
         mi = (scores.mi_chosen, scores.mi_rejected)

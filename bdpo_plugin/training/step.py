@@ -65,7 +65,7 @@ def preference_step(
     )
     reference = ChosenRejected(scores["bdpo_ref_chosen_logps"], scores["bdpo_ref_rejected_logps"])
     device = batch.completion_mask.device
-    ids, mask, completion_mask = batch.on_cpu()
+    ids, mask, completion_mask = batch.on_cpu
     # the states at a token predict the next token
     read_at = F.pad(completion_mask[:, 1:], (0, 1))
     labels, counts = ids[:, 1:][completion_mask[:, 1:]], read_at.sum(dim=1)

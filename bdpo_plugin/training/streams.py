@@ -53,14 +53,14 @@ class StreamFilter:
         self._counts.share_memory_()
         self._told: set[str] = set()
 
-    def has_messages(self, row: Mapping[str, Any]) -> bool:
+    def has_responses(self, row: Mapping[str, Any]) -> bool:
         """Whether each response of a row that is not yet tokenised has a message."""
         empty = [] in (row["chosen"], row["rejected"])
         if empty:
             self._count(row, ["empty"])
         return not empty
 
-    def teaches(self, row: Mapping[str, Any]) -> bool:
+    def is_trainable(self, row: Mapping[str, Any]) -> bool:
         """Whether a tokenised row can be trained on."""
         pair, lengths = self._pair(row)
         report = check_pairs(
@@ -77,9 +77,9 @@ class StreamFilter:
             counts[1 + _KINDS.index(problem)] += 1
             if problem not in self._told:
                 self._told.add(problem)
-                words, teaches = PROBLEMS[problem]
+                words, kept = PROBLEMS[problem]
                 where = f" (row {row[self._position]})" if self._position else ""
-                fate = "kept" if teaches else "dropped"
+                fate = "kept" if kept else "dropped"
                 print_problems(
                     [
                         f"a pair of the {self.name} data, a stream{where}: {words} ({fate}; such "
@@ -97,8 +97,8 @@ class StreamFilter:
         read, *found = accelerator.reduce(counts, reduction="sum").tolist()
         return [
             f"{count} of the {read} pairs read from the {self.name} data, a stream: "
-            f"{words} ({'kept' if teaches else 'dropped'})"
-            for count, (words, teaches) in zip(found, PROBLEMS.values(), strict=True)
+            f"{words} ({'kept' if kept else 'dropped'})"
+            for count, (words, kept) in zip(found, PROBLEMS.values(), strict=True)
             if count
         ]
 

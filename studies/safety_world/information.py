@@ -17,7 +17,7 @@ from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.reference.fingerprint import AS_IT_IS, model_fingerprint, tokenizer_fingerprint
 from bdpo_plugin.reference.frozen_model import Reference
 from bdpo_plugin.reference.null_prompt import NullPrompt, find_null_prompt
-from bdpo_plugin.reference.score_pairs import PairScores, score_pairs
+from bdpo_plugin.reference.score_pairs import PairScores, score_dataset
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.settings import BDPOSettings
 from studies.safety_world.world import Pair, World
@@ -90,7 +90,7 @@ class Information:
         return self._scores(self.token_pairs(pairs), self.null_prompt(null, pairs), **settings)
 
     def _scores(self, pairs: list[TokenPair], null: NullPrompt, **settings: Any) -> PairScores:
-        return score_pairs(
+        return score_dataset(
             pairs,
             self.reference,
             null,

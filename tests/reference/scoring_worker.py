@@ -50,7 +50,12 @@ def score(model, pairs, directory=None, settings=SETTINGS, fails_after=None):
 
         handle = model.register_forward_pre_hook(check)
         try:
-            scores = dataset.score_pairs(pairs, reference, NULL, **run, store=store, name="train")
+            if store is None:
+                scores = dataset.score_pairs(pairs, reference, NULL, **run)
+            else:
+                scores = dataset.score_dataset(
+                    pairs, reference, NULL, **run, store=store, name="train"
+                )
         except BDPOError as error:
             return str(error), rows
         finally:

@@ -1,6 +1,5 @@
 """A whole dataset: every score once, what is stored not again, and nothing without a score."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -31,7 +30,7 @@ from bdpo_plugin.reference import shared_store as exchange
 from bdpo_plugin.reference import verification
 from bdpo_plugin.reference.frozen_model import Reference
 from bdpo_plugin.reference.null_prompt import NullPrompt
-from bdpo_plugin.reference.score_pairs import PairScores, score_pairs
+from bdpo_plugin.reference.score_pairs import score_dataset, score_pairs
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 
@@ -58,16 +57,11 @@ def score(model, store):
         reference = Reference(model, "itself")
         with counted_rows(model) as rows:
             try:
-                return score_pairs(
-                    pairs,
-                    reference,
-                    null,
-                    settings or BDPOSettings(score_tokens=64),
-                    reader=reader,
-                    device=CPU,
-                    store=store,
-                    **kwargs,
-                )
+                given = (pairs, reference, null, settings or BDPOSettings(score_tokens=64))
+                common = {"reader": reader, "device": CPU}
+                if store is None:
+                    return score_pairs(*given, **common)
+                return score_dataset(*given, **common, store=store, **kwargs)
             finally:
                 run.rows, run.passes = sum(rows), len(rows)
 
@@ -296,59 +290,7 @@ def test_what_is_done_is_written_while_the_pass_runs(model, score, store, monkey
     assert files == list(range(score.passes))
 
 
-# --- other runs, and a store that fails ----------------------------------------------------
-
-
-def test_what_another_run_writes_meanwhile_is_not_computed(model, score, store, monkeypatch):
-    monkeypatch.setattr(exchange, "_FLUSH_SECONDS", 0)
-    pairs = random_pairs(16)
-    wanted = score(pairs, store=ScoreStore(store.path.parent, ["another place"]))
-    passes = score.passes
-    (elsewhere,) = {file.parent for file in store.path.parent.glob("*/*.parquet")}
-
-    def other_run(*_):
-        if not list(elsewhere.glob("*")):
-            return
-        store.path.mkdir(exist_ok=True)
-        for file in elsewhere.iterdir():
-            file.rename(store.path / file.name)
-
-    model.register_forward_hook(other_run)
-    scores = score(pairs)
-    assert passes > 4
-    assert score.passes == 1
-    assert same(scores, wanted)
-    assert 0 < scores.computed.sum() < len(pairs), "what was taken counts as reused"
-
-
-def test_runs_at_once_share_the_work(model, score, store, monkeypatch):
-    """Three processes: each has all scores, and together they compute hardly any twice."""
-    monkeypatch.setattr(exchange, "_FLUSH_SECONDS", 0.1)
-    pairs = random_pairs(60)
-    wanted = score(pairs, store=None)
-    every = score.rows
-    context = multiprocessing.get_context("fork")
-    results, start = context.Queue(), context.Barrier(3)
-
-    def run():
-        model.register_forward_hook(lambda *_: time.sleep(0.05))
-        start.wait(60)
-        scores = score(pairs, store=ScoreStore(store.path.parent, ["model", "tokenizer"]))
-        results.put((score.rows, [column.tolist() for column in scores]))
-
-    runs = [context.Process(target=run) for _ in range(3)]
-    for process in runs:
-        process.start()
-    computed = 0
-    for _ in runs:
-        rows, scores = results.get(timeout=120)
-        computed += rows
-        assert same(PairScores(*map(torch.tensor, scores)), wanted)
-        assert not all(scores[-1])
-    for process in runs:
-        process.join(60)
-        assert process.exitcode == 0
-    assert every <= computed < 2 * every
+# --- a store that fails ---------------------------------------------------
 
 
 def test_a_store_that_cannot_be_written_ends_no_pass(score, tmp_path, monkeypatch):
@@ -429,12 +371,12 @@ def test_scores_that_are_not_finite_are_an_error(poisoned, tmp_path, settings, r
     reference = Reference(poisoned, "itself")
     settings = settings or BDPOSettings()
     with pytest.raises(BDPOError, match="not finite") as raised:
-        score_pairs(pairs, reference, NULL, settings, **run)
+        score_dataset(pairs, reference, NULL, settings, **run)
     assert "2 of 6 pairs" in str(raised.value)
     assert f"rows: {'30, 50' if rows else '2, 4'}." in str(raised.value)
     # the good ones are kept, the bad ones are tried again
     with counted_rows(poisoned) as again, pytest.raises(BDPOError):
-        score_pairs(pairs, reference, NULL, settings, **run)
+        score_dataset(pairs, reference, NULL, settings, **run)
     assert again == [2 if settings is not EXPECTED else 4] * 2  # and to be sure whose they are
 
 
@@ -443,7 +385,7 @@ def test_a_null_prompt_that_gives_no_number(poisoned, tmp_path, settings):
     """The conditional log-probabilities are finite, the mutual information is not."""
     store = ScoreStore(tmp_path, ["a"])
     with pytest.raises(BDPOError, match=r"3 of 3 pairs.*not finite"):
-        score_pairs(
+        score_dataset(
             random_pairs(3),
             Reference(poisoned, "itself"),
             NullPrompt((POISON,), "", ""),

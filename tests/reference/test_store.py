@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from small_models import stored
 
 from bdpo_plugin.reference import store as store_module
-from bdpo_plugin.reference.store import KEY, ScoreStore, default_cache_dir, framed, score_key
+from bdpo_plugin.reference.required_scores import score_key
+from bdpo_plugin.reference.scoring import ScoreRequest
+from bdpo_plugin.reference.store import KEY, ScoreStore, default_cache_dir
 
 IDENTITY = ["model", "tokenizer"]
 
@@ -635,10 +637,10 @@ def test_every_field_counts(field, change):
 
 
 def key_of(prompt, null, response, dtype=np.int64):
-    frames = (
-        framed(None if ids is None else np.array(ids, dtype)) for ids in (prompt, null, response)
+    prompt, null, response = (
+        None if ids is None else np.array(ids, dtype) for ids in (prompt, null, response)
     )
-    return score_key(*frames)
+    return score_key(ScoreRequest(prompt, response, null))
 
 
 tokens = st.lists(st.integers(0, 3), max_size=4)
@@ -661,7 +663,8 @@ def test_a_token_that_moves_across_a_boundary_changes_the_key(job, at):
 def test_the_integer_type_does_not_count():
     assert key_of([1, 2], [3], [4], np.int32) == key_of([1, 2], [3], [4], np.int64)
     ids = np.arange(10)
-    assert framed(ids[::2]) == framed(ids[::2].copy())
+    keys = [score_key(ScoreRequest(prompt, ids)) for prompt in (ids[::2], ids[::2].copy())]
+    assert keys[0] == keys[1]
 
 
 def test_large_token_ids():

@@ -17,7 +17,7 @@ from bdpo_plugin.reference import verification
 from bdpo_plugin.reference.fingerprint import model_fingerprint
 from bdpo_plugin.reference.frozen_model import Reference
 from bdpo_plugin.reference.null_prompt import NullPrompt
-from bdpo_plugin.reference.score_pairs import score_pairs
+from bdpo_plugin.reference.score_pairs import score_dataset, score_pairs
 from bdpo_plugin.reference.scoring import ScoreRequest
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.reference.verification import SCORES, rounding
@@ -47,7 +47,7 @@ class Run:
         run = {"reader": ResponseReader(), "device": CPU}
         score_pairs(PAIRS[:1], reference, NULL, settings, **run)  # the reader has met the model
         with counted_rows(model) as rows:
-            self.scores = score_pairs(PAIRS, reference, NULL, settings, **run, store=self.store)
+            self.scores = score_dataset(PAIRS, reference, NULL, settings, **run, store=self.store)
         self.rows = sum(rows)
 
     @property

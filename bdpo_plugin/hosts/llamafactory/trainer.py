@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from torch import Tensor
 from trl.models import prepare_deepspeed
 
-from bdpo_plugin.data.pairs import is_blank
+from bdpo_plugin.data.pairs import Pair, is_blank
 from bdpo_plugin.hosts.llamafactory.reference import describe_reference, free_weights
 from bdpo_plugin.hosts.llamafactory.tokenised import (
     BEFORE,
@@ -26,7 +27,7 @@ from bdpo_plugin.hosts.llamafactory.tokenised import (
 from bdpo_plugin.output.run_record import add_peak_memory
 from bdpo_plugin.reference.reference_source import ReferenceSource
 from bdpo_plugin.settings import BDPOSettings
-from bdpo_plugin.training.datasets import Tokenised, drop_reserved, peek, stream_refusal
+from bdpo_plugin.training.datasets import Tokenised, drop_reserved
 from bdpo_plugin.training.mixin import RunMixin
 from bdpo_plugin.training.score_columns import ScoreCollator
 from bdpo_plugin.training.step import TOTAL, LossTerms
@@ -50,6 +51,7 @@ class LlamaFactoryBDPOTrainer(RunMixin, CustomDPOTrainer):
     """
 
     host = "llamafactory"
+    tokenised_columns = TOKENISED
 
     def __init__(
         self, model: Any, ref_model: Any, finetuning_args: Any, processor: Any = None, **kwargs: Any
@@ -73,7 +75,7 @@ class LlamaFactoryBDPOTrainer(RunMixin, CustomDPOTrainer):
             if ref_model is not None and ref_model is not model:
                 free_weights(ref_model)
         self.data_collator = ScoreCollator(self.data_collator)
-        self.add_callback(TellStreams(self.accelerator, self._streams))
+        self.add_callback(TellStreams(self.accelerator, self._stream_filters))
 
     @cached_property
     def _source(self) -> ReferenceSource:
@@ -81,13 +83,13 @@ class LlamaFactoryBDPOTrainer(RunMixin, CustomDPOTrainer):
 
     # The datasets -------------------------------------------------------------------------------
 
-    def _prepared(self, dataset: Any, name: str, **when: bool) -> Any:
-        dataset = drop_reserved(dataset, name, main=self.is_world_process_zero())
-        if isinstance(dataset, IterableDataset):
-            if self.settings.precompute:
-                raise stream_refusal(name)
-            return self._prepare_stream(dataset, name)
-        return super()._prepared(dataset, name, **when)
+    def _prepared(self, given: Sequence[tuple[str, Any]], **when: bool) -> list[Any]:
+        main = self.is_world_process_zero()
+        given = [(name, drop_reserved(dataset, name, main=main)) for name, dataset in given]
+        return super()._prepared(given, **when)
+
+    def _pairs(self, dataset: Dataset, name: str) -> list[Pair]:
+        return dataset_pairs(dataset, name)
 
     def _tokenised(self, dataset: Dataset, name: str) -> Tokenised:
         pairs = dataset_pairs(dataset, name)
@@ -95,8 +97,7 @@ class LlamaFactoryBDPOTrainer(RunMixin, CustomDPOTrainer):
             pairs, [BEFORE] * len(pairs), prompt_boundary_mismatch=(), rows=range(len(pairs))
         )
 
-    def _prepare_stream(self, stream: IterableDataset, name: str) -> IterableDataset:
-        """Filters out, and counts, the pairs of a stream that cannot be trained on."""
+    def _filtered(self, stream: IterableDataset, name: str) -> IterableDataset:
         rows = StreamFilter(
             name,
             partial(stream_pair, name=name),
@@ -104,11 +105,8 @@ class LlamaFactoryBDPOTrainer(RunMixin, CustomDPOTrainer):
             is_blank=partial(is_blank, self._tokenizer),
             workers=self.args.dataloader_num_workers,
         )
-        stream = stream.filter(rows.teaches)
-        self._scorer_for(dataset_pairs(peek(stream, name, TOKENISED), name))
-        rows.start_counting()
-        self._streams.append(rows)
-        return self._ready.add(stream)
+        self._stream_filters.append(rows)
+        return stream.filter(rows.is_trainable)
 
     # The step -----------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -41,7 +42,7 @@ from bdpo_plugin.output.run_record import add_peak_memory
 from bdpo_plugin.output.tables import print_problems
 from bdpo_plugin.reference.reference_source import ReferenceSource
 from bdpo_plugin.settings import BDPOError
-from bdpo_plugin.training.datasets import Tokenised, drop_reserved, nothing_left, peek
+from bdpo_plugin.training.datasets import Tokenised, drop_reserved, nothing_left
 from bdpo_plugin.training.mixin import RunMixin
 from bdpo_plugin.training.score_columns import FILE_ROW, ROW, SCORE_COLUMNS, ScoreCollator
 from bdpo_plugin.training.scorer import Weigh
@@ -70,6 +71,7 @@ class BDPOTrainer(RunMixin, DPOTrainer):
         BDPOError: a setting cannot be honoured, or the data cannot be trained on.
     """
 
+    tokenised_columns = TOKENISED
     _tag_names = ["trl", *TAGS]  # noqa: RUF012
     _name = NAME
     _paper = PAPER
@@ -100,9 +102,9 @@ class BDPOTrainer(RunMixin, DPOTrainer):
         if self.settings.precompute:
             self._source.release()
         else:
-            self._prepare_stepwise()
+            self._prepare_datasets()
         self.data_collator = ScoreCollator(self.data_collator)
-        self.add_callback(TellStreams(self.accelerator, self._streams))
+        self.add_callback(TellStreams(self.accelerator, self._stream_filters))
         self._made = True
 
     @cached_property
@@ -121,7 +123,7 @@ class BDPOTrainer(RunMixin, DPOTrainer):
         empty = self._empty.get(id(dataset), ())
         dataset = drop_reserved(without_mistaken(dataset), name, main=args.process_index == 0)
         if isinstance(dataset, IterableDataset):
-            return self._prepare_stream(dataset, processing_class, args, name)
+            return self._tokenised_stream(dataset, processing_class, args, name)
         dataset = dataset.add_column(ROW, list(range(len(dataset))))
         dataset, problems = without_rows(dataset, empty, name)
         if args.process_index == 0:
@@ -143,7 +145,7 @@ class BDPOTrainer(RunMixin, DPOTrainer):
                 print_problems([problem])
         return prepared
 
-    def _prepare_stream(self, stream: Any, processing_class: Any, args: Any, name: str) -> Any:
+    def _tokenised_stream(self, stream: Any, processing_class: Any, args: Any, name: str) -> Any:
         """Tokenises a stream. Filters out, and counts, the pairs that cannot be trained on."""
 
         def pair(row: Any) -> tuple[Pair, tuple[int, int]]:
@@ -159,14 +161,14 @@ class BDPOTrainer(RunMixin, DPOTrainer):
             workers=args.dataloader_num_workers,
             position=ROW,
         )
-        self._streams.append(rows)
-        stream = checked_stream(stream, name, self._tokenizer).filter(rows.has_messages)
+        self._stream_filters.append(rows)
+        stream = checked_stream(stream, name, self._tokenizer).filter(rows.has_responses)
         if next(iter(stream), None) is None:
             raise nothing_left(name)
         whole = copy.copy(args)
         whole.max_length = None  # TRL would silently drop long prompts
         prepared = super()._prepare_dataset(stream, processing_class, whole, name)
-        return self._ready.add(prepared.filter(rows.teaches))
+        return self._ready.add(prepared.filter(rows.is_trainable))
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -184,17 +186,22 @@ class BDPOTrainer(RunMixin, DPOTrainer):
                 "that the trainer was made with. Give it to the trainer's constructor as an "
                 "`eval_dataset`, or set `bdpo_precompute: false`."
             )
-        if not self._made and (name, dataset._fingerprint) not in self._usable:
-            self._look_at_datasets()
-        train = dataset is self.train_dataset
-        return self._prepared(dataset, name, train=train, later=self._made)
+        if self._made:
+            return self._prepared([(name, dataset)], later=True)[0]
+        self._prepare_datasets()  # all of them; TRL asks for the training data first
+        return self.train_dataset
+
+    def _pairs(self, dataset: Dataset, name: str) -> Sequence[Pair]:
+        return dataset_pairs(dataset, getattr(self.data_collator, "collator", self.data_collator))
+
+    def _filtered(self, stream: Any, name: str) -> Any:
+        return stream  # since it was tokenised
 
     def _tokenised(self, dataset: Dataset, name: str) -> Tokenised:
-        collator = getattr(self.data_collator, "collator", self.data_collator)
         processes = self.args.dataset_num_proc
         responses = token_rows(dataset, TOKENISED[1:])
         return Tokenised(
-            pairs=dataset_pairs(dataset, collator),
+            pairs=self._pairs(dataset, name),
             lengths=[(len(chosen), len(rejected)) for chosen, rejected in responses],
             prompt_boundary_mismatch=prompt_boundary_mismatches(
                 dataset, self._tokenizer, name, processes
@@ -202,17 +209,6 @@ class BDPOTrainer(RunMixin, DPOTrainer):
             rows=list(dataset[ROW]),
             names=list(dataset[FILE_ROW]) if FILE_ROW in dataset.column_names else None,
         )
-
-    def _prepare_stepwise(self) -> None:
-        """Checks the data that can be checked and finds the null prompt, if nothing is precomputed.
-
-        Each batch is then scored in its training step."""
-        if isinstance(self.train_dataset, IterableDataset):
-            first = peek(self.train_dataset, "train", TOKENISED)
-            self._scorer_for(dataset_pairs(first, self.data_collator))
-            for stream in self._streams:
-                stream.start_counting()
-        self._prepare_datasets()
 
     # The step -----------------------------------------------------------------------------------
 
