@@ -31,8 +31,8 @@ BESIDE_AXOLOTL := tests/objective tests/inspection tests/test_settings.py tests/
 	tests/test_redact.py tests/test_docs.py tests/test_lines.py tests/test_warm.py tests/test_wheel.py \
 	$(addprefix tests/cli/test_cli_,answers.py doctor.py sharing.py) \
 	$(addprefix tests/studies/test_safety_world,.py _report.py)
-BESIDE_TRL := tests/sources tests/demo tests/output/test_weighing_record.py tests/soak/test_soak.py \
-	tests/tools tests/test_security.py \
+BESIDE_TRL := tests/sources tests/demo tests/model tests/output/test_weighing_record.py \
+	tests/soak/test_soak.py tests/benchmarks/test_architectures.py tests/tools tests/test_security.py \
 	$(addprefix tests/cli/test_cli_,basics.py mi.py pictures.py recipes.py) \
 	$(addprefix tests/training/test_,checkpoints.py score_columns.py template_dates.py) \
 	$(addprefix tests/hosts/trl/test_,bad_data.py fuzz.py layout.py reused_scores.py truth_of_a_run.py \
@@ -100,15 +100,16 @@ demo-real: .venv/.installed $(REAL)/prompts.txt ## The same with a real model, S
 	@$(call demonstrate,$(REAL),run-real,prepared-real,smollm2-135m,axolotl-real,64)
 
 # Two at a time, once all the environments are there: some tests compare one host with another.
-test: ## Everything: linters, the tests beside each host, the evidence at reduced size
+test: ## Linters and the tests beside each host
 	@$(MAKE) --no-print-directory -j2 $(ENVIRONMENTS)
 	@rm -rf $(LINES)
-	@$(MAKE) --no-print-directory -j2 lint test-axolotl test-trl test-llamafactory evidence-quick
+	@$(MAKE) --no-print-directory -j2 lint test-axolotl test-trl test-llamafactory
 	@$(MAKE) --no-print-directory coverage
 
 # Nightly, and before a release.
-test-all: ## The same, with every case of those that are alike, beside each host: hours
+test-all: ## Every case beside each host, and the evidence at reduced size: hours
 	@$(MAKE) --no-print-directory test CASES= BESIDE_AXOLOTL= BESIDE_TRL=
+	@$(MAKE) --no-print-directory evidence-quick
 
 # In the first environment that is there. The mark says what stays out; so does the synthetic world.
 test-fast: export PATH := $(CURDIR)/$(HERE)/bin:$(PATH)

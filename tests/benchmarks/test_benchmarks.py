@@ -12,8 +12,10 @@ import pytest
 
 pytest.importorskip("psutil")
 ROOT = Path(__file__).parents[2]
+OTHERS = bool(find_spec("llamafactory") or find_spec("axolotl"))
+beside_trl_first = pytest.mark.exhaustive if OTHERS else lambda test: test
 beside_trl_alone = pytest.mark.skipif(
-    bool(find_spec("llamafactory") or find_spec("axolotl")),
+    OTHERS,
     reason="is the same in every environment: it runs beside TRL alone",
 )
 SMALL = (
@@ -38,6 +40,7 @@ def run(name, tmp_path, *options):
 
 
 @pytest.mark.slow
+@beside_trl_first
 def test_epoch_of_both(tmp_path):
     hosts = [host for host in ("axolotl", "llamafactory") if find_spec(host)] or ["trl"]
     collecting = ["--collecting"] if hosts[0] == "axolotl" else []
@@ -60,6 +63,7 @@ def test_epoch_of_both(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @beside_trl_alone
 def test_reference_pass(tmp_path):
     shown, saved = run("reference_pass", tmp_path, "--repeats", "1", "--host", "trl")
@@ -131,6 +135,7 @@ def test_an_option_without_sense_is_refused():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @beside_trl_alone
 def test_gpu_on_the_cpu(tmp_path, monkeypatch) -> None:
     """Both tables, on tiny shapes; what is missing, and what has no time, is told below them."""

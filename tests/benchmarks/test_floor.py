@@ -36,6 +36,7 @@ def test_the_floor_runs_each_prompt_once_and_reads_the_responses():
 @pytest.mark.skipif(
     bool(find_spec("axolotl")), reason="is the same in every environment: it runs beside TRL alone"
 )
+@pytest.mark.exhaustive
 def test_the_command(tmp_path):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
     file = tmp_path / "floor.json"

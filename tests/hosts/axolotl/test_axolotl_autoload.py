@@ -110,10 +110,11 @@ def test_switched_off(config, tmp_path) -> None:
             "Did you mean `bdpo_alpha`?",
             marks=pytest.mark.exhaustive,
         ),
-        (
+        pytest.param(
             ["--bdpo-alpha", "1", "--launcher", "python"],
             {"BDPO_AUTOLOAD": "0"},
             "Axolotl does not know `--bdpo-alpha` and drops it",
+            marks=pytest.mark.exhaustive,
         ),
     ],
 )
@@ -151,6 +152,7 @@ for kind in sys.argv[1:]:
 """
 
 
+@pytest.mark.exhaustive
 def test_one_process_after_the_other(config, tiny, tmp_path) -> None:
     order = ("dpo", "0.5", "dpo", "0.25")
     lora = {"adapter": "lora", "lora_r": 2, "lora_alpha": 2, "lora_target_linear": True}

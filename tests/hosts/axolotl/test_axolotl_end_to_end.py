@@ -186,6 +186,7 @@ def test_what_was_trained_is_evaluated_and_merged(tiny, tmp_path):
     axolotl("train", config, "--launcher", "python", *go_on)
 
 
+@pytest.mark.exhaustive
 def test_preprocess_then_torchrun(tiny, tmp_path):
     config = write_config(tmp_path / "run.yml", tiny)
     axolotl("preprocess", config)
@@ -202,7 +203,7 @@ def test_preprocess_then_torchrun(tiny, tmp_path):
     assert "rl: bdpo" in card
 
 
-@pytest.mark.parametrize(("rl", "models"), [("bdpo", 1), ("dpo", 2)])
+@pytest.mark.parametrize(("rl", "models"), first(1, [("bdpo", 1), ("dpo", 2)]))
 def test_a_full_fine_tune_holds_no_second_model(tiny, tmp_path, rl, models):
     """Nor does it need its file: with the keys of a script there is a temporary one, which is gone
     (as in Ray's workers), and a tuple, which no YAML has."""
