@@ -171,6 +171,20 @@ def test_the_whole_way_of_a_recipe(here, tmp_path, monkeypatch):
         assert wrong == ([] if name == "same" else ["`losses`"])
 
 
+def test_doctor_looks_at_the_keys_and_the_model(here, tmp_path):
+    code, shown = bdpo("doctor", write_config(tmp_path / "config.yml"), "--json")
+    findings = {f["name"]: f for f in json.loads(shown)["findings"]}
+    assert (code, findings["configuration"]["state"]) == (0, "ok")
+    assert "bdpo mi FILE" in findings["data"]["words"]
+    wrong = write_config(tmp_path / "config.yml", model_name_or_path="./none", bdpo_alpha=-1)
+    code, shown = bdpo("doctor", wrong, "--json")
+    failed = [f["words"] for f in json.loads(shown)["findings"] if f["state"] == "failed"]
+    assert code == 1
+    assert len(failed) == 2
+    assert "`bdpo_alpha" in failed[0]
+    assert "`model_name_or_path: ./none` is no model" in failed[1]
+
+
 @pytest.mark.parametrize("changes", [{}, {"load_in_4bit": True, "use_peft": False}])
 def test_check_validates_by_trls_parser(tmp_path, changes):
     code, shown = bdpo("recipes", "check", write_config(tmp_path / "config.yml", **changes))
