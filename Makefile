@@ -28,7 +28,8 @@ HERE := $(or $(firstword $(wildcard .venv .venv-trl)),.venv)
 # What is the same beside every host, as it depends on no version of theirs, is run beside one of
 # them: beside Axolotl, or beside the newest TRL, whose tests end first.
 BESIDE_AXOLOTL := tests/objective tests/inspection tests/test_settings.py tests/test_limits.py \
-	tests/test_redact.py tests/test_docker.py tests/test_docs.py tests/test_lines.py tests/test_warm.py tests/test_wheel.py \
+	tests/test_redact.py tests/test_docker.py tests/test_docs.py tests/test_lines.py \
+	tests/test_warm.py tests/test_wheel.py \
 	$(addprefix tests/cli/test_cli_,answers.py doctor.py sharing.py) \
 	$(addprefix tests/studies/test_safety_world,.py _report.py)
 BESIDE_TRL := tests/sources tests/demo tests/output/test_weighing_record.py tests/soak/test_soak.py \

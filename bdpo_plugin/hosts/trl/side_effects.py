@@ -1,7 +1,6 @@
 """Groups the keys of a TRL configuration (`bdpo train`) by the side effects that they cause.
 
-Commands that do not train (`bdpo mi`, `bdpo recipes check --run`) remove such keys. Standard
-library only, so that a configuration can be read where TRL is not installed.
+Commands that do not train (`bdpo mi`, `bdpo recipes check --run`) remove such keys.
 """
 
 from __future__ import annotations
