@@ -25,6 +25,11 @@ def train(config: Path, options: tuple[str, ...]) -> None:
     from bdpo_plugin.settings import BDPOError
 
     found = read_config(config)
+    if found.host == "llamafactory" and "stage" not in found.keys:
+        raise click.ClickException(
+            f"{config} names no data: set `dataset_name`, a data set of the hub or a file of "
+            "pairs, or `datasets`, a list of them"
+        )
     if (other := _OTHERS.get(found.host)) is not None:
         raise click.ClickException(
             f"{config} is a configuration of another host: call `{other} {config}`. One of TRL has "

@@ -112,6 +112,7 @@ FILE = "./bdpo-demo/tiny/train.jsonl"
         ),
         ({"model_name_or_path": "./none"}, "`model_name_or_path: ./none` is no model that can be"),
         ({"model_name_or_path": None, "base_model": "a"}, "call `axolotl train "),
+        ({"datasets": None}, "names no data: set `dataset_name`, a data set of the hub or a file"),
         ({"datasets": None, "stage": "dpo"}, "call `llamafactory-cli train "),
     ],
 )
