@@ -28,15 +28,16 @@ HERE := $(or $(firstword $(wildcard .venv .venv-trl)),.venv)
 # What is the same beside every host, as it depends on no version of theirs, is run beside one of
 # them: beside Axolotl, or beside the newest TRL, whose tests end first.
 BESIDE_AXOLOTL := tests/objective tests/inspection tests/test_settings.py tests/test_limits.py \
-	tests/test_redact.py tests/test_docs.py tests/test_lines.py tests/test_warm.py tests/test_wheel.py \
+	tests/test_redact.py tests/test_docker.py tests/test_docs.py tests/test_lines.py \
+	tests/test_warm.py tests/test_wheel.py \
 	$(addprefix tests/cli/test_cli_,answers.py doctor.py sharing.py) \
 	$(addprefix tests/studies/test_safety_world,.py _report.py)
 BESIDE_TRL := tests/sources tests/demo tests/model tests/output/test_weighing_record.py \
 	tests/soak/test_soak.py tests/benchmarks/test_architectures.py tests/tools tests/test_security.py \
 	$(addprefix tests/cli/test_cli_,basics.py mi.py pictures.py recipes.py) \
 	$(addprefix tests/training/test_,checkpoints.py score_columns.py template_dates.py) \
-	$(addprefix tests/hosts/trl/test_,bad_data.py fuzz.py layout.py reused_scores.py truth_of_a_run.py \
-	two_processes.py unreadable_reference.py without_mi.py) \
+	$(addprefix tests/hosts/trl/test_,bad_data.py fuzz.py layout.py reused_scores.py trl_snippets.py \
+	truth_of_a_run.py two_processes.py unreadable_reference.py without_mi.py) \
 	$(addprefix tests/reference/test_,chat_template.py eviction.py null_prompt.py score_pairs.py \
 	score_ranks.py scoring.py store.py)
 # Of many like cases, the first ones; `make test-all` runs the others too.

@@ -29,6 +29,7 @@ HOOKS = {
     "llamafactory.train.dpo.workflow": f"{_LLAMAFACTORY}:wrap_workflow",
     "llamafactory.data.loader": f"{_LLAMAFACTORY}:wrap_loader",
     "llamafactory.webui.components.train": f"{_LLAMAFACTORY}:wrap_train_tab",
+    "llamafactory.webui.common": f"{_LLAMAFACTORY}:wrap_clean_cmd",
 }
 
 

@@ -24,12 +24,14 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 class Browser:
-    """One page of a local file; `errors` has what its scripts raised and its policy refused."""
+    """One page, of a local file or of an address; `errors` has what its scripts raised and its
+    policy refused."""
 
-    def __init__(self, page: Path, profile: Path) -> None:
+    def __init__(self, page: Path | str, profile: Path) -> None:
         read, theirs_out = os.pipe()
         theirs_in, write = os.pipe()
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"]
+        options += ["--disable-background-networking", "--disable-sync"]
         options += [f"--user-data-dir={profile}", "--no-first-run", "about:blank"]
         start = [sys.executable, "-c", _START, str(theirs_in), str(theirs_out)]
         self._process = subprocess.Popen(
@@ -48,7 +50,8 @@ class Browser:
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self._call(f"{domain}.enable")
-        self._call("Page.navigate", url=page.resolve().as_uri())
+        url = page if isinstance(page, str) else page.resolve().as_uri()
+        self._call("Page.navigate", url=url)
         while self._read().get("method") != "Page.loadEventFired":
             pass
 

@@ -14,6 +14,7 @@ import yaml
 import bdpo_plugin
 from bdpo_plugin.cli import main
 from bdpo_plugin.data.raw_rows import RowCheck
+from bdpo_plugin.hosts.trl import side_effects
 from bdpo_plugin.recipes.recipe_file import find_recipe
 from bdpo_plugin.settings import PREFIX, RECIPE, BDPOSettings
 
@@ -113,8 +114,10 @@ def test_commands_shown_exist(line) -> None:
     while rest and isinstance(command, click.Group):
         command = command.commands[rest.pop(0)]
     known = {option for parameter in command.params for option in parameter.opts}
+    if words[1] == "train":  # passes on what it does not know
+        known = {f"--{key}" for key in (*side_effects.KEYS, *BDPOSettings.keys())}
     assert {word for word in rest if word.startswith("--")} - {"--help"} <= known
-    if words[1] == "recipes" and rest and re.fullmatch(r"(axolotl|llamafactory)/\S+", rest[0]):
+    if words[1] == "recipes" and rest and re.fullmatch(r"(axolotl|llamafactory|trl)/\S+", rest[0]):
         find_recipe(rest[0])
 
 
@@ -294,7 +297,9 @@ def test_every_floor_is_in_the_picture() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_recipe_is_valid(path) -> None:
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if path.parent.name == "llamafactory":
+    if path.parent.name == "trl":
+        assert config["use_peft"]
+    elif path.parent.name == "llamafactory":
         assert (config["stage"], config["pref_loss"]) == ("dpo", "bdpo")
     else:
         assert config["rl"] == "bdpo"

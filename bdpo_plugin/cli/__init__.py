@@ -12,6 +12,7 @@ from bdpo_plugin.cli.plot import plot
 from bdpo_plugin.cli.real import real
 from bdpo_plugin.cli.recipes import recipes
 from bdpo_plugin.cli.tiny import tiny
+from bdpo_plugin.cli.train import train
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,5 +21,5 @@ def main() -> None:
     """Balanced Direct Preference Optimization: recipes, pictures, demos."""
 
 
-for _command in (answers, compare, data, doctor, mi, plot, real, recipes, tiny):
+for _command in (answers, compare, data, doctor, mi, plot, real, recipes, tiny, train):
     main.add_command(_command)

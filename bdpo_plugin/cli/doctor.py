@@ -39,7 +39,8 @@ def doctor(config: Path | None, as_json: bool) -> None:
     """Look at this environment, and at what CONFIG would do in it, without loading any weights.
 
     CONFIG is a YAML of Axolotl or LLaMA-Factory: its keys, its data and three rows of it as the
-    model would read them, the null prompt, and the memory that a run would take. Ends with 1 where
+    model would read them, the null prompt, and the memory that a run would take. Of a YAML of
+    `bdpo train` only the keys and the model are looked at. Ends with 1 where
     something would keep a run from training B-DPO.
     """
     found = read_config(config) if config else None
@@ -234,6 +235,9 @@ def _configuration(path: Path, config: Config) -> Iterator[Finding | dict[str, s
     )
     from bdpo_plugin.inspection.memory import weightless
 
+    if config.host == "trl":
+        yield from _of_trl(config)
+        return
     try:
         check_preference(path, config)
     except click.ClickException as error:
@@ -282,6 +286,26 @@ def _configuration(path: Path, config: Config) -> Iterator[Finding | dict[str, s
         return
     yield _memory(model, data.plan)
     yield from _cost(model, data)
+
+
+def _of_trl(config: Config) -> Iterator[Finding]:
+    """Yields the findings about a configuration of `bdpo train`: its keys and its model."""
+    from bdpo_plugin.hosts.trl.recipe_validation import problems
+    from bdpo_plugin.inspection.data_findings import FAILED, OK, UNKNOWN, Finding
+    from bdpo_plugin.settings import RECIPE
+
+    found = list(problems({k: v for k, v in config.keys.items() if k != RECIPE}))
+    try:
+        check_model(config.host, config.keys)
+    except click.ClickException as error:
+        found.append(error.message)
+    for problem in found:
+        yield Finding("configuration", FAILED, problem)
+    if not found:
+        yield Finding("configuration", OK, "TRL's parser takes it, and its model is there")
+        yield Finding(
+            "data", UNKNOWN, "of TRL it is checked by `bdpo mi FILE` and `bdpo train FILE`"
+        )
 
 
 def _needs(config: Config, environment: Mapping[str, Finding]) -> Iterator[Finding]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from matplotlib.colors import CenteredNorm, LinearSegmentedColormap
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from bdpo_plugin.cli.labels import COLOURS, OTHERS
 from bdpo_plugin.output.run_folder import evaluations
 from bdpo_plugin.terminal import visible
 
@@ -45,8 +45,6 @@ _STYLE: dict[Any, Any] = {
     "savefig.dpi": 160,
     "savefig.bbox": "tight",
 }
-# The palette of Okabe and Ito, which colour-blind readers can distinguish.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 #: Title, keys of the log (of the chosen response first, then of the rejected one), unit.
 _PANELS = (
     ("Loss", ("loss",), "per pair, nats"),
@@ -85,7 +83,7 @@ def curves(runs: Sequence[Run], path: Path) -> Path:
         panels = list(axes.flat)
         for axis, (title, keys, unit) in zip(panels, _PANELS, strict=False):
             for index, run in enumerate(runs):
-                colour = _COLOURS[index % len(_COLOURS)]
+                colour = COLOURS[index % len(COLOURS)]
                 for key, style in zip(keys, ("-", "--"), strict=False):
                     steps, values = _series(run.log, key)
                     axis.plot(steps, values, color=colour, alpha=0.2, lw=1)
@@ -114,7 +112,7 @@ def curves(runs: Sequence[Run], path: Path) -> Path:
                 ordered = np.sort(values_of(scores))
                 shares = np.arange(1, len(ordered) + 1) / len(ordered)
                 width = 2 + 2 * (len(runs) - 1 - index)
-                axis.plot(ordered, shares, color=_COLOURS[index % len(_COLOURS)], lw=width)
+                axis.plot(ordered, shares, color=COLOURS[index % len(COLOURS)], lw=width)
             axis.set_title(title)
             axis.set_xlabel(unit, color="#444444")
             axis.set_ylabel("share of the training pairs up to here", color="#444444")
@@ -130,7 +128,7 @@ def _curves_legend(axis: Axes, runs: Sequence[Run], markers: Mapping[str, str]) 
     axis.axis("off")
     grey = "#777777"
     handles = [
-        Line2D([], [], color=_COLOURS[i % len(_COLOURS)], lw=2, label=_plain(run.name))
+        Line2D([], [], color=COLOURS[i % len(COLOURS)], lw=2, label=_plain(run.name))
         for i, run in enumerate(runs)
     ]
     handles += [
@@ -203,6 +201,7 @@ def imbalance(
     chosen: np.ndarray,
     rejected: np.ndarray,
     labels: Sequence[str] | None,
+    colours: Mapping[str, str],
     unit: str,
     path: Path,
 ) -> Path:
@@ -214,16 +213,16 @@ def imbalance(
     Args:
         chosen, rejected: (B,) MI.
         labels: (B,) labels that colour the pairs; None for one colour.
+        colours: label -> its colour; labels that are not in it are drawn as others.
         unit: the unit of the MI.
     """
-    groups = Counter(labels or [""] * len(chosen))
-    shown = [name for name, _ in groups.most_common(len(_COLOURS) - 1)]
-    if len(groups) > len(shown):
-        shown.append(_OTHERS)
-    group_of = [name if name in shown else _OTHERS for name in labels or [""] * len(chosen)]
-    parts = [np.array([name == group for name in group_of]) for group in shown]
+    colour_of = dict(colours) if labels else {"": COLOURS[0]}
+    group_of = [n if n in colour_of else _OTHERS for n in labels or [""] * len(chosen)]
+    if _OTHERS in group_of:
+        colour_of[_OTHERS] = OTHERS
+    parts = [np.array([name == group for name in group_of]) for group in colour_of]
     both = np.concatenate([chosen, rejected])
-    margin = 0.13 * max(np.ptp(both), 1e-3)
+    margin = 0.18 * max(np.ptp(both), 1e-3)  # the corners have text, and no points
     limits = (both.min() - margin, both.max() + margin)
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplot_mosaic(
@@ -235,7 +234,7 @@ def imbalance(
         )
         main = axes["main"]
         main.plot(limits, limits, color="#333333", lw=1, ls=(0, (4, 3)), zorder=1)
-        for part, colour in zip(parts, _COLOURS, strict=False):
+        for part, colour in zip(parts, colour_of.values(), strict=True):
             size = float(np.clip(12000 / len(chosen), 5, 34))
             main.scatter(
                 chosen[part], rejected[part], s=size, color=colour, alpha=0.65, lw=0, zorder=2
@@ -248,7 +247,7 @@ def imbalance(
         drawn: dict[str, Any] = {
             "bins": np.linspace(*limits, 49),
             "stacked": True,
-            "color": _COLOURS[: len(parts)],
+            "color": list(colour_of.values()),
         }
         for name, values in (("top", chosen), ("right", rejected)):
             drawn["orientation"] = "vertical" if name == "top" else "horizontal"
@@ -269,7 +268,7 @@ def imbalance(
                     color=colour,
                     label=f"{_plain(name)} ({part.sum():,})",
                 )
-                for name, part, colour in zip(shown, parts, _COLOURS, strict=False)
+                for (name, colour), part in zip(colour_of.items(), parts, strict=True)
             ]
             figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
         figure.savefig(path)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bdpo_plugin.cli.doctor import hider
+from bdpo_plugin.cli.labels import find_labels, label_colours
 from bdpo_plugin.cli.looking import looking
 from bdpo_plugin.cli.plot import load_figures
 from bdpo_plugin.recipes.host_config import (
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from bdpo_plugin.inspection.scored_pairs import Scored
-
-#: A column with more distinct values than this is not used as labels: a picture could not
-#: distinguish them.
-_MOST_LABELS = 7
 
 
 @click.command()
@@ -86,10 +83,10 @@ def mi(
 ) -> None:
     """Measure the mutual information of the training pairs of CONFIG, and train nothing.
 
-    CONFIG is a YAML of Axolotl or LLaMA-Factory, with or without B-DPO; without one, --model and
-    --dataset. The scores go to where the training will look for them, which then computes none
-    again. Writes mi.png, the paper's Figure 2, and mi.html, in which each pair can be read; what
-    the host says goes to the standard error.
+    CONFIG is a YAML of Axolotl, LLaMA-Factory or `bdpo train`, with or without B-DPO; without one,
+    --model and --dataset. The scores go to where the training will look for them, which then
+    computes none again. Writes mi.png, the paper's Figure 2, and mi.html, in which each pair can be
+    read; what the host says goes to the standard error.
     """
     if (config is None) == (model is None or dataset is None):
         raise click.UsageError("Give a CONFIG, or --model and --dataset.")
@@ -101,15 +98,24 @@ def mi(
     scored = _score(config, model, dataset, output, max_length)
 
     from bdpo_plugin.cli.page import write_page
+    from bdpo_plugin.inspection.explained import conclusions, explain
 
-    name, labels = _labels(scored, label)
+    name, labels = find_labels(scored, label)
+    colours = label_colours(labels)
     side = {c: scored.table[c].to_numpy() for c in ("mi_chosen", "mi_rejected")}
     imbalance = abs(side["mi_chosen"] - side["mi_rejected"])
     unit = scored.table.schema.metadata[b"mi_unit"].decode()
     title = config.name if config else f"{model}, {dataset}"
+    found = explain(
+        (side["mi_chosen"], side["mi_rejected"]),
+        (scored.table["chosen_tokens"].to_numpy(), scored.table["rejected_tokens"].to_numpy()),
+        ([text.chosen for text in scored.texts], [text.rejected for text in scored.texts]),
+        labels,
+    )
+    notes = list(conclusions(found, name))
     written = {
-        "picture": figures.imbalance(*side.values(), labels, unit, output / "mi.png"),
-        "page": write_page(scored, labels, name, unit, title, output / "mi.html"),
+        "picture": figures.imbalance(*side.values(), labels, colours, unit, output / "mi.png"),
+        "page": write_page(scored, (name, labels, colours), notes, unit, title, output / "mi.html"),
         "scores": output / "bdpo" / "reference_scores.parquet",
     }
     result = {
@@ -118,6 +124,9 @@ def mi(
         "chosen higher": float((side["mi_chosen"] > side["mi_rejected"]).mean()),
         "rejected higher": float((side["mi_chosen"] < side["mi_rejected"]).mean()),
         "mean imbalance": float(imbalance.mean()),
+        "chosen negative": found.negative[0],
+        "rejected negative": found.negative[1],
+        "explained": found.shares,
         **{k: str(v) for k, v in written.items()},
     }
     if split and fraction:
@@ -126,6 +135,7 @@ def mi(
         click.echo(json.dumps(result, indent=1))
     else:
         _show(scored, result, imbalance, labels, name, top)
+        click.echo("\n".join(notes))
 
 
 def _score(
@@ -147,6 +157,10 @@ def _score(
                 from bdpo_plugin.hosts.trl import scoring
 
                 return scoring.score(str(model), str(dataset), output, max_length)
+            if found.host == "trl":
+                from bdpo_plugin.hosts.trl import scoring
+
+                return scoring.score_config(found.keys, output)
             if found.host == "axolotl":
                 from bdpo_plugin.hosts.axolotl import scoring as of_axolotl
 
@@ -171,31 +185,6 @@ def _stdout_to_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
-
-
-def _labels(scored: Scored, wanted: str | None) -> tuple[str | None, list[str] | None]:
-    """Returns the name of the column that colours the pairs, and its values as text."""
-    if wanted is not None:
-        if (values := scored.column(wanted)) is None:
-            columns = sorted({c for source in scored.sources for c in source.rows.column_names})
-            raise click.ClickException(
-                f"--label {wanted}: the data has no such column, only {', '.join(columns)}"
-            )
-        return wanted, [str(value) for value in values]
-    found = {}
-    for source in scored.sources:
-        for column, feature in source.rows.features.items():
-            if getattr(feature, "dtype", None) == "string" and (values := scored.column(column)):
-                texts = [v for v in values if v is not None]
-                if not all(isinstance(v, str) for v in texts):
-                    continue  # in another data set the column holds messages, for example
-                few = set(texts)
-                if 1 < len(few) <= min(_MOST_LABELS, len(values) // 2):
-                    found[column] = [str(value) for value in values]
-    if "label" not in found and len(found) != 1:
-        return None, None
-    name = "label" if "label" in found else next(iter(found))
-    return name, found[name]
 
 
 def write_split(

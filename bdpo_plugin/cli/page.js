@@ -1,14 +1,13 @@
 
 "use strict";
 // Texts are set with textContent alone: whatever is in them, they are shown, not read.
-const { unit, label, pairs } = JSON.parse(document.getElementById("data").textContent);
-const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"];
+const { unit, label, colours, plain, notes, pairs } = JSON.parse(document.getElementById("data").textContent);
 const SHOWN = 200;
 
 const counts = new Map();
 for (const pair of pairs) counts.set(pair.label, (counts.get(pair.label) || 0) + 1);
 const labels = [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a));
-const colour = name => COLOURS[Math.min(labels.indexOf(name), COLOURS.length - 1)];
+const colour = name => label === null ? plain[0] : Object.hasOwn(colours, name) ? colours[name] : plain[1];
 const mi = (pair, side) => pair.numbers[side];
 const imbalance = pair => Math.abs(mi(pair, 0) - mi(pair, 1));
 const fixed = number => number.toFixed(3);
@@ -20,13 +19,19 @@ const ORDERS = {
   "rejected understood better first": (a, b) => mi(b, 1) - mi(b, 0) - mi(a, 1) + mi(a, 0),
   "as in the data": (a, b) => a.place - b.place,
 };
-pairs.forEach((pair, place) => { pair.place = place; });
+pairs.forEach((pair, place) => {
+  pair.place = place;
+  pair.text = [pair.prompt, pair.chosen, pair.rejected].join("\n").toLowerCase();
+});
 
 function add(parent, tag, text, properties) {
   const element = parent.appendChild(document.createElement(tag));
   if (text !== undefined) element.textContent = text;
   return Object.assign(element, properties);
 }
+
+const about = add(document.body, "ul", undefined, { className: "notes", id: "notes" });
+for (const note of notes) add(about, "li", note);
 
 const controls = add(document.body, "div", undefined, { className: "controls" });
 const boxes = new Map();
@@ -41,10 +46,18 @@ if (label !== null) {
 }
 const ordered = add(add(controls, "label", "sort:"), "select", undefined, { id: "sort", onchange: update });
 for (const name of Object.keys(ORDERS)) add(ordered, "option", name);
+const sought = add(add(controls, "label", "search:"), "input", undefined, {
+  type: "search", id: "search", placeholder: "words in a prompt or response", oninput: update,
+});
+add(controls, "span", "keys: ↑ ↓ the next pair, / search, Esc all pairs", { className: "keys" });
 
 const columns = add(document.body, "div", undefined, { className: "columns" });
 const left = add(columns, "div");
-const canvas = add(left, "canvas", undefined, { onclick: pick, id: "scatter" });
+const canvas = add(left, "canvas", undefined, {
+  onclick: pick, onmousemove: hover, onmouseleave: leave, id: "scatter",
+});
+const tip = add(left, "div", undefined, { className: "tip", id: "tip", hidden: true });
+left.className = "picture";
 canvas.setAttribute("role", "img");
 canvas.setAttribute("aria-label", "Mutual information of chosen against rejected responses; the list has the same pairs");
 const right = add(columns, "div");
@@ -56,7 +69,9 @@ let visible = [], selected = null, limit = SHOWN, points = [];
 
 function update() {
   limit = SHOWN;
-  visible = pairs.filter(pair => label === null || boxes.get(pair.label).checked);
+  const words = sought.value.toLowerCase().split(/\s+/).filter(word => word);
+  visible = pairs.filter(pair => (label === null || boxes.get(pair.label).checked)
+    && words.every(word => pair.text.includes(word)));
   visible.sort(ORDERS[ordered.value]);
   if (!visible.includes(selected)) selected = visible[0] || null;
   refresh();
@@ -200,11 +215,49 @@ function draw() {
   }
 }
 
-function pick(event) {
-  const near = ([px, py]) => (px - event.offsetX) ** 2 + (py - event.offsetY) ** 2;
-  const found = points.reduce((a, b) => (near(b) < near(a) ? b : a), points[0]);
-  if (found && near(found) < 400) select(found[2]);
+function nearest(event) {
+  const far = ([px, py]) => (px - event.offsetX) ** 2 + (py - event.offsetY) ** 2;
+  const found = points.reduce((a, b) => (far(b) < far(a) ? b : a), points[0]);
+  return found && far(found) < 400 ? found : null;
 }
+
+function pick(event) {
+  const found = nearest(event);
+  if (found) select(found[2]);
+}
+
+function hover(event) {
+  const found = nearest(event);
+  tip.hidden = found === null;
+  canvas.style.cursor = found ? "pointer" : "crosshair";
+  if (!found) return;
+  const [px, py, pair] = found, right = px > canvas.clientWidth / 2;
+  tip.textContent = `${label === null ? "" : pair.label.slice(0, 60) + ", "}chosen ${fixed(mi(pair, 0))}, `
+    + `rejected ${fixed(mi(pair, 1))}\n${pair.query.slice(0, 160)}`;
+  tip.style.top = `${py + 14}px`;
+  tip.style.left = right ? "" : `${px}px`;
+  tip.style.right = right ? `${canvas.clientWidth - px}px` : "";
+}
+
+function leave() { tip.hidden = true; }
+
+function move(by) {
+  if (!visible.length) return;
+  const at = Math.min(visible.length - 1, Math.max(0, visible.indexOf(selected) + by));
+  while (at >= limit) limit += SHOWN;
+  select(visible[at]);
+}
+
+document.addEventListener("keydown", event => {
+  const typing = event.target === sought, choosing = event.target === ordered;
+  if (event.ctrlKey || event.altKey || event.metaKey || choosing) return;
+  if (event.key === "ArrowDown" || (event.key === "j" && !typing)) move(1);
+  else if (event.key === "ArrowUp" || (event.key === "k" && !typing)) move(-1);
+  else if (event.key === "/" && !typing) sought.focus();
+  else if (event.key === "Escape") { sought.value = ""; sought.blur(); update(); }
+  else return;
+  event.preventDefault();
+});
 
 window.addEventListener("resize", draw);
 update();

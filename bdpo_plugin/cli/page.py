@@ -6,10 +6,11 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bdpo_plugin.cli.labels import COLOURS, OTHERS
 from bdpo_plugin.terminal import visible
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ _MOST = 6000
 
 def write_page(
     scored: Scored,
-    labels: Sequence[str] | None,
-    label: str | None,
+    labelled: tuple[str | None, Sequence[str] | None, Mapping[str, str]],
+    notes: Sequence[str],
     unit: str,
     title: str,
     path: Path,
@@ -35,12 +36,14 @@ def write_page(
 
     Args:
         scored: the pairs.
-        labels: (B,) labels that colour the pairs; None for one colour.
-        label: the column that the labels come from.
+        labelled: the column that the labels come from, the (B,) labels, and the colours of those
+            that have one; None and None for one colour.
+        notes: sentences about the whole.
         unit: the unit of the mutual information.
         title: the title of the page.
         path: the file to write.
     """
+    label, labels, colours = labelled
     columns = ("mi_chosen", "mi_rejected", "weight_chosen", "weight_rejected")
     numbers = zip(*(scored.table[column].to_pylist() for column in columns), strict=True)
     names = [_named(number, scored.sources) for number in range(len(scored.sources))]
@@ -56,7 +59,14 @@ def write_page(
             zip(scored.texts, scored.places, numbers, strict=True)
         )
     ]
-    data = {"unit": unit, "label": label, "pairs": pairs}
+    data = {
+        "unit": unit,
+        "label": label,
+        "colours": {visible(name): colour for name, colour in colours.items()},
+        "plain": [COLOURS[0], OTHERS],  # without labels, and of those that are too many
+        "notes": [visible(note) for note in notes],
+        "pairs": pairs,
+    }
     own = Path(__file__).parent
     style, script = ((own / f"page.{end}").read_text(encoding="utf-8") for end in ("css", "js"))
     policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}"

@@ -12,15 +12,30 @@ import click
 
 
 class Config(NamedTuple):
-    """The contents of a YAML file: its host (``axolotl`` or ``llamafactory``) and its keys."""
+    """The contents of a YAML file: its host (a key of :data:`MODEL_KEYS`) and its keys."""
 
     host: str
     keys: dict[str, Any]
 
 
 #: Host -> the key of its configuration that names the model.
-MODEL_KEYS = {"axolotl": "base_model", "llamafactory": "model_name_or_path"}
-_NAMES = {"axolotl": "Axolotl", "llamafactory": "LLaMA-Factory"}
+MODEL_KEYS = {
+    "axolotl": "base_model",
+    "llamafactory": "model_name_or_path",
+    "trl": "model_name_or_path",
+}
+#: The same, for messages.
+MODEL_KEYS_SHOWN = "`base_model` (Axolotl) nor `model_name_or_path` (LLaMA-Factory, TRL)"
+_NAMES = {"axolotl": "Axolotl", "llamafactory": "LLaMA-Factory", "trl": "TRL"}
+#: Keys that name TRL's data, and that LLaMA-Factory does not have.
+_DATA_OF_TRL = {"dataset_name", "datasets"}
+
+
+def hosts_of(keys: Mapping[str, Any]) -> list[str]:
+    """Returns the hosts whose key of the model a configuration has: more than one is a mistake."""
+    of_trl = bool(_DATA_OF_TRL & keys.keys())
+    other = "llamafactory" if of_trl else "trl"
+    return [host for host, key in MODEL_KEYS.items() if key in keys and host != other]
 
 
 def read_config(path: Path) -> Config:
@@ -35,19 +50,21 @@ def read_config(path: Path) -> Config:
         keys = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise click.ClickException(f"{path} is no YAML: {error}") from error
-    hosts = [host for host, key in MODEL_KEYS.items() if isinstance(keys, dict) and key in keys]
+    hosts = hosts_of(keys) if isinstance(keys, dict) else []
     if len(hosts) != 1:
-        names = " nor ".join(f"`{key}` ({_NAMES[host]})" for host, key in MODEL_KEYS.items())
         raise click.ClickException(
-            f"{path} is no configuration of Axolotl or LLaMA-Factory: it has neither {names}"
+            f"{path} is no configuration of Axolotl, LLaMA-Factory or TRL: it has neither "
+            f"{MODEL_KEYS_SHOWN}"
             if not hosts
-            else f"{path} has keys of both hosts: {', '.join(MODEL_KEYS.values())}"
+            else f"{path} has keys of two hosts: {', '.join(sorted(set(MODEL_KEYS.values())))}"
         )
     return Config(hosts[0], keys)
 
 
 def check_preference(path: Path, config: Config) -> None:
     """Raises click.ClickException if a configuration does not train on preference pairs."""
+    if config.host == "trl":
+        return  # `bdpo train` knows nothing else
     wanted = {"axolotl": ("rl", ("bdpo", "dpo")), "llamafactory": ("stage", ("dpo",))}
     key, values = wanted[config.host]
     if config.keys.get(key) not in values:

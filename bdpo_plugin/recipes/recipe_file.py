@@ -13,7 +13,7 @@ import click
 import yaml
 
 import bdpo_plugin
-from bdpo_plugin.recipes.host_config import MODEL_KEYS
+from bdpo_plugin.recipes.host_config import MODEL_KEYS, MODEL_KEYS_SHOWN, hosts_of
 from bdpo_plugin.redact import Place
 from bdpo_plugin.settings import RECIPE
 
@@ -26,6 +26,11 @@ _KEYS = {
     },
     "llamafactory": {
         "model": MODEL_KEYS["llamafactory"],
+        "revision": "model_revision",
+        "batch": "per_device_train_batch_size",
+    },
+    "trl": {
+        "model": MODEL_KEYS["trl"],
         "revision": "model_revision",
         "batch": "per_device_train_batch_size",
     },
@@ -59,8 +64,8 @@ class Recipe:
 
     @cached_property
     def host(self) -> str:
-        """``axolotl`` or ``llamafactory``."""
-        return "llamafactory" if MODEL_KEYS["llamafactory"] in self.config else "axolotl"
+        """``axolotl``, ``llamafactory`` or ``trl``."""
+        return hosts_of(self.config)[-1]
 
     def key(self, meaning: str) -> str:
         """Returns the host's key for ``model``, ``revision`` or ``batch`` (pairs per process)."""
@@ -76,6 +81,9 @@ class Recipe:
         """The training method: ``full``, ``lora``, ``qlora``, or another name of the host."""
         if self.host == "axolotl":
             return str(self.config.get("adapter") or "full")
+        if self.host == "trl":
+            lora = "qlora" if self.config.get("load_in_4bit") else "lora"
+            return lora if self.config.get("use_peft") else "full"
         kind = str(self.config.get("finetuning_type", "lora"))
         return "qlora" if kind == "lora" and self.config.get("quantization_bit") else kind
 
@@ -195,10 +203,7 @@ def read_recipe(path: Path, name: str) -> Recipe:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise click.ClickException(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(config, dict) or not set(MODEL_KEYS.values()) & set(config):
-        raise click.ClickException(
-            f"{path} is no recipe: it has neither `base_model` (Axolotl) nor `model_name_or_path` "
-            "(LLaMA-Factory)"
-        )
+        raise click.ClickException(f"{path} is no recipe: it has neither {MODEL_KEYS_SHOWN}")
     if _size(config) > _MAX_VALUES:
         raise click.ClickException(f"{path} is no recipe: it is longer, or nested deeper, than one")
     about = config.pop(RECIPE, None)

@@ -26,6 +26,8 @@ from bdpo_plugin.settings import RECIPE, BDPOError, BDPOSettings
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
 _FILE = re.compile(r"\.(?:jsonl?|csv|parquet|arrow|txt|gz)$")
+#: Paths of entries of `datasets` that name a reader of files, whose `data_files` are the data.
+_READERS = ("json", "csv", "parquet", "text")
 #: The anchor and the tag before a YAML value.
 _PROPERTIES = re.compile(r"(?:[&!]\S*\s+)*")
 #: Reason why a value must not be shared -> what the user should do about it.
@@ -151,6 +153,11 @@ def local_data(recipe: Recipe) -> list[str]:
 
     For LLaMA-Factory, these are the datasets that dataset_info.json does not load from a hub."""
     config = recipe.config
+    if recipe.host == "trl":
+        entries = config.get("datasets") or [{"path": config.get("dataset_name")}]
+        given = [entry.get("data_files") or entry.get("path") for entry in entries]
+        files = [str(f) for one in given for f in (one if isinstance(one, list) else [one])]
+        return [file for file in files if is_local(file) and "://" not in file]
     if recipe.host == "axolotl":
         places = (config.get("datasets"), config.get("test_datasets"))
         entries = [entry for place in places if isinstance(place, list) for entry in place]
@@ -213,7 +220,7 @@ def _remote(recipe: Recipe, at: Any) -> Iterator[Finding]:
         entries = config.get(place)
         for index, entry in enumerate(entries if isinstance(entries, list) else []):
             path = str(entry.get("path")) if isinstance(entry, dict) else "."
-            if is_local(path) or is_pinned(entry.get("revision")):
+            if path in _READERS or is_local(path) or is_pinned(entry.get("revision")):
                 continue
             if entry.get("trust_remote_code") or config.get("trust_remote_code"):
                 what = f"runs code of {path} that may change: set its `revision` to a commit"

@@ -18,6 +18,7 @@ from datasets import Dataset, load_dataset
 from looking import nothing_but
 from test_cli_pictures import assert_drawn
 
+from bdpo_plugin.cli.labels import label_colours
 from bdpo_plugin.cli.mi import write_split
 from bdpo_plugin.cli.subset import write_subset
 from bdpo_plugin.data.user_rows import Source
@@ -126,6 +127,8 @@ def test_the_page_is_one_file_in_which_texts_are_data(made) -> None:
 
     data = json.loads(page.texts[9])
     assert data["label"] == "query_type"
+    assert len(data["notes"]) == 3  # 16 pairs are too few to explain anything
+    assert data["colours"].keys() == {pair["label"] for pair in data["pairs"]}
     assert {pair["label"] for pair in data["pairs"]} == {
         "safe", "unsafe", HOSTILE.replace("\u2028", "\\u2028").replace("\x1b", "\\x1b")
     }  # fmt: skip
@@ -170,11 +173,31 @@ def test_the_page_in_a_browser(made, tmp_path) -> None:
         assert (
             page.evaluate("Math.hypot(...[0, 1].map(i => mi(selected, i) - mi(wanted, i)))") < 1e-2
         )
+        # and says what it is while the mouse is there
+        page.evaluate("canvas.dispatchEvent(new MouseEvent('mousemove', where))")
+        assert page.evaluate(
+            "!tip.hidden && tip.textContent.includes(`chosen ${fixed(mi(wanted, 0))}`)"
+        )
+        page.evaluate("canvas.dispatchEvent(new MouseEvent('mouseleave'))")
+        assert page.evaluate("tip.hidden")
+        assert "Do not conclude" in page.evaluate("document.getElementById('notes').textContent")
         unlabelled = page.evaluate("pairs.filter(pair => pair.label !== labels[0]).length")
         for left in (unlabelled, 16):
             page.evaluate("document.querySelector('input[type=checkbox]').click()")
             assert page.evaluate("document.querySelectorAll('#list button').length") == left
         assert 0 < unlabelled < 16
+        # words are found wherever they are, and Escape shows all pairs again
+        page.evaluate("search.value = 'ONERROR caught'; search.dispatchEvent(new Event('input'))")
+        assert page.evaluate("visible.map(pair => pair.row)") == [0]
+        page.evaluate("const press = key => document.dispatchEvent(new KeyboardEvent('keydown', "
+                      "{key})); press('Escape')")  # fmt: skip
+        assert page.evaluate("[visible.length, search.value]") == [16, ""]
+        page.evaluate("press('ArrowDown'); press('ArrowDown'); press('k')")
+        assert page.evaluate("visible.indexOf(selected) - visible.findIndex(p => p.row === 0)") == 1
+        page.evaluate("for (const _ of pairs) press('j')")
+        assert page.evaluate("visible.indexOf(selected)") == 15
+        page.evaluate("press('/')")
+        assert page.evaluate("document.activeElement.id") == "search"
         drawn = "canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data"
         assert page.evaluate(f"{drawn}.some((value, i) => i % 4 === 0 && value === 0xd5)")
         assert page.evaluate("document.title") != "caught"
@@ -218,8 +241,8 @@ def test_arguments_that_do_not_fit(arguments, message) -> None:
     ("text", "message"),
     [
         ("a: b: c", "is no YAML"),
-        ("- a", "neither `base_model` (Axolotl) nor `model_name_or_path` (LLaMA-Factory)"),
-        ("base_model: a\nmodel_name_or_path: b", "keys of both hosts"),
+        ("- a", "neither `base_model` (Axolotl) nor `model_name_or_path` (LLaMA-Factory, TRL)"),
+        ("base_model: a\nmodel_name_or_path: b", "keys of two hosts"),
         ("base_model: a\nrl: grpo", "`rl: grpo`: the mutual information is that of preference"),
         ("model_name_or_path: a\nstage: sft", "Write `stage: dpo`"),
     ],
@@ -229,6 +252,18 @@ def test_configurations_of_nothing_that_could_be_scored(text, message, tmp_path)
     code, shown = bdpo("mi", str(tmp_path / "config.yml"))
     assert code == 1
     assert message in shown
+
+
+def test_a_label_keeps_its_colour_in_other_data() -> None:
+    names = ["safe", "unsafe", "violence", "privacy", "fraud"]
+    alone = label_colours(names)
+    assert alone == label_colours(names[::-1] * 3 + ["fraud"] * 20)
+    assert len(set(alone.values())) == len(names)
+    assert label_colours(["unsafe"]) == {"unsafe": alone["unsafe"]}
+    assert label_colours(["safe", "a"])["safe"] == alone["safe"]
+    many = [f"label {number}" for number in range(9)] * 2 + ["label 8"]
+    assert list(label_colours(many)) == [*(f"label {number}" for number in range(6)), "label 8"]
+    assert label_colours(None) == {}
 
 
 def test_more_labels_than_colours(folder, tmp_path) -> None:

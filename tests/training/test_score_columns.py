@@ -1,5 +1,6 @@
 """No column of a user's data is taken for a result of the run."""
 
+import math
 import re
 from pathlib import Path
 
@@ -62,11 +63,33 @@ def test_data_that_another_trainer_scored_is_refused_where_it_is_given_later(tmp
     made.eval_dataset = other.eval_dataset
     with pytest.raises(BDPOError, match="evaluation data does not come from a dataset that was sc"):
         made.evaluate()
-    with pytest.raises(BDPOError, match="test data does not come from a dataset that was scored"):
-        made.predict(other.eval_dataset)
     made.train_dataset = other.train_dataset
     with pytest.raises(BDPOError, match="training data does not come from a dataset that was sco"):
         made.train()
+
+
+def test_predict_scores_data_that_is_new_to_it(tmp_path):
+    """Raw data, and data that another trainer has scored, as `evaluate` does; only by a model that
+    training has changed it cannot be scored any more."""
+    new = pairs(6, seed=2)
+    other = trainer(output_dir=tmp_path / "a", evaluation=new, bdpo_alpha=3.0)
+    losses = {}
+    for name, options in (("given", {"evaluation": new}), ("each", {"bdpo_precompute": False})):
+        made = trainer(output_dir=tmp_path / name, max_steps=2, **options)
+        made.train()
+        losses[name] = made.predict(made.eval_dataset or new).metrics["test_loss"]
+    made = trainer(output_dir=tmp_path / "new", max_steps=2)
+    made.train()
+    for name, dataset in (("raw", new), ("of another", other.eval_dataset)):
+        losses[name] = made.predict(dataset).metrics["test_loss"]
+    assert abs(losses["given"] - math.log(2)) > 1e-3
+    assert losses == dict.fromkeys(losses, pytest.approx(losses["given"], abs=1e-5))
+
+    whole = trainer(output_dir=tmp_path / "e", evaluation={"test": new}, lora=False, max_steps=1)
+    whole.train()
+    assert "test_loss" in whole.predict(whole.eval_dataset["test"]).metrics
+    with pytest.raises(BDPOError, match="the one before training, has been trained since"):
+        whole.predict(pairs(4, seed=3))
 
 
 def test_scored_data_that_was_changed_since_is_refused(tmp_path):

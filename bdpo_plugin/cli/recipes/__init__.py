@@ -17,8 +17,8 @@ from bdpo_plugin.cli.recipes.show import show
 def recipes(context: click.Context) -> None:
     """Configurations to begin from, and to run again: list, copy, check, share.
 
-    A recipe is a YAML of Axolotl or LLaMA-Factory as it runs, with a mapping `bdpo_recipe` that
-    says what it needs and what came of it. NAME is one of `bdpo recipes list`, or a file.
+    A recipe is a YAML of Axolotl, LLaMA-Factory or TRL as it runs, with a mapping `bdpo_recipe`
+    that says what it needs and what came of it. NAME is one of `bdpo recipes list`, or a file.
     """
     if context.invoked_subcommand is None:
         context.invoke(list_)

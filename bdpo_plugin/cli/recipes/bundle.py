@@ -99,8 +99,14 @@ def shared_recipe(run_dir: Path, *, texts: bool) -> tuple[Recipe, list[Change]]:
         run_dir: the output folder of the run.
         texts: whether to keep prompts and templates. If not, their digests replace them.
     """
+    from bdpo_plugin.hosts.trl import side_effects as of_trl  # imports TRL
+
     recipe = recipe_of(run_dir)
-    hosts: dict[str, Any] = {"axolotl": of_axolotl, "llamafactory": of_llamafactory}
+    hosts: dict[str, Any] = {
+        "axolotl": of_axolotl,
+        "llamafactory": of_llamafactory,
+        "trl": of_trl,
+    }
     config, changes = redacted(hosts[recipe.host].for_sharing(recipe.config))
     if not texts:
         config = without_texts(config)

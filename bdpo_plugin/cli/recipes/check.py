@@ -78,6 +78,10 @@ def _host(recipe: Recipe) -> Iterator[Finding]:
         from bdpo_plugin.hosts.axolotl.recipe_validation import problems as of_axolotl
 
         found = of_axolotl(recipe.config, processes)
+    elif recipe.host == "trl":
+        from bdpo_plugin.hosts.trl.recipe_validation import problems as of_trl
+
+        found = of_trl(recipe.config)
     else:
         from bdpo_plugin.hosts.llamafactory.recipe_validation import problems as of_llamafactory
 

@@ -10,7 +10,11 @@ import click
 from bdpo_plugin.recipes.recipe_file import find_file, is_sweep, read_recipe, recipe_root
 from bdpo_plugin.terminal import visible
 
-COMMANDS = {"axolotl": "axolotl train", "llamafactory": "llamafactory-cli train"}
+COMMANDS = {
+    "axolotl": "axolotl train",
+    "llamafactory": "llamafactory-cli train",
+    "trl": "bdpo train",
+}
 
 
 @click.command()

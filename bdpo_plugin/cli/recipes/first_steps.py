@@ -64,6 +64,8 @@ def prepare(
     of_host: Any
     if recipe.host == "axolotl":
         from bdpo_plugin.hosts.axolotl import side_effects as of_host
+    elif recipe.host == "trl":
+        from bdpo_plugin.hosts.trl import side_effects as of_host
     else:
         from bdpo_plugin.hosts.llamafactory import side_effects as of_host
 

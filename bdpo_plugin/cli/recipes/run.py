@@ -17,7 +17,7 @@ from bdpo_plugin.limits import check_complete
 from bdpo_plugin.recipes.recipe_file import Recipe, find_recipe
 from bdpo_plugin.settings import BDPOError
 
-_TOOLS = {"axolotl": "axolotl", "llamafactory": "llamafactory-cli"}
+_TOOLS = {"axolotl": "axolotl", "llamafactory": "llamafactory-cli", "trl": "bdpo"}
 
 
 def command(recipe: Recipe, file: Path, arguments: tuple[str, ...]) -> list[str]:

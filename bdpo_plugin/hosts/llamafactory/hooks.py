@@ -175,5 +175,21 @@ def wrap_train_tab(module: ModuleType) -> None:
 
 def _train_tab(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     components = wrapped(*args, **kwargs)
-    components["pref_loss"].choices.append((PREF_LOSS, PREF_LOSS))
+    loss = components["pref_loss"]
+    loss.choices.append((PREF_LOSS, PREF_LOSS))
+    # gradio makes the field anew from these when the page sets its language
+    made_of = loss.constructor_args
+    made_of["choices"] = [*made_of["choices"], PREF_LOSS]
     return components
+
+
+def wrap_clean_cmd(module: ModuleType) -> None:
+    """Wraps LlamaBoard's `_clean_cmd`, which leaves out what is false: our keys may be true by
+    default."""
+    if is_tested():
+        wrapt.wrap_function_wrapper(module, "_clean_cmd", _clean_cmd)
+
+
+def _clean_cmd(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    given = kwargs["args"] if "args" in kwargs else args[0]
+    return {**wrapped(given), **{k: v for k, v in given.items() if k in KEYS and v is False}}

@@ -1,24 +1,82 @@
-"""Runs the reference pass on a model and a dataset without a configuration, for `bdpo mi`."""
+"""Runs the reference pass without training, for `bdpo mi`.
+
+It takes a configuration of `bdpo train`, or a model and a dataset."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from peft import LoraConfig
 
 from bdpo_plugin.data.user_rows import Source
+from bdpo_plugin.hosts.trl.arguments import Arguments, parse
 from bdpo_plugin.hosts.trl.config import BDPOConfig
+from bdpo_plugin.hosts.trl.loading import as_trl, file_source, load_data, make_trainer
+from bdpo_plugin.hosts.trl.side_effects import SHARES, for_looking
 from bdpo_plugin.hosts.trl.tokenised import dataset_pairs
 from bdpo_plugin.hosts.trl.trainer import BDPOTrainer
-from bdpo_plugin.inspection.scored_pairs import Place, Scored, keep_scores, texts
+from bdpo_plugin.inspection.scored_pairs import Place, Scored, find_places, keep_scores, texts
 from bdpo_plugin.sources.loading import load_train
 
-#: Suffix of a file -> the loader of the package datasets.
-_LOADERS = {".json": "json", ".jsonl": "json", ".gz": "json", ".parquet": "parquet"}
+
+def score_config(keys: Mapping[str, Any], output_dir: Path) -> Scored:
+    """Scores the training pairs of a configuration of `bdpo train`, as that does.
+
+    Scoring runs in one process, whatever the configuration says about several.
+
+    Args:
+        keys: the contents of the YAML file.
+        output_dir: the folder for the scores.
+
+    Raises:
+        BDPOError: a run would raise it.
+    """
+    seen: dict[str, Any] = {}
+    with TemporaryDirectory(prefix="bdpo-mi-") as folder:
+        kept = {k: v for k, v in for_looking(keys, Path(folder)).items() if k not in SHARES}
+        arguments = parse({**kept, "bdpo_precompute": True})
+        trainer = make_trainer(arguments, load_data(arguments, seen.__setitem__))
+        table = keep_scores(Path(arguments.training.output_dir), output_dir)
+    pairs = dataset_pairs(trainer.train_dataset, trainer.data_collator.collator)
+    rows = seen["train"]
+    sources = _sources(arguments, rows)
+    return Scored(
+        table,
+        texts(pairs, trainer.processing_class),
+        find_places((_key(rows[row]) for row in table["row"].to_pylist()), sources, _keys),
+        sources,
+    )
+
+
+def _sources(arguments: Arguments, rows: Dataset) -> list[Source]:
+    """Returns the user's datasets that `rows` were taken from, each as a whole."""
+    if not arguments.mixture.datasets:
+        name = arguments.script.dataset_name
+        return [Source(rows, None, Path(name) if Path(name).is_file() else None)]
+    sources = []
+    for entry in arguments.mixture.datasets:
+        options = {"data_dir": entry.data_dir, "data_files": entry.data_files}
+        whole = load_dataset(entry.path, entry.name, **options, split=entry.split)
+        if entry.columns is not None:
+            whole = whole.select_columns(entry.columns)
+        one = isinstance(entry.data_files, str) and Path(entry.data_files).is_file()
+        sources.append(Source(whole, None, Path(entry.data_files) if one else None))
+    return sources
+
+
+def _keys(source: Source) -> Iterator[str]:
+    return map(_key, source.rows)
+
+
+def _key(row: Mapping[str, Any]) -> str:
+    """Returns a text that is the same for the same row, whatever the order of its columns."""
+    return json.dumps({k: v for k, v in row.items() if v is not None}, sort_keys=True, default=str)
 
 
 def score(model: str, dataset: str, output_dir: Path, max_length: int) -> Scored:
@@ -36,9 +94,7 @@ def score(model: str, dataset: str, output_dir: Path, max_length: int) -> Scored
         BDPOError: a run would raise it.
     """
     path = Path(dataset)
-    source = {}
-    if path.is_file():
-        source = {"path": _LOADERS.get(path.suffix, "json"), "data_files": dataset}
+    source = file_source(dataset)
     rows = load_train("--dataset", dataset, files="a JSON, JSONL or Parquet file", **source)
     cpu = not torch.cuda.is_available()
     with TemporaryDirectory(prefix="bdpo-mi-") as folder:
@@ -62,15 +118,3 @@ def score(model: str, dataset: str, output_dir: Path, max_length: int) -> Scored
         [Place(0, row) for row in table["row"].to_pylist()],
         [Source(rows, None, path if path.is_file() else None)],
     )
-
-
-def as_trl(rows: Dataset) -> Dataset:
-    """Converts rows of messages and two single responses to TRL's form. Keeps other rows as is."""
-    before = next((c for c in ("messages", "conversations") if c in rows.column_names), None)
-    if before is None or "prompt" in rows.column_names:
-        return rows
-
-    def convert(row: dict[str, Any]) -> dict[str, Any]:
-        return {"prompt": row[before], "chosen": [row["chosen"]], "rejected": [row["rejected"]]}
-
-    return rows.map(convert, remove_columns=rows.column_names)

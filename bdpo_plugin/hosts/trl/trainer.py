@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from trl import DPOTrainer
 from trl.models import prepare_deepspeed
@@ -196,6 +197,29 @@ class BDPOTrainer(RunMixin, DPOTrainer):
 
     def _filtered(self, stream: Any, name: str) -> Any:
         return stream  # since it was tokenised
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Scores new data first, as `evaluate` does; else as `trl.DPOTrainer.predict`.
+
+        Raises:
+            BDPOError: the data cannot be trained on, or there is no reference left to score it.
+        """
+        if test_dataset not in self._ready:
+            separate = self.ref_model is not None or self._source.released
+            gone = self.state.global_step > 0 and not (separate or is_peft_model(self.model))
+            if self.settings.precompute and gone:
+                raise BDPOError(
+                    "The data given to predict() has no scores, and the model that they come from, "
+                    "the one before training, has been trained since. Give the data to the "
+                    "trainer's constructor as an `eval_dataset` (a dictionary of several, say) and "
+                    "pass it on from there, or set `bdpo_precompute: false`."
+                )
+            test_dataset = self._prepare_dataset(
+                test_dataset, self.processing_class, self.args, "test"
+            )
+            if self.settings.precompute:
+                test_dataset = self._precompute_ref_logps(test_dataset, "test", 0)
+        return super().predict(test_dataset, *args, **kwargs)
 
     def _tokenised(self, dataset: Dataset, name: str) -> Tokenised:
         processes = self.args.dataset_num_proc

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -9,11 +10,11 @@ import torch
 pytest.importorskip("axolotl")
 
 import yaml
-from axolotl_runs import MODELS, axolotl, script, write_config
+from axolotl_runs import MODELS, axolotl, script, server, write_config
 from cases import first
 from huggingface_hub import ModelCard
 from peft import PeftModel
-from real_runs import make_tiny, mean_log_probability, weights
+from real_runs import make_tiny, mean_log_probability, run_command, weights
 from running import scores
 from transformers import AutoModelForCausalLM
 
@@ -32,6 +33,23 @@ def tiny(tmp_path_factory):
 def history(directory, step):
     state = json.loads((directory / f"checkpoint-{step}" / "trainer_state.json").read_text())
     return state["log_history"]
+
+
+#: `axolotl inference`, to which a question is typed.
+ASK = """
+import io
+import sys
+from axolotl.cli.main import main
+
+sys.stdin = io.StringIO(sys.argv.pop(1))
+sys.argv[0] = "axolotl"
+main()
+"""
+
+
+def ask(config, question, *options):
+    words = [question, "inference", config, "--launcher", "python", *options]
+    return run_command([sys.executable, "-c", ASK, *map(str, words)], {}, server()).stdout
 
 
 def curve(entries, name):
@@ -170,6 +188,11 @@ def test_what_was_trained_is_evaluated_and_merged(tiny, tmp_path):
     for name in ("loss", "rewards/margins", "rewards/chosen", "logps/chosen", "bdpo/scale"):
         assert evaluated[f"eval_{name}"] == pytest.approx(last[f"eval_{name}"], abs=1e-5), name
     assert abs(evaluated["eval_rewards/margins"]) > 1e-4
+
+    # Axolotl turns these on where there is no `rl`, which inference takes away; they need a GPU
+    kernels = (f"--no-lora-{part}-kernel" for part in ("mlp", "qkv", "o"))
+    answers = ask(config, "What is tea?", "--lora-model-dir", run, *kernels)
+    assert "What is tea?" in answers.rsplit("=" * 80, 3)[-3]  # the prompt and what comes after it
 
     axolotl("merge-lora", config, "--lora-model-dir", run)
     ids = torch.arange(3, 40)[None]
