@@ -26,6 +26,8 @@ from bdpo_plugin.settings import RECIPE, BDPOError, BDPOSettings
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
 _FILE = re.compile(r"\.(?:jsonl?|csv|parquet|arrow|txt|gz)$")
+#: Keys of hosts, beside that of the model, whose values may be models of the user's own.
+_MODELS = ("lora_model_dir", "adapter_name_or_path", "ref_model", "ref_model_adapters")
 #: The anchor and the tag before a YAML value.
 _PROPERTIES = re.compile(r"(?:[&!]\S*\s+)*")
 #: Reason why a value must not be shared -> what the user should do about it.
@@ -172,23 +174,27 @@ def local_data(recipe: Recipe) -> list[str]:
 
 
 def _elsewhere(recipe: Recipe, at: Callable[[Place], str], complete: bool) -> Iterator[Finding]:
-    """Yields findings about a model or data that others cannot obtain."""
+    """Yields a finding about a model or data that others cannot obtain."""
     about = recipe.about.get("data")
-    if isinstance(about, dict) and (about.get("command") or about.get("source")):
+    about = about if isinstance(about, dict) else {}
+    source = about.get("source")
+    if source and is_local(str(source)):
+        yield Finding(True, at((RECIPE, "data", "source")), f"nobody else has {source}")
+    if about.get("command") or source:
         return
+    keys = [key for key in (recipe.key("model"), *_MODELS) if recipe.config.get(key)]
+    models = [key for key in keys if is_local(str(recipe.config[key]))]
     data = local_data(recipe)
     beside = [(recipe.path.parent / Path(path).name).is_file() for path in data]
     if (recipe.path.parent / "run.json").is_file() and all(beside):  # the bundle contains the data
         data = []
-    say = f"say in `{RECIPE}.data` by which `command` others make it, or its `source` on the hub"
-    model = (recipe.key("model"),)
-    if data and is_local(recipe.model):
-        what = f"nobody else has {recipe.model} and {data[0]}: {say}"
-        yield Finding(complete, at(model), what)
-    elif data:
-        yield Finding(False, f"`{RECIPE}`", f"nobody else has {data[0]}: {say}")
-    elif is_local(recipe.model):
-        yield Finding(False, at(model), f"nobody else has {recipe.model}: {say}")
+    if models or data:
+        names = " and ".join([*(str(recipe.config[key]) for key in models), *data[:1]])
+        what = (
+            f"nobody else has {names}: say in `{RECIPE}.data` by which `command` others make it, "
+            "or its `source` on the hub"
+        )
+        yield Finding(complete, at((models[0],)) if models else f"`{RECIPE}`", what)
 
 
 def _remote(recipe: Recipe, at: Any) -> Iterator[Finding]:

@@ -292,7 +292,7 @@ def test_settings_are_those_of_the_run_and_name_no_account(runs, tmp_path) -> No
     said = compared(root / "bdpo", tmp_path / "run")
     assert "train_runtime" not in said["settings"]
     assert said["settings"]["seed"] == [42, 3]
-    assert said["figures"]["run"]["seconds"] == 7.5
+    assert said["figures"]["run"]["the run"]["seconds"] == 7.5
 
     recipe.write_text("a: b: c")
     code, shown = bdpo("compare", str(tmp_path / "run"))
