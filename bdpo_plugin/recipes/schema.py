@@ -23,6 +23,7 @@ KEYS: dict[Any, Any] = {
     "title": str,
     "author": str,
     "licence": str,
+    "base_model": str,
     "needs": str,
     "processes": int,
     "batch": int,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from bdpo_plugin.limits import missing_message
+from bdpo_plugin.output.card_facts import data_sets, is_local
 from bdpo_plugin.recipes.recipe_file import Recipe
 from bdpo_plugin.recipes.schema import problems
 from bdpo_plugin.redact import (
@@ -24,8 +24,6 @@ from bdpo_plugin.redact import (
 from bdpo_plugin.settings import RECIPE, BDPOError, BDPOSettings
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_HUB = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
-_FILE = re.compile(r"\.(?:jsonl?|csv|parquet|arrow|txt|gz)$")
 #: Keys of hosts, beside that of the model, whose values may be models of the user's own.
 _MODELS = ("lora_model_dir", "adapter_name_or_path", "ref_model", "ref_model_adapters")
 #: The anchor and the tag before a YAML value.
@@ -138,11 +136,6 @@ def is_pinned(revision: object) -> bool:
     return isinstance(revision, str) and bool(_COMMIT.fullmatch(revision))
 
 
-def is_local(name: str) -> bool:
-    """Whether the name of a model or dataset is a path, not a name on the hub."""
-    return not _HUB.fullmatch(name) or bool(_FILE.search(name)) or Path(name).exists()
-
-
 def revision(recipe: Recipe) -> Any:
     """Returns the model's revision in a recipe, if it names one."""
     return recipe.config.get(recipe.key("revision")) or recipe.config.get("model_revision")
@@ -152,25 +145,7 @@ def local_data(recipe: Recipe) -> list[str]:
     """Returns the paths of the local data of a recipe.
 
     For LLaMA-Factory, these are the datasets that dataset_info.json does not load from a hub."""
-    config = recipe.config
-    if recipe.host == "axolotl":
-        places = (config.get("datasets"), config.get("test_datasets"))
-        entries = [entry for place in places if isinstance(place, list) for entry in place]
-        paths = [str(entry.get("path")) for entry in entries if isinstance(entry, dict)]
-        return [path for path in paths if is_local(path) and "://" not in path]
-    folder = Path(str(config.get("dataset_dir", "data")))
-    try:
-        info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        info = {}
-    named = ",".join(str(config.get(key) or "") for key in ("dataset", "eval_dataset"))
-    names = [name.strip() for name in named.split(",") if name.strip()]
-    entries = [(name, info[name] if isinstance(info.get(name), dict) else {}) for name in names]
-    return [
-        (folder / str(entry.get("file_name", name))).as_posix()
-        for name, entry in entries
-        if not {"hf_hub_url", "ms_hub_url", "om_hub_url", "cloud_file_name"} & set(entry)
-    ]
+    return [each.name for each in data_sets(recipe.config) if not each.on_hub]
 
 
 def _elsewhere(recipe: Recipe, at: Callable[[Place], str], complete: bool) -> Iterator[Finding]:

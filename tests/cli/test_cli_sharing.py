@@ -92,9 +92,9 @@ CARD = "---\ntags: [a]\n---\n\n# Mine\n\nOf {}.\n"
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
-        ("README.md", CARD.format("/srv/shared/model"), "README.md, line 10: has a path of this"),
-        ("README.md", CARD.format("me@x.org"), "README.md, line 10: has an e-mail address"),
-        ("README.md", CARD.format(TOKEN), "README.md, line 10: looks like a token"),
+        ("README.md", CARD.format("/srv/shared/model"), "README.md, line 13: has a path of this"),
+        ("README.md", CARD.format("me@x.org"), "README.md, line 13: has an e-mail address"),
+        ("README.md", CARD.format(TOKEN), "README.md, line 13: looks like a token"),
         ("adapter_config.json", f'{{"{BASE}": "/srv/a/model"}}', f"`{BASE}`: is a path of this"),
         ("tokenizer_config.json", '{"name_or_path": "/srv/a/model"}', "`name_or_path`: is a path"),
         ("tokenizer_config.json", '{"a": [{"api_key": "x"}]}', "`a[0].api_key`: has the name of a"),
