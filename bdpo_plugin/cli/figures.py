@@ -1,9 +1,8 @@
-"""The pictures that `bdpo plot` and `bdpo mi` draw."""
+"""The pictures of mutual information that `bdpo plot` and `bdpo mi` draw, and their style."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +14,17 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.colors import CenteredNorm, LinearSegmentedColormap
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from bdpo_plugin.cli.labels import COLOURS, OTHERS
-from bdpo_plugin.output.run_folder import evaluations
 from bdpo_plugin.terminal import visible
 
 if TYPE_CHECKING:
     import pyarrow
     from matplotlib.axes import Axes
 
-    from bdpo_plugin.output.run_folder import Run
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -45,104 +42,9 @@ _STYLE: dict[Any, Any] = {
     "savefig.dpi": 160,
     "savefig.bbox": "tight",
 }
-#: Title, keys of the log (of the chosen response first, then of the rejected one), unit.
-_PANELS = (
-    ("Loss", ("loss",), "per pair, nats"),
-    ("Reward margin", ("rewards/margins",), "chosen − rejected"),
-    ("Accuracy", ("rewards/accuracies",), "share of pairs with a positive margin"),
-    ("Rewards", ("rewards/chosen", "rewards/rejected"), "beta × log-ratio to the reference"),
-    ("Log-probabilities", ("logps/chosen", "logps/rejected"), "of the response, nats"),
-)
-#: Title, unit, and a function that returns the (B,) values of the training pairs.
-_OF_PAIRS: tuple[tuple[str, str, Callable[[pyarrow.Table], np.ndarray]], ...] = (
-    ("Weights", "weight of chosen (1 is DPO)", lambda s: s["weight_chosen"].to_numpy()),
-    (
-        "Imbalance",
-        "MI of chosen and rejected responses",
-        lambda s: np.abs(s["mi_chosen"].to_numpy() - s["mi_rejected"].to_numpy()),
-    ),
-)
 _OTHERS = "(others)"
-#: Markers of one evaluation set: first for the chosen, then for the rejected responses.
-_MARKERS = ("ov", "s^", "D<", "P>")
 # Blue: a smaller weight than in DPO. Orange: a larger one. The middle is grey, not white.
 _WEIGHTS = LinearSegmentedColormap.from_list("weights", ["#2166ac", "#d0d0d0", "#c8500a"])
-
-
-def curves(runs: Sequence[Run], path: Path) -> Path:
-    """Draws loss, reward margin, accuracy, rewards and log-probabilities over the steps.
-
-    Training is drawn as lines, evaluation as dots. For B-DPO runs, two more panels show the
-    distribution of the weights and of the MI imbalance over the training pairs.
-    """
-    scored = [(i, run.scores) for i, run in enumerate(runs) if run.scores is not None]
-    names = dict.fromkeys(name for run in runs for name in evaluations(run.log))
-    markers = dict(zip(names, itertools.cycle(_MARKERS), strict=False))
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(2, 4 if scored else 3, figsize=(18, 8), layout="constrained")
-        panels = list(axes.flat)
-        for axis, (title, keys, unit) in zip(panels, _PANELS, strict=False):
-            for index, run in enumerate(runs):
-                colour = COLOURS[index % len(COLOURS)]
-                for key, style in zip(keys, ("-", "--"), strict=False):
-                    steps, values = _series(run.log, key)
-                    axis.plot(steps, values, color=colour, alpha=0.2, lw=1)
-                    axis.plot(steps, _smoothed(values), style, color=colour, lw=2)
-                    full = {"color": colour, "ms": 6, "mec": "white", "mew": 1, "zorder": 3}
-                    for name, log in evaluations(run.log).items():
-                        steps, values = _series(log, key)
-                        axis.plot(steps, values, markers[name][style == "--"], **full)
-            axis.set_title(title)
-            axis.set_ylabel(unit, color="#444444")
-            axis.set_xlabel("step", color="#444444")
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        loss, margin, accuracy, rewards, _ = panels[: len(_PANELS)]
-        loss.set_ylim(bottom=0)
-        for axis in (margin, rewards):
-            axis.axhline(0, color="#999999", lw=0.8)
-        accuracy.axhline(0.5, color="#999999", lw=0.8)
-        accuracy.set_ylim(top=1.02)
-        accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        for axis, (title, unit, values_of) in zip(panels[len(_PANELS) :], _OF_PAIRS, strict=False):
-            if not scored:
-                break
-            for index, scores in scored:  # lines get thinner, so that coinciding ones stay visible
-                if title == "Imbalance" and not runs[index].measured:
-                    continue
-                ordered = np.sort(values_of(scores))
-                shares = np.arange(1, len(ordered) + 1) / len(ordered)
-                width = 2 + 2 * (len(runs) - 1 - index)
-                axis.plot(ordered, shares, color=COLOURS[index % len(COLOURS)], lw=width)
-            axis.set_title(title)
-            axis.set_xlabel(unit, color="#444444")
-            axis.set_ylabel("share of the training pairs up to here", color="#444444")
-            axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        _curves_legend(panels[-1], runs, markers)
-        figure.savefig(path)
-        plt.close(figure)
-    return path
-
-
-def _curves_legend(axis: Axes, runs: Sequence[Run], markers: Mapping[str, str]) -> None:
-    """Draws the legend in place of the last panel."""
-    axis.axis("off")
-    grey = "#777777"
-    handles = [
-        Line2D([], [], color=COLOURS[i % len(COLOURS)], lw=2, label=_plain(run.name))
-        for i, run in enumerate(runs)
-    ]
-    handles += [
-        Line2D([], [], color=grey, lw=2, label="chosen"),
-        Line2D([], [], color=grey, lw=2, ls="--", label="rejected"),
-        Line2D([], [], color=grey, alpha=0.4, lw=1, label="each step"),
-    ]
-    for name, pair in markers.items():
-        for marker, side in zip(pair, ("chosen", "rejected"), strict=True):
-            words = f"evaluation of {_plain(name)}: {side}" if name else f"evaluation: {side}"
-            handles.append(
-                Line2D([], [], ls="", marker=marker, color=grey, mec="white", label=words)
-            )
-    axis.legend(handles=handles, loc="center left", fontsize=11)
 
 
 def mi_scatter(scored: Sequence[tuple[str, pyarrow.Table]], path: Path) -> Path:
@@ -160,12 +62,16 @@ def mi_scatter(scored: Sequence[tuple[str, pyarrow.Table]], path: Path) -> Path:
     margin = 0.13 * max(high - low, 1e-3)  # space for the percentages in the corners
     limits = (low - margin, high + margin)
     reach = max(max(np.abs(p[2] - 1).max() for p in points), 1e-3)
-    with plt.rc_context(_STYLE):
-        width = 5.6 * len(scored) + 0.9
+    with plt.rc_context(STYLE):
+        rows = -(-len(scored) // 4)
+        columns = -(-len(scored) // rows)
+        size = (5.6 * columns + 0.9, 5.9 * rows)
         figure, axes = plt.subplots(
-            1, len(scored), figsize=(width, 5.9), layout="constrained", squeeze=False
+            rows, columns, figsize=size, layout="constrained", squeeze=False
         )
-        panels = zip(axes[0], scored, points, strict=True)
+        for axis in axes.flat[len(scored) :]:
+            axis.axis("off")
+        panels = zip(axes.flat, scored, points, strict=False)
         for axis, (name, scores), (chosen, rejected, weight) in panels:
             axis.plot(limits, limits, color="#333333", lw=1, ls=(0, (4, 3)), zorder=1)
             dots = axis.scatter(
@@ -188,7 +94,7 @@ def mi_scatter(scored: Sequence[tuple[str, pyarrow.Table]], path: Path) -> Path:
             unit = scores.schema.metadata[b"mi_unit"].decode()
             axis.set_xlabel(f"MI of chosen with its query, {unit}")
             axis.set_ylabel(f"MI of rejected with its query, {unit}")
-            axis.set_title(f"{_plain(name)}: {len(chosen):,} training pairs")
+            axis.set_title(f"{plain(name)}: {len(chosen):,} training pairs")
         bar = figure.colorbar(dots, ax=axes, shrink=0.75, aspect=28)
         bar.set_label("weight of chosen (1 is DPO)")
         bar.outline.set_visible(False)
@@ -224,7 +130,7 @@ def imbalance(
     both = np.concatenate([chosen, rejected])
     margin = 0.18 * max(np.ptp(both), 1e-3)  # the corners have text, and no points
     limits = (both.min() - margin, both.max() + margin)
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplot_mosaic(
             [["top", "."], ["main", "right"]],
             figsize=(7.4, 7.4),
@@ -266,7 +172,7 @@ def imbalance(
                     ls="",
                     marker="o",
                     color=colour,
-                    label=f"{_plain(name)} ({part.sum():,})",
+                    label=f"{plain(name)} ({part.sum():,})",
                 )
                 for (name, colour), part in zip(colour_of.items(), parts, strict=True)
             ]
@@ -276,22 +182,9 @@ def imbalance(
     return path
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Escapes dollar signs in a name, as matplotlib would read a formula between them."""
     return visible(text).replace("\n", " ").replace("$", r"\$")[:60]
-
-
-def _series(log: Iterable[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    pairs = [(entry["step"], entry[key]) for entry in log if key in entry]
-    steps, values = zip(*pairs, strict=True) if pairs else ((), ())
-    return np.array(steps, dtype=float), np.array(values, dtype=float)
-
-
-def _smoothed(values: np.ndarray) -> np.ndarray:
-    """Moving average: the mean over a window of a tenth of the run, smaller near the ends."""
-    half = len(values) // 20
-    windows = (values[max(i - half, 0) : i + half + 1] for i in range(len(values)))
-    return np.array([window.mean() for window in windows])
 
 
 def _share(axis: Axes, x: float, y: float, share: float, side: str, align: str) -> None:

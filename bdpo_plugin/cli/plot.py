@@ -8,6 +8,10 @@ from typing import Any
 import click
 
 from bdpo_plugin.output.run_folder import SCORES, named, read_run
+from bdpo_plugin.terminal import visible
+
+#: More than a person reads in one picture.
+MOST_PANELS = 8
 
 
 @click.command()
@@ -25,17 +29,23 @@ from bdpo_plugin.output.run_folder import SCORES, named, read_run
 def plot(output_dirs: tuple[Path, ...], out: Path | None) -> None:
     """Draw the runs in OUTPUT_DIRS: curves.png and mi_scatter.png.
 
-    curves.png has the loss, the reward margin and the accuracy, all runs in each panel;
-    mi_scatter.png the mutual information of the training pairs, a panel for each B-DPO run.
+    curves.png has the loss, margin, accuracy, rewards, log-probabilities and weights, all runs in
+    each panel; mi_scatter.png the mutual information of the training pairs, a panel for each B-DPO
+    run.
     """
     figures = load_figures()
+    from bdpo_plugin.cli.curves import curves
+
     runs = [read_run(directory, name) for directory, name in named(output_dirs)]
     out = out or output_dirs[0]
     out.mkdir(parents=True, exist_ok=True)
-    click.echo(figures.curves(runs, out / "curves.png"))
+    click.echo(curves(runs, out / "curves.png"))
     scored = [(run.name, run.scores) for run in runs if run.measured]
     if scored:
-        click.echo(figures.mi_scatter(scored, out / "mi_scatter.png"))
+        if len(scored) > MOST_PANELS:
+            left_out = ", ".join(name for name, _ in scored[MOST_PANELS:])
+            click.echo(f"mi_scatter.png has {MOST_PANELS} panels, without: {visible(left_out)}")
+        click.echo(figures.mi_scatter(scored[:MOST_PANELS], out / "mi_scatter.png"))
     elif any(run.scores is not None for run in runs):
         click.echo("The mutual information was not measured (all weights are 1): no mi_scatter.png")
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,11 +28,21 @@ _EVALUATION = re.compile(r"eval_(?:(?P<name>.+)_)?runtime")
 
 
 class Run(NamedTuple):
-    """One finished run, as its output folder has it."""
+    """One finished run, as its output folder has it.
+
+    Attributes:
+        name: a short name, for people.
+        log: the entries of the trainer's log.
+        scores: the scores of the training pairs, of a B-DPO run.
+        settings: the settings by where they are from: the trainer's state, the adapter, the record
+            of a B-DPO run, or the configuration of a host. Within one of these, a setting that is
+            missing was not set.
+    """
 
     name: str
     log: list[dict[str, Any]]
     scores: pyarrow.Table | None
+    settings: dict[str, dict[str, Any]]
 
     @property
     def measured(self) -> bool:
@@ -40,13 +50,24 @@ class Run(NamedTuple):
         return self.scores is not None and "mi_chosen" in self.scores.column_names
 
 
+def named(directories: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Returns each folder with a short name, which includes its parent if two names are equal."""
+    resolved = [directory.resolve() for directory in directories]
+    names = [path.name for path in resolved]
+    if len(set(names)) < len(names):
+        names = [f"{path.parent.name}/{path.name}" for path in resolved]
+    return list(zip(directories, names, strict=True))
+
+
 def read_run(directory: Path, name: str) -> Run:
-    """Reads the log of an output folder and, for a B-DPO run, the scores.
+    """Reads the log of an output folder, the settings and, for a B-DPO run, the scores.
 
     Raises:
-        click.ClickException: there is no log, or it has no training step.
+        click.ClickException: there is no log, it has no training step, or a file cannot be read.
     """
-    log = json.loads(find_trainer_state(directory).read_text(encoding="utf-8"))["log_history"]
+    found = find_trainer_state(directory)
+    state = json.loads(found.read_text(encoding="utf-8"))
+    log = state["log_history"]
     if not any("loss" in entry for entry in log):
         raise click.ClickException(f"{directory} has logged no training step: set logging_steps: 1")
     if (directory / RECORD).is_file() and not any("train_runtime" in entry for entry in log):
@@ -58,7 +79,8 @@ def read_run(directory: Path, name: str) -> Run:
         import pyarrow.parquet
 
         scores = pyarrow.parquet.read_table(directory / SCORES)
-    return Run(name, log, scores)
+    settings = {TRAINER: {key: state.get(key) for key in _OF_THE_TRAINER}}
+    return Run(name, log, scores, settings | _settings(directory, found.parent))
 
 
 def evaluations(log: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -103,32 +125,41 @@ def find_trainer_state(directory: Path) -> Path:
     return max(found, key=step)
 
 
-#: Settings that say where a run took place or who started it, but not what it computed.
+#: Where a setting is from: the state of transformers' trainer, the adapter, or B-DPO's record. The
+#: settings of a configuration are under the name of its host.
+TRAINER, ADAPTER, BDPO = "trainer", "adapter", "bdpo"
+_OF_THE_TRAINER = ("num_train_epochs", "max_steps", "train_batch_size")
+#: What says where a run took place, who started it or how it went, but not what it was to compute.
 _OTHER = re.compile(
     r"(^_|_dir$|(?<!or)_path$|run_name|hub_|push_to|local_rank|report_to|token$|key$|secret$|password$"
-    r"|^wandb|^mlflow|logging|^parent_library$|^megatron|inference_mode|_version$|^train_runtime$|^train_peak_memory_gib$)"
+    r"|^wandb|^mlflow|logging|^parent_library$|^megatron|inference_mode|_version$|^train_runtime$|^train_peak_memory_gib$"
+    r"|^layout\.|^scores\.|^computation$|^rows$|^null prompt$|^null_prompt\.source$|^quantised$"
+    r"|^bdpo_score_tokens$|^bdpo_precompute$|^auto_mapping|^task_type$|^fan_in_fan_out$)"
 )
-#: The files with settings of a run. If two have the same setting, the later file decides.
-_FILES = ("adapter_config.json", "bdpo_run.json", "bdpo/run.json", "bdpo/recipe.yml")
+#: The files with settings of a run. If two of one origin have the same setting, the later decides.
+_FILES = {
+    "adapter_config.json": ADAPTER,
+    "bdpo_run.json": BDPO,
+    "bdpo/run.json": BDPO,
+    "bdpo/recipe.yml": None,
+}
 
 
-def read_settings(directory: Path) -> dict[str, Any]:
-    """Reads the settings of a run from its folder, by name.
+def _settings(directory: Path, saved: Path) -> dict[str, dict[str, Any]]:
+    """Reads the settings that a run left as text, by where they are from.
 
-    Paths of folders, names of accounts and tokens are not included.
+    Paths of folders, names of accounts and tokens are not included, nor is what a configuration
+    says of B-DPO once more.
 
-    Raises:
-        click.ClickException: there is no log, or a file cannot be read.
+    Args:
+        directory: the output folder.
+        saved: the folder with the latest state: the output folder or one of its checkpoints.
     """
     import yaml
 
-    state = find_trainer_state(directory)
-    found: dict[str, Any] = {}
-    ours = json.loads(state.read_text(encoding="utf-8"))
-    for name in ("num_train_epochs", "max_steps", "train_batch_size"):
-        found[name] = ours.get(name)
-    for file in _FILES:
-        for folder in (state.parent, directory):
+    found: dict[str, dict[str, Any]] = {}
+    for file, origin in _FILES.items():
+        for folder in (saved, directory):
             path = folder / file
             if not path.is_file():
                 continue
@@ -136,10 +167,15 @@ def read_settings(directory: Path) -> dict[str, Any]:
                 content = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
             except (UnicodeDecodeError, yaml.YAMLError) as error:
                 raise click.ClickException(f"{path} cannot be read: {error}") from error
-            if isinstance(content, dict):
-                content.pop(RECIPE, None)  # describes the results of another run
-                found |= dict(_flat(content))
-    return {k: v for k, v in found.items() if v is not None and not _OTHER.search(k)}
+            if not isinstance(content, dict):
+                continue
+            content.pop(RECIPE, None)  # describes the results of another run
+            recorded = found.get(BDPO, {})
+            flat = {k: v for k, v in _flat(content) if v is not None and not _OTHER.search(k)}
+            if origin is None:
+                flat = {key: value for key, value in flat.items() if key not in recorded}
+            found.setdefault(origin or str(recorded.get("host")), {}).update(flat)
+    return found
 
 
 def _flat(content: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
@@ -152,12 +188,3 @@ def _flat(content: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]
         else:
             # PEFT writes this set in arbitrary order
             yield f"{before}{name}", sorted(value) if name == "target_modules" else value
-
-
-def named(directories: tuple[Path, ...]) -> list[tuple[Path, str]]:
-    """Returns each folder with a short name, which includes its parent if two names are equal."""
-    resolved = [directory.resolve() for directory in directories]
-    names = [path.name for path in resolved]
-    if len(set(names)) < len(names):
-        names = [f"{path.parent.name}/{path.name}" for path in resolved]
-    return list(zip(directories, names, strict=True))

@@ -30,6 +30,8 @@ FIRST_STEPS = "BDPO_FIRST_STEPS"
 #: Environment variable with the output folder of the run that :data:`FIRST_STEPS` is meant for. It
 #: is set by `bdpo recipes check --run`.
 FIRST_STEPS_IN = "BDPO_FIRST_STEPS_IN"
+#: File in the folder ``bdpo`` with the number of steps that such a run has done.
+STEP = "step.txt"
 
 _PACKAGES = (
     *("bdpo-plugin", "axolotl", "llamafactory", "trl", "transformers", "peft", "accelerate"),
@@ -166,6 +168,8 @@ class FirstSteps(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_save = False
+        if self._wanted and state.is_world_process_zero:
+            Path(args.output_dir, "bdpo", STEP).write_text(str(state.global_step))
         if state.global_step >= self._steps:
             control.should_training_stop = True
 

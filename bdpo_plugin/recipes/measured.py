@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import click
@@ -17,10 +18,11 @@ from bdpo_plugin.settings import UNIMPORTANT
 
 #: Number of first steps whose losses a recipe records, and that a run to compare with it takes.
 STEPS = 10
-#: Tolerances (mutual information in its unit, loss) for differences from rounding and kernels. The
-#: second row is for 16-bit training and quantized weights.
-_TOLERANCES = ((0.001, 0.003), (0.02, 0.05))
-_PARTS = (0.05, 0.5, 0.95)
+#: Tolerances of the mutual information, in its unit, and of the loss, for differences from rounding
+#: and kernels. The second ones are for 16-bit training and quantized weights.
+TOLERANCES = ({"mi": 0.001, "loss": 0.003}, {"mi": 0.02, "loss": 0.05})
+#: The quantiles of the mutual information that a recipe records.
+QUANTILES = (0.05, 0.5, 0.95)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -76,16 +78,17 @@ def expected_of(folder: Path, *, texts: bool = False) -> dict[str, Any]:
         "rows": record["rows"],
         "chat_template": record["chat_template"],
         "null_prompt": null_prompt if texts else digest_of(null_prompt),
+        "model_digest": _weights(record),
     }
     if run.scores is not None and run.measured:
         for side in ("mi_chosen", "mi_rejected"):
             expected[side] = rounded_quantiles(run.scores[side].to_pylist())
     expected["losses"] = {step: round(logged[step], 5) for step in first}
-    expected["tolerance"] = dict(zip(("mi", "loss"), _TOLERANCES[coarse], strict=True))
+    expected["tolerance"] = dict(TOLERANCES[coarse])
     return {key: value for key, value in expected.items() if value is not None}
 
 
-def rounded_quantiles(values: list[float], parts: Iterable[float] = _PARTS) -> list[float]:
+def rounded_quantiles(values: list[float], parts: Iterable[float] = QUANTILES) -> list[float]:
     """Returns quantiles of values, as the table of a run has them, with five decimal places."""
     import torch
 
@@ -94,13 +97,27 @@ def rounded_quantiles(values: list[float], parts: Iterable[float] = _PARTS) -> l
     return [round(value, 5) for value in quantiles(torch.tensor(values), *parts)]
 
 
+def _weights(record: dict[str, Any]) -> str | None:
+    """Returns the digest of the reference model's weights, if they were read and are in one part.
+
+    The parts that several processes hold have other digests with another number of processes."""
+    identity = (record.get("scores") or {}).get("identity") or {}
+    found = identity.get("reference") or []  # of each part, and of the tokenizer
+    return str(found[0]) if len(found) == 2 else None
+
+
+def hardware_of(folder: Path) -> str:
+    """Returns the hardware of a run in words: the number of processes and the device of each."""
+    record = read_record(folder)
+    return f"{record['batch']['processes']} x {record['hardware']}"
+
+
 def measured_of(folder: Path) -> dict[str, Any]:
     """Returns the hardware of a run and, if it has ended, its time and peak memory.
 
     A run that resumed from a checkpoint has no time, as only its last part was measured."""
     record = read_record(folder)
-    processes = record["batch"]["processes"]
-    measured: dict[str, Any] = {"hardware": f"{processes} x {record['hardware']}"}
+    measured: dict[str, Any] = {"hardware": hardware_of(folder)}
     if "train_runtime" in record:
         measured["minutes"] = float(f"{record['train_runtime'] / 60:.2g}")
     if "train_peak_memory_gib" in record:
@@ -112,3 +129,8 @@ def dump(value: Any) -> str:
     """Formats a value as YAML in one line, for a message."""
     text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()
     return text.removesuffix("\n...").strip()
+
+
+def yaml_lines(value: Any) -> str:
+    """Formats a value as lines of YAML, indented as below `bdpo_recipe`."""
+    return indent(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), "  ")

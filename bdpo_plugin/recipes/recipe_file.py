@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import click
@@ -102,6 +104,32 @@ class Recipe:
         rest = _BLOCK.sub("\n", f"{self.text.rstrip()}\n").rstrip()
         block = yaml.safe_dump({RECIPE: about}, sort_keys=False, allow_unicode=True, width=96)
         return f"{rest}\n\n{_COMMENT}\n{block}"
+
+    def with_verified(self, entry: dict[str, str]) -> str:
+        """Returns the text with one more entry of `verified`, and all else, comments too, as it is.
+
+        A mapping `bdpo_recipe` in braces is written anew."""
+        about = {**self.about, "verified": [entry, *self.about.get("verified", [])]}
+        node = _below(yaml.compose(self.text), RECIPE)
+        verified, expected = _below(node, "verified"), _below(node, "expected", key=True)
+        item = yaml.safe_dump([entry], sort_keys=False, allow_unicode=True)
+        if verified is not None:
+            mark = verified.start_mark
+        else:
+            mark, item = expected.start_mark, f"verified:\n{indent(item, '  ')}"
+        lines = self.text.splitlines(keepends=True)
+        text = "".join([*lines[: mark.line], indent(item, " " * mark.column), *lines[mark.line :]])
+        with suppress(yaml.YAMLError):
+            if yaml.safe_load(text)[RECIPE] == about:
+                return text
+        return self.with_about(about)
+
+
+def _below(node: Any, name: str, *, key: bool = False) -> Any:
+    """Returns the node of a value of a mapping, or of its key; None if the mapping has no such."""
+    found = (pair for pair in getattr(node, "value", ()) if pair[0].value == name)
+    pair = next(found, None)
+    return pair and pair[0 if key else 1]
 
 
 def _lines(node: Any, place: Place) -> Iterator[tuple[Place, int]]:

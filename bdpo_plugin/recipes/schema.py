@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from bdpo_plugin.recipes.measured import QUANTILES, TOLERANCES
 from bdpo_plugin.recipes.recipe_file import Recipe
 from bdpo_plugin.redact import Place
 from bdpo_plugin.settings import RECIPE
@@ -22,6 +23,7 @@ KEYS: dict[Any, Any] = {
     "title": str,
     "author": str,
     "licence": str,
+    "base_model": str,
     "needs": str,
     "processes": int,
     "batch": int,
@@ -36,6 +38,7 @@ KEYS: dict[Any, Any] = {
         "rows": str,
         "chat_template": str,
         "null_prompt": str,
+        "model_digest": str,
         "mi_chosen": _NUMBERS,
         "mi_rejected": _NUMBERS,
         "losses": {...: float},
@@ -60,16 +63,35 @@ def _expectations(expected: Any, place: Place) -> Iterator[tuple[Place, str]]:
     if not isinstance(expected, dict):
         return
     tolerance, losses = expected.get("tolerance"), expected.get("losses")
+    tolerance = tolerance if isinstance(tolerance, dict) else {}
+    numbers: dict[str, list[float]] = {"mi": [], "loss": []}
     if isinstance(losses, dict):
-        if not isinstance(tolerance, dict) or "loss" not in tolerance:
+        if "loss" not in tolerance:
             yield (*place, "losses"), "need a `tolerance` of the `loss`"
         for step in losses:
             if not isinstance(step, int) or step < 1:
                 yield (*place, "losses", step), "must be a step, a whole number from 1"
+        numbers["loss"] += [loss for loss in losses.values() if isinstance(loss, _NUMBER)]
+    for key in ("mi_chosen", "mi_rejected"):
+        values = expected.get(key)
+        if isinstance(values, list):
+            if len(values) != len(QUANTILES):
+                yield (*place, key), f"must be {len(QUANTILES)} numbers, at 5, 50 and 95 %"
+            if "mi" not in tolerance:
+                yield (*place, key), "needs a `tolerance` of the `mi`"
+            numbers["mi"] += [value for value in values if isinstance(value, _NUMBER)]
     for key, most in _MOST.items():
-        value = tolerance.get(key) if isinstance(tolerance, dict) else None
-        if isinstance(value, _NUMBER) and math.isfinite(value) and not 0 < value <= most:
-            what = f"must be above 0 and at most {most}, not {value}: no run could tell"
+        value = tolerance.get(key)
+        if not isinstance(value, _NUMBER) or not math.isfinite(value):
+            continue
+        # One that a bundle writes is always allowed: it is rounding, however little was learned.
+        spread = max(numbers[key]) - min(numbers[key]) if len(numbers[key]) > 1 else most
+        useful = min(most, max(spread, TOLERANCES[True][key]))
+        if not 0 < value <= useful:
+            what = (
+                f"must be above 0 and at most {useful:.3g}, not {value}: no run could tell, as the "
+                "numbers to expect lie no further apart"
+            )
             yield (*place, "tolerance", key), what
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from bdpo_plugin.limits import missing_message
+from bdpo_plugin.output.card_facts import READERS, data_sets, is_local
 from bdpo_plugin.recipes.recipe_file import Recipe
 from bdpo_plugin.recipes.schema import problems
 from bdpo_plugin.redact import (
@@ -24,10 +24,8 @@ from bdpo_plugin.redact import (
 from bdpo_plugin.settings import RECIPE, BDPOError, BDPOSettings
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_HUB = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
-_FILE = re.compile(r"\.(?:jsonl?|csv|parquet|arrow|txt|gz)$")
-#: Paths of entries of `datasets` that name a reader of files, whose `data_files` are the data.
-_READERS = ("json", "csv", "parquet", "text")
+#: Keys of hosts, beside that of the model, whose values may be models of the user's own.
+_MODELS = ("lora_model_dir", "adapter_name_or_path", "ref_model", "ref_model_adapters")
 #: The anchor and the tag before a YAML value.
 _PROPERTIES = re.compile(r"(?:[&!]\S*\s+)*")
 #: Reason why a value must not be shared -> what the user should do about it.
@@ -138,11 +136,6 @@ def is_pinned(revision: object) -> bool:
     return isinstance(revision, str) and bool(_COMMIT.fullmatch(revision))
 
 
-def is_local(name: str) -> bool:
-    """Whether the name of a model or dataset is a path, not a name on the hub."""
-    return not _HUB.fullmatch(name) or bool(_FILE.search(name)) or Path(name).exists()
-
-
 def revision(recipe: Recipe) -> Any:
     """Returns the model's revision in a recipe, if it names one."""
     return recipe.config.get(recipe.key("revision")) or recipe.config.get("model_revision")
@@ -152,50 +145,31 @@ def local_data(recipe: Recipe) -> list[str]:
     """Returns the paths of the local data of a recipe.
 
     For LLaMA-Factory, these are the datasets that dataset_info.json does not load from a hub."""
-    config = recipe.config
-    if recipe.host == "trl":
-        entries = config.get("datasets") or [{"path": config.get("dataset_name")}]
-        given = [entry.get("data_files") or entry.get("path") for entry in entries]
-        files = [str(f) for one in given for f in (one if isinstance(one, list) else [one])]
-        return [file for file in files if is_local(file) and "://" not in file]
-    if recipe.host == "axolotl":
-        places = (config.get("datasets"), config.get("test_datasets"))
-        entries = [entry for place in places if isinstance(place, list) for entry in place]
-        paths = [str(entry.get("path")) for entry in entries if isinstance(entry, dict)]
-        return [path for path in paths if is_local(path) and "://" not in path]
-    folder = Path(str(config.get("dataset_dir", "data")))
-    try:
-        info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        info = {}
-    named = ",".join(str(config.get(key) or "") for key in ("dataset", "eval_dataset"))
-    names = [name.strip() for name in named.split(",") if name.strip()]
-    entries = [(name, info[name] if isinstance(info.get(name), dict) else {}) for name in names]
-    return [
-        (folder / str(entry.get("file_name", name))).as_posix()
-        for name, entry in entries
-        if not {"hf_hub_url", "ms_hub_url", "om_hub_url", "cloud_file_name"} & set(entry)
-    ]
+    return [each.name for each in data_sets(recipe.config) if not each.on_hub]
 
 
 def _elsewhere(recipe: Recipe, at: Callable[[Place], str], complete: bool) -> Iterator[Finding]:
-    """Yields findings about a model or data that others cannot obtain."""
+    """Yields a finding about a model or data that others cannot obtain."""
     about = recipe.about.get("data")
-    if isinstance(about, dict) and (about.get("command") or about.get("source")):
+    about = about if isinstance(about, dict) else {}
+    source = about.get("source")
+    if source and is_local(str(source)):
+        yield Finding(True, at((RECIPE, "data", "source")), f"nobody else has {source}")
+    if about.get("command") or source:
         return
+    keys = [key for key in (recipe.key("model"), *_MODELS) if recipe.config.get(key)]
+    models = [key for key in keys if is_local(str(recipe.config[key]))]
     data = local_data(recipe)
     beside = [(recipe.path.parent / Path(path).name).is_file() for path in data]
     if (recipe.path.parent / "run.json").is_file() and all(beside):  # the bundle contains the data
         data = []
-    say = f"say in `{RECIPE}.data` by which `command` others make it, or its `source` on the hub"
-    model = (recipe.key("model"),)
-    if data and is_local(recipe.model):
-        what = f"nobody else has {recipe.model} and {data[0]}: {say}"
-        yield Finding(complete, at(model), what)
-    elif data:
-        yield Finding(False, f"`{RECIPE}`", f"nobody else has {data[0]}: {say}")
-    elif is_local(recipe.model):
-        yield Finding(False, at(model), f"nobody else has {recipe.model}: {say}")
+    if models or data:
+        names = " and ".join([*(str(recipe.config[key]) for key in models), *data[:1]])
+        what = (
+            f"nobody else has {names}: say in `{RECIPE}.data` by which `command` others make it, "
+            "or its `source` on the hub"
+        )
+        yield Finding(complete, at((models[0],)) if models else f"`{RECIPE}`", what)
 
 
 def _remote(recipe: Recipe, at: Any) -> Iterator[Finding]:
@@ -220,7 +194,7 @@ def _remote(recipe: Recipe, at: Any) -> Iterator[Finding]:
         entries = config.get(place)
         for index, entry in enumerate(entries if isinstance(entries, list) else []):
             path = str(entry.get("path")) if isinstance(entry, dict) else "."
-            if path in _READERS or is_local(path) or is_pinned(entry.get("revision")):
+            if path in READERS or is_local(path) or is_pinned(entry.get("revision")):
                 continue
             if entry.get("trust_remote_code") or config.get("trust_remote_code"):
                 what = f"runs code of {path} that may change: set its `revision` to a commit"

@@ -348,6 +348,7 @@ class RunMixin(_Trainer):
                 self.settings,
                 configuration=self.configuration,
                 weighing=weighing.words() if weighing else None,
+                log=self.state.log_history,
             )
 
     def _description(self) -> dict[str, Any]:

@@ -2,18 +2,22 @@
 
 import json
 import shutil
+from importlib import import_module
+from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
 from commandline import bdpo
+from recorded_run import recorded_run
 from running import history, pairs, scores, trainer
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
 
 from bdpo_plugin.cli.trained import load_trained
 from bdpo_plugin.demo.tiny import write
-from bdpo_plugin.output.run_folder import read_run, read_settings
+from bdpo_plugin.output.run_folder import read_run
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +90,46 @@ def test_plot_lays_several_runs_over_each_other(runs, tmp_path) -> None:
         matplotlib.image.imread(tmp_path / n / "curves.png")[..., :3] for n in ("one", "two")
     )
 
-    def has_orange(picture) -> bool:  # the second run's colour
-        distance = abs(picture - torch.tensor([0xD5, 0x5E, 0x00]).div(255).numpy()).max(axis=-1)
-        return bool((distance < 0.02).any())
+    assert has(ORANGE, two)
+    assert not has(ORANGE, one)
 
-    assert has_orange(two)
-    assert not has_orange(one)
+
+BLUE, ORANGE = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)  # the colours of the first two runs
+
+
+def has(colour, picture) -> bool:
+    return bool((abs(picture - np.array(colour) / 255).max(axis=-1) < 0.02).any())
+
+
+def test_curves_that_coincide_are_told_apart_on_axes_that_show_them(runs, tmp_path) -> None:
+    curves = import_module("bdpo_plugin.cli.curves")
+    run = read_run(runs[1] / "bdpo", "a")
+    log = [{"step": step, "loss": 0.5 + 0.001 * step} for step in range(1, 41)]
+    log[9]["loss"] = float("nan")
+    curves.curves([run._replace(log=log, scores=None)] * 2, tmp_path / "same.png")
+    picture = matplotlib.image.imread(tmp_path / "same.png")[..., :3]
+    drawn = picture[: len(picture) * 3 // 4]  # above the legend
+    assert has(BLUE, drawn)
+    assert has(ORANGE, drawn)
+
+    figure, axis = matplotlib.pyplot.subplots()
+    curves._draw_curves(axis, [run._replace(log=log)], "loss", {})
+    low, high = axis.get_ylim()
+    matplotlib.pyplot.close(figure)
+    assert 0.49 < low < 0.501
+    assert 0.54 < high < 0.55
+
+
+def test_a_picture_has_at_most_eight_panels(runs, tmp_path, monkeypatch) -> None:
+    for name in "abcdefghij":
+        shutil.copytree(runs[1] / "bdpo", tmp_path / name)
+    drawn = []
+    monkeypatch.setattr("bdpo_plugin.cli.curves.curves", lambda runs, path: path)
+    monkeypatch.setattr("bdpo_plugin.cli.figures.mi_scatter", lambda runs, path: drawn.extend(runs))
+    code, shown = bdpo("plot", *(str(tmp_path / name) for name in "abcdefghij"))
+    assert code == 0, shown
+    assert [name for name, _ in drawn] == list("abcdefgh")
+    assert "mi_scatter.png has 8 panels, without: i, j" in shown
 
 
 def test_plot_of_plain_dpo_says_why_there_is_no_scatter(runs, tmp_path) -> None:
@@ -117,30 +155,78 @@ def test_plot_of_a_run_without_a_log(runs, tmp_path) -> None:
     assert "saves_per_epoch: 1" in shown
 
 
+def compared(*directories) -> dict:
+    code, shown = bdpo("compare", *map(str, directories), "--json")
+    assert code == 0, shown
+    return json.loads(shown)
+
+
 def test_compare(runs) -> None:
     finished, root = runs
-    code, shown = bdpo("compare", str(root / "bdpo"), str(root / "dpo"), "--json")
-    assert code == 0, shown
-    said = json.loads(shown)
-    assert said["settings"]["bdpo_balance"] == [True, None]
-    assert said["settings"]["bdpo_alpha"] == [1.5, None]
-    assert said["settings"]["r"] == [4, None]
-    assert "max_steps" not in said["settings"]
+    said = compared(root / "bdpo", root / "dpo")
+    # what only one of them records is not compared
+    assert said["settings"] == {"method": ["B-DPO, alpha 1.5", "DPO"], "adapter": ["LORA", "none"]}
+    assert said["notes"] == []
     for name, run in finished.items():
-        figures = said["figures"][name]
-        assert figures["steps"] == 4
-        assert figures["highest learning rate"] == max(history(run, "learning_rate"))
-        assert figures["training: loss"] == history(run, "loss")[-1]
+        whole, training = (said["figures"][name][part] for part in ("the run", "training"))
+        assert whole["steps"] == 4
+        assert whole["highest learning rate"] == max(history(run, "learning_rate"))
+        assert training["loss"] == history(run, "loss")[-1]
         fell = max(history(run, f"rewards/{side}")[-1] for side in ("chosen", "rejected")) < 0
-        assert figures["training: both rewards fell"] is fell
-    assert said["figures"]["bdpo"]["evaluation: loss"] == history(finished["bdpo"], "eval_loss")[-1]
-    assert said["figures"]["bdpo"]["training pairs"] == 24
-    assert "training pairs" not in said["figures"]["dpo"]
+        assert training["both rewards fell"] is fell
+    evaluated = said["figures"]["bdpo"]["evaluation"]
+    assert evaluated["loss"] == history(finished["bdpo"], "eval_loss")[-1]
+    assert said["figures"]["bdpo"]["the run"]["training pairs"] == 24
+    assert "training pairs" not in said["figures"]["dpo"]["the run"]
 
     code, shown = bdpo("compare", str(root / "bdpo"), str(root / "dpo"))
     assert code == 0
-    for words in ("Settings that differ", "bdpo_alpha", "Final figures", "both rewards fell"):
+    for words in ("Settings that differ", "method", "Training", "Evaluation", "both rewards fell"):
         assert words in shown
+
+
+def recorded(folder: Path, host: str = "axolotl", recipe: str = "", **record) -> Path:
+    """The folder of a run with an adapter."""
+    recorded_run(folder, recipe)
+    file = folder / "bdpo" / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"host": host} | record))
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4}))
+    return folder
+
+
+def plain(folder: Path) -> Path:
+    """The folder of a run of a host's own DPO, with an adapter."""
+    shutil.rmtree(recorded(folder) / "bdpo")
+    return folder
+
+
+def test_settings_are_compared_among_the_runs_that_record_them(tmp_path) -> None:
+    base = "base_model: a\n"
+    one = recorded(tmp_path / "one", recipe=f"{base}lora_dropout: 0.1\nbdpo_alpha: 1.5\n")
+    two = recorded(tmp_path / "two", recipe=base, seed=2)
+    other = recorded(tmp_path / "other", "llamafactory", "model_name_or_path: a\n")
+    dpo = plain(tmp_path / "dpo")
+    assert compared(one, two, other, dpo)["settings"] == {
+        "method": [*["B-DPO, alpha 1.5"] * 3, "DPO"],
+        "host": ["axolotl", "axolotl", "llamafactory", None],
+        "seed": [1, 2, 1, None],
+        "lora_dropout": [0.1, "(not set)", None, None],  # of Axolotl's two configurations
+    }
+
+
+def test_the_baseline_of_an_adapter_in_axolotl(tmp_path) -> None:
+    """Axolotl leaves the adapter of its own DPO to chance; LLaMA-Factory and TRL do not."""
+    ours, dpo = recorded(tmp_path / "ours"), plain(tmp_path / "dpo")
+    (note,) = compared(ours, dpo)["notes"]
+    assert note.startswith("dpo: Axolotl does not seed a new adapter")
+    assert "`bdpo_alpha: 0`" in note
+    code, shown = bdpo("compare", str(ours), str(dpo))
+    assert code == 0
+    assert "note: dpo: Axolotl does not seed" in shown
+    assert compared(ours, recorded(tmp_path / "more"))["notes"] == []
+    assert compared(recorded(tmp_path / "other", "llamafactory"), dpo)["notes"] == []
+    (dpo / "adapter_config.json").unlink()
+    assert compared(ours, dpo)["notes"] == []
 
 
 def test_each_evaluation_set_by_its_name(runs, tmp_path) -> None:
@@ -158,19 +244,16 @@ def test_each_evaluation_set_by_its_name(runs, tmp_path) -> None:
                 entry |= {"eval_rewards/chosen": i - 1, "eval_rewards/rejected": -2}
                 others.append(entry)
         file.write_text(json.dumps({**state, "log_history": others}))
-    code, shown = bdpo("compare", str(tmp_path / "run"), "--json")
-    assert code == 0, shown
-    figures = json.loads(shown)["figures"]["run"]
+    figures = compared(tmp_path / "run")["figures"]["run"]
     for i, name in enumerate(("safe", "safe_long", "loss")):
-        found = {k: v for k, v in figures.items() if k.startswith(f"evaluation of {name}: ")}
-        assert {key.partition(": ")[2]: value for key, value in found.items()} == {
+        assert figures[f"evaluation of {name}"] == {
             "loss": 4 + i,
             "reward margin": 40 + i,
             "reward of chosen": i - 1,
             "reward of rejected": -2,
             "both rewards fell": i == 0,
         }
-    assert not [key for key in figures if key.startswith("evaluation: ")]
+    assert "evaluation" not in figures
     code, shown = bdpo("plot", str(tmp_path / "run"), "--out", str(tmp_path / "drawn"))
     assert code == 0, shown
     assert_drawn(tmp_path / "drawn" / "curves.png")
@@ -180,7 +263,7 @@ def test_compare_a_run_with_itself(runs) -> None:
     _, root = runs
     code, shown = bdpo("compare", *[str(root / "bdpo")] * 2)
     assert code == 0
-    assert "No setting that a run leaves in its folder differs" in shown
+    assert "No setting that these runs record differs" in shown
 
 
 def test_settings_are_those_of_the_run_and_name_no_account(runs, tmp_path) -> None:
@@ -192,10 +275,12 @@ def test_settings_are_those_of_the_run_and_name_no_account(runs, tmp_path) -> No
         "trl: {beta: 3}\nmax_memory: {0: 9GB}\n"
         "bdpo_recipe: {title: a title, expected: {losses: {1: 0.7}}}\n"
     )
-    found = read_settings(tmp_path / "run")
-    assert found["max_steps"] == 4
-    assert found["r"] == 4
-    assert found["bdpo_weighting"] == "softmax"
+    settings = read_run(tmp_path / "run", "run").settings
+    assert set(settings) == {"trainer", "adapter", "bdpo", "trl"}
+    assert settings["trainer"]["max_steps"] == 4
+    assert settings["adapter"]["r"] == 4
+    assert settings["bdpo"]["bdpo_weighting"] == "softmax"
+    found = {name: value for of in settings.values() for name, value in of.items()}
     assert found["target_modules"] == sorted(found["target_modules"])
     assert (found["learning_rate"], found["trl.beta"], found["max_memory.0"]) == (0.5, 3, "9GB")
     assert not [name for name in found if name.startswith("bdpo_recipe")]  # of another run
@@ -204,12 +289,10 @@ def test_settings_are_those_of_the_run_and_name_no_account(runs, tmp_path) -> No
 
     record = tmp_path / "run" / "bdpo" / "run.json"
     record.write_text(json.dumps({"train_runtime": 7.5, "seed": 3}))
-    code, shown = bdpo("compare", str(root / "dpo"), str(tmp_path / "run"), "--json")
-    assert code == 0
-    said = json.loads(shown)
+    said = compared(root / "bdpo", tmp_path / "run")
     assert "train_runtime" not in said["settings"]
-    assert said["settings"]["seed"] == [None, 3]
-    assert said["figures"]["run"]["seconds"] == 7.5
+    assert said["settings"]["seed"] == [42, 3]
+    assert said["figures"]["run"]["the run"]["seconds"] == 7.5
 
     recipe.write_text("a: b: c")
     code, shown = bdpo("compare", str(tmp_path / "run"))

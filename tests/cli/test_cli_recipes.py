@@ -252,10 +252,14 @@ def test_nobody_else_has_a_model_and_data_of_this_machine(told) -> None:
     assert "`bdpo_recipe.data`" in line
     assert wrong(told(LOCAL)) == []
     assert wrong(told(LOCAL, (COMMAND[0], "  data: {source: some/pairs}\n"))) == []
-    for changes in ((), (LOCAL, ("./data/pairs.jsonl", "some/pairs"))):  # one of the two: a warning
-        found = told(*changes, COMMAND)
-        assert wrong(found) == []
-        assert any("nobody else has ./" in what for _, _, what in found)
+    hub = ("./data/pairs.jsonl", "some/pairs")
+    adapter = ("rl: bdpo", "rl: bdpo\nlora_model_dir: ./adapter")
+    one = {"data/pairs.jsonl": (), "model": (LOCAL, hub), "adapter": (adapter, hub)}
+    for name, changes in one.items():
+        (line,) = wrong(told(*changes, COMMAND))
+        assert f"nobody else has ./{name}: say in `bdpo_recipe.data`" in line
+    (line,) = wrong(told((COMMAND[0], "  data: {source: ./mine.jsonl}\n")))
+    assert line == "`bdpo_recipe.data.source`, line 18: nobody else has ./mine.jsonl"
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "-0.5", "2", "1.0e+9"])
@@ -268,13 +272,37 @@ def test_tolerances_that_say_nothing_are_refused(told, key, value) -> None:
     assert wrong(told((COMMAND[0], COMMAND[0] + EXPECTED))) == []
 
 
+def test_tolerances_wider_than_what_is_expected_are_refused(told) -> None:
+    """A run that learns nothing, or a model that knows no prompt, would be within them."""
+    text = (
+        "  expected: {losses: {1: 0.69, 2: 0.59}, mi_chosen: [0.0, 0.1, 0.3], "
+        "tolerance: {loss: LOSS, mi: MI}}\n"
+    )
+
+    def check(loss: float, mi: float) -> list[str]:
+        filled = text.replace("LOSS", str(loss)).replace("MI", str(mi))
+        return wrong(told((COMMAND[0], COMMAND[0] + filled)))
+
+    assert check(0.09, 0.29) == []
+    (line,) = check(0.2, 0.29)
+    assert "tolerance.loss`, line 19: must be above 0 and at most 0.1, not 0.2" in line
+    (line,) = check(0.09, 0.4)
+    assert "tolerance.mi`, line 19: must be above 0 and at most 0.3, not 0.4" in line
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
+        ("losses:", "mi_chosen: [1.0, 2.0], losses:", "must be 3 numbers, at 5, 50 and 95 %"),
         ("0.003", ".nan", "`bdpo_recipe.expected.tolerance.loss`, line 19: must be a finite"),
         ("0.6931", ".inf", "`bdpo_recipe.expected.losses[1]`, line 19: must be a finite number"),
         ("{1:", "{one:", "`bdpo_recipe.expected.losses.one`, line 19: must be a step"),
         (", tolerance: {loss: 0.003, mi: 0.001}", "", "need a `tolerance` of the `loss`"),
+        (
+            "tolerance: {loss: 0.003, mi: 0.001}",
+            "mi_rejected: [1, 2, 3], tolerance: {loss: 0.003}",
+            "`bdpo_recipe.expected.mi_rejected`, line 19: needs a `tolerance` of the `mi`",
+        ),
     ],
 )
 def test_numbers_to_expect_that_are_none(told, old, new, words) -> None:

@@ -1,10 +1,14 @@
 """`bdpo recipes bundle` and `publish`: what they refuse, by key and line, and what is left then."""
 
 import json
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
 from commandline import bdpo
 from recorded_run import NULL_PROMPT, recorded_run
 
@@ -88,9 +92,9 @@ CARD = "---\ntags: [a]\n---\n\n# Mine\n\nOf {}.\n"
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
-        ("README.md", CARD.format("/srv/shared/model"), "README.md, line 10: has a path of this"),
-        ("README.md", CARD.format("me@x.org"), "README.md, line 10: has an e-mail address"),
-        ("README.md", CARD.format(TOKEN), "README.md, line 10: looks like a token"),
+        ("README.md", CARD.format("/srv/shared/model"), "README.md, line 13: has a path of this"),
+        ("README.md", CARD.format("me@x.org"), "README.md, line 13: has an e-mail address"),
+        ("README.md", CARD.format(TOKEN), "README.md, line 13: looks like a token"),
         ("adapter_config.json", f'{{"{BASE}": "/srv/a/model"}}', f"`{BASE}`: is a path of this"),
         ("tokenizer_config.json", '{"name_or_path": "/srv/a/model"}', "`name_or_path`: is a path"),
         ("tokenizer_config.json", '{"a": [{"api_key": "x"}]}', "`a[0].api_key`: has the name of a"),
@@ -135,6 +139,191 @@ def test_publish_passes_what_may_leave(bundled) -> None:
     assert code == 0, shown
     assert "warning: recipe/pairs.jsonl, line 2: says a password" in shown
     assert "\n## B-DPO\n" in (bundled / "README.md").read_text()
+
+
+# --- check --run and verify, without a run -------------------------------------------------------
+
+SCORES = {
+    "row": [0, 1],
+    "chosen_tokens": [3, 4],
+    "rejected_tokens": [2, 2],
+    "ref_chosen_logps": [-3.0, -4.0],
+    "ref_rejected_logps": [-2.0, -2.5],
+    "mi_chosen": [0.5, 0.7],
+    "mi_rejected": [0.1, 0.3],
+    "weight_chosen": [0.9, 1.1],
+}
+
+
+def score(folder: Path, **columns) -> None:
+    table = pa.table({**SCORES, **columns}).replace_schema_metadata({"mi_unit": "nats"})
+    pq.write_table(table, folder / "bdpo" / "reference_scores.parquet")
+
+
+def rerecord(folder: Path, **record) -> None:
+    file = folder / "bdpo" / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | record))
+
+
+def with_model(digest: str) -> dict:
+    return {"scores": {"identity": {"reference": [digest, "tokenizer"]}}}
+
+
+@pytest.fixture
+def again(run, monkeypatch) -> Path:
+    """The bundle of a run is in run/recipe, and its first steps leave another folder as it is."""
+    monkeypatch.chdir(run.parent)
+    score(run)
+    rerecord(run, **with_model("a" * 32))
+    code, shown = bdpo("recipes", "bundle", "run")
+    assert code == 0, shown
+    folder = recorded_run(run.parent / "again", RECIPE)
+    score(folder)
+    rerecord(folder, **with_model("a" * 32))
+
+    @contextmanager
+    def first_steps(recipe, arguments):
+        yield folder
+
+    module = import_module("bdpo_plugin.cli.recipes.first_steps")
+    monkeypatch.setattr(module, "run_first_steps", first_steps)
+    monkeypatch.setattr(import_module("bdpo_plugin.cli.recipes.check"), "_host", lambda recipe: [])
+    return folder
+
+
+CHECK = ("recipes", "check", "run/recipe", "--run")
+
+
+def test_a_run_that_fits_is_shown_with_the_line_to_paste(again) -> None:
+    code, shown = bdpo(*CHECK)
+    assert code == 0, shown
+    rows = {cells[0]: cells[1:] for line in shown.splitlines() if len(cells := table_row(line)) > 1}
+    assert rows["bdpo_alpha"] == ["1.5", "1.5", "", "", "same"]
+    assert rows["MI of rejected, 95 %"] == ["0.3", "0.3", "0", "0.001", "same"]
+    assert rows["loss at step 1"] == ["0.6931", "0.6931", "0", "0.003", "same"]
+    assert rows["the model's weights"][:2] == ["aaaaaaaa…"] * 2
+    pasted = shown.partition("in it:\n\n")[2].partition("\nor let")[0]
+    (entry,) = yaml.safe_load(pasted)["verified"]
+    assert (entry["by"], entry["hardware"]) == ("YOUR NAME", "1 x CPU")
+    code, shown = bdpo(*CHECK, "--json")
+    said = json.loads(shown)
+    assert all(row["same"] for row in said["compared"])
+    assert not any(finding["wrong"] for finding in said["findings"])
+
+
+def table_row(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("│").split("│")]
+
+
+SETTINGS = {"settings": {"bdpo_alpha": 2.0}}
+
+
+@pytest.mark.parametrize(
+    ("record", "columns", "words"),
+    [
+        ({"seed": 3}, {}, "`seed`: 3 here, 1 expected"),
+        (SETTINGS, {}, "`bdpo_alpha`: 2.0 here, 1.5 expected"),
+        ({}, {"mi_chosen": [0.5, 0.6]}, "`mi_chosen`: MI of chosen, 95 %: 0.6 here, 0.7 expec"),
+        (
+            with_model("b" * 32),
+            {"mi_chosen": [0.5, 0.6]},
+            "`base_model: Qwen/Qwen2-7B-Instruct`: the model is another one",
+        ),
+        ({"rows": "b" * 32}, {"chosen_tokens": [3, 9]}, "1 of 2 rows are not the recipe's; the"),
+        ({"rows": "b" * 32}, {"chosen_tokens": [3, 9]}, "row 1, place 1: responses of 9 and 2 tok"),
+        ({"rows": "b" * 32}, {"ref_chosen_logps": [-3.0, -9.0]}, "1 of 2 rows are not"),
+        (
+            {"rows": "b" * 32},
+            {"ref_chosen_logps": [-9.0, -9.0]},
+            "all 2 rows have responses of the same length, of which the model makes something",
+        ),
+        ({"rows": "b" * 32}, {}, "the responses are the same, so prompts or the order"),
+    ],
+)  # fmt: skip
+def test_what_differs_is_said_in_the_users_words(again, record, columns, words) -> None:
+    rerecord(again, **record)
+    score(again, **columns)
+    code, shown = bdpo(*CHECK)
+    assert code == 1
+    assert words in shown
+    assert "DIFFERS" in shown
+    assert "verified" not in shown
+
+
+def test_another_model_of_the_same_mutual_information_is_a_warning(again) -> None:
+    rerecord(again, **with_model("b" * 32))
+    code, shown = bdpo(*CHECK)
+    assert code == 0
+    assert "not to the last bit the model of the recipe" in shown
+
+
+def test_losses_alone_that_differ(again) -> None:
+    state = {"global_step": 1, "log_history": [{"step": 1, "loss": 0.7}]}
+    (again / "trainer_state.json").write_text(json.dumps(state))
+    code, shown = bdpo(*CHECK)
+    assert code == 1
+    assert "loss at step 1: 0.7 here, 0.6931 expected; the tolerance is 0.003. All that" in shown
+
+
+def test_rows_without_the_bundles_scores(again) -> None:
+    Path("run/recipe/scores.parquet").unlink()
+    rerecord(again, rows="b" * 32)
+    code, shown = bdpo(*CHECK)
+    assert code == 1
+    assert "The bundle of the run would tell which rows" in shown
+
+
+def test_verify_writes_one_entry_and_says_how_to_send_it(again) -> None:
+    file = Path("run/recipe/recipe.yml")
+    text = file.read_text()
+    first = "# A comment\n  title:"
+    file.write_text(text.replace("  title:", first))
+    for number, name in enumerate(("Ann: of Ö", "Bob"), 1):
+        before = file.read_text()
+        code, shown = bdpo("recipes", "verify", "run/recipe", "--by", name)
+        assert code == 0, shown
+        assert "send run/recipe/recipe.yml to whoever you have the recipe from" in shown
+        assert "`bdpo recipes publish run`" in shown
+        after = file.read_text()
+        new = [line for line in after.splitlines() if line not in before.splitlines()]
+        assert len(new) <= 4
+        entries = yaml.safe_load(after)["bdpo_recipe"]["verified"]
+        assert len(entries) == number
+        assert entries[0]["by"] == name
+        assert first in after
+        assert bdpo("recipes", "check", "run/recipe")[0] == 0
+
+
+def test_verify_of_a_mapping_in_braces(again) -> None:
+    file = Path("run/recipe/recipe.yml")
+    content = yaml.safe_load(file.read_text())
+    about = yaml.safe_dump(content["bdpo_recipe"], default_flow_style=True, width=10**6)
+    file.write_text(f"{RECIPE}bdpo_recipe: {about}")
+    content = yaml.safe_load(file.read_text())
+    code, shown = bdpo("recipes", "verify", "run/recipe", "--by", "Ann")
+    assert code == 0, shown
+    changed = yaml.safe_load(file.read_text())
+    (entry,) = changed["bdpo_recipe"].pop("verified")
+    assert entry["by"] == "Ann"
+    assert changed == content
+
+
+def test_verify_refuses(again) -> None:
+    file = Path("run/recipe/recipe.yml")
+    before = file.read_text()
+    code, shown = bdpo("recipes", "verify", "run/recipe", "--by", "me@x.org")
+    assert code == 1
+    assert "has an e-mail address, which no recipe may have" in shown
+    code, shown = bdpo("recipes", "verify", "smollm2-135m.yml", "--by", "me")
+    assert code == 1
+    code, shown = bdpo("recipes", "verify", "axolotl/smollm2-135m", "--by", "me")
+    assert code == 1
+    assert "bdpo recipes copy axolotl/smollm2-135m" in shown
+    rerecord(again, seed=3)
+    code, shown = bdpo("recipes", "verify", "run/recipe", "--by", "me")
+    assert code == 1
+    assert "nothing was written" in shown
+    assert file.read_text() == before
 
 
 def test_a_continued_run_has_no_minutes(run, monkeypatch) -> None:

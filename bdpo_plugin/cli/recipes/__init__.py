@@ -10,6 +10,7 @@ from bdpo_plugin.cli.recipes.pin import pin
 from bdpo_plugin.cli.recipes.publish import publish
 from bdpo_plugin.cli.recipes.run import run
 from bdpo_plugin.cli.recipes.show import show
+from bdpo_plugin.cli.recipes.verify import verify
 
 
 @click.group(invoke_without_command=True)
@@ -24,5 +25,5 @@ def recipes(context: click.Context) -> None:
         context.invoke(list_)
 
 
-for _command in (bundle, check, copy, list_, pin, publish, run, show):
+for _command in (bundle, check, copy, list_, pin, publish, run, show, verify):
     recipes.add_command(_command)

@@ -199,7 +199,9 @@ def _draw(run: Run, folder: Path) -> None:
     except click.ClickException as error:
         click.echo(f"No pictures: {error.message}")
         return
-    figures.curves([run], folder / "curves.png")
+    from bdpo_plugin.cli.curves import curves
+
+    curves([run], folder / "curves.png")
     if run.measured:
         figures.mi_scatter([(run.name, run.scores)], folder / "mi_scatter.png")
 

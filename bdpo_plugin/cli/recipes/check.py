@@ -3,18 +3,47 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from bdpo_plugin.recipes.measured import yaml_lines
 from bdpo_plugin.recipes.recipe_file import Recipe, find_recipe
 from bdpo_plugin.recipes.shareable import Finding, findings
 from bdpo_plugin.settings import RECIPE
 from bdpo_plugin.terminal import visible
+
+if TYPE_CHECKING:
+    from bdpo_plugin.recipes.expected import Compared
+
+
+class Checked(NamedTuple):
+    """What a check of a recipe found.
+
+    Attributes:
+        findings: errors and warnings.
+        rows: what its first steps were compared in, if they were run.
+        hardware: on which these ran, in words.
+    """
+
+    findings: list[Finding]
+    rows: Sequence[Compared] = ()
+    hardware: str = ""
+
+    @property
+    def wrong(self) -> bool:
+        return any(finding.wrong for finding in self.findings)
+
+    def verified(self, by: str) -> dict[str, str]:
+        """Returns the entry of `verified` that this check is worth."""
+        return {"by": by, "hardware": self.hardware, "date": datetime.now(UTC).date().isoformat()}
 
 
 @click.command()
@@ -39,25 +68,78 @@ def check(
     Exit status 1: something is wrong. Warnings leave it 0.
     """
     recipe = find_recipe(name)
-    near = ""
-    with redirect_stdout(sys.stderr):  # hosts write their logs to stdout
-        found = [*findings(recipe), *_host(recipe), *_versions(recipe)]
-    if first_steps and not any(finding.wrong for finding in found):
-        from bdpo_plugin.cli.recipes.first_steps import run_first_steps
-        from bdpo_plugin.recipes.expected import compare, nearness
-
-        with run_first_steps(recipe, arguments) as output:
-            found += compare(recipe, output)
-            if not any(finding.wrong for finding in found):
-                near = f": {nearness(recipe, output)}"
+    checked = examine(recipe)
+    if first_steps and not checked.wrong:
+        checked = examine_run(recipe, checked, arguments)
     if as_json:
-        click.echo(json.dumps([finding._asdict() for finding in found], indent=1))
+        click.echo(json.dumps(_as_json(checked), indent=1))
     else:
-        tell(found)
-    if any(finding.wrong for finding in found):
+        show(checked)
+    if checked.wrong:
         context.exit(1)
     if not as_json:
-        click.echo(f"{recipe.path}: nothing wrong{near}")
+        click.echo(f"{recipe.path}: nothing wrong")
+        if checked.rows:
+            line = yaml_lines({"verified": [checked.verified("YOUR NAME")]})
+            click.echo(
+                f"The run is that of the recipe. To say so, put this under `{RECIPE}` in it:\n\n"
+                f"{line}\nor let `bdpo recipes verify {name} --by 'YOUR NAME'` run it again and "
+                "write it."
+            )
+        elif recipe.about.get("expected"):
+            click.echo("--run compares its first steps with the numbers that it expects")
+
+
+def examine(recipe: Recipe) -> Checked:
+    """Checks a recipe without running it."""
+    with redirect_stdout(sys.stderr):  # hosts write their logs to stdout
+        return Checked([*findings(recipe), *_host(recipe), *_versions(recipe)])
+
+
+def examine_run(recipe: Recipe, checked: Checked, arguments: tuple[str, ...]) -> Checked:
+    """Adds to a check the comparison of the first steps of the recipe, which it runs."""
+    from bdpo_plugin.cli.recipes.first_steps import run_first_steps
+    from bdpo_plugin.recipes.expected import compare, compared
+    from bdpo_plugin.recipes.measured import hardware_of
+
+    with run_first_steps(recipe, arguments) as output:
+        found = [*checked.findings, *compare(recipe, output)]
+        return Checked(found, compared(recipe, output), hardware_of(output))
+
+
+def show(checked: Checked) -> None:
+    """Prints a check: what was compared and how near it is, then the findings."""
+    if checked.rows:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title="The first steps", title_justify="left")
+        for heading in ("", "here", "expected", "apart", "tolerance", ""):
+            table.add_column(heading, overflow="fold")
+        for row in checked.rows:
+            cells = [row.what, _cell(row.here), _cell(row.expected)]
+            near = ["", ""] if row.apart is None else [f"{row.apart:.2g}", str(row.tolerance)]
+            mark = Text("same", "green") if row.same else Text("DIFFERS", "bold red")
+            table.add_row(*(Text(visible(cell)) for cell in [*cells, *near]), mark)
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=100)
+        console.print(table)
+    tell(checked.findings)
+
+
+def _cell(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"{text[:8]}…" if re.fullmatch("[0-9a-f]{32}", text) else text
+
+
+def _as_json(checked: Checked) -> dict[str, Any]:
+    rows = [
+        {**row._asdict(), "here": None if row.here != row.here else row.here, "same": row.same}
+        for row in checked.rows  # NaN, which no JSON has, is not equal to itself
+    ]
+    return {"findings": [finding._asdict() for finding in checked.findings], "compared": rows}
 
 
 def tell(found: list[Finding]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,12 @@ import yaml
 from bdpo_plugin.cli.doctor import hider
 from bdpo_plugin.cli.looking import looking
 from bdpo_plugin.cli.recipes.run import command, start
+from bdpo_plugin.output.run_folder import RECORD
+from bdpo_plugin.output.run_record import STEP
 from bdpo_plugin.recipes.host_config import check_model
 from bdpo_plugin.recipes.measured import STEPS
 from bdpo_plugin.recipes.recipe_file import Recipe
+from bdpo_plugin.terminal import visible
 
 
 @contextmanager
@@ -34,14 +39,56 @@ def run_first_steps(recipe: Recipe, arguments: tuple[str, ...]) -> Iterator[Path
         started, environment = prepare(recipe, folder, arguments)
         check_model(recipe.host, recipe.config)
         log = folder / "log.txt"
-        click.echo(f"Running the first steps of {recipe.path}; their log: {log}", err=True)
-        with log.open("w") as output:
-            failed = start(started, output, **environment)
+        steps = int(environment["BDPO_FIRST_STEPS"])
+        click.echo(f"Running the first {steps} steps of {recipe.path}; their log: {log}", err=True)
+        hide = hider(recipe.config)
+        with log.open("w") as output, _progress(folder, steps, log, hide) as watch:
+            failed = start(started, output, watch, **environment)
         if failed:
-            end = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
-            end = hider(recipe.config)(end)
+            end = hide("\n".join(log.read_text(errors="replace").splitlines()[-30:]))
             raise click.ClickException(f"{' '.join(started)} ended with an error:\n{end}")
         yield folder / "run"
+
+
+@contextmanager
+def _progress(
+    folder: Path, steps: int, log: Path, hide: Callable[[str], str]
+) -> Iterator[Callable[[], None]]:
+    """Yields a function that says on the standard error how far the run in `folder` is.
+
+    Each new state is a line. A terminal also has the last words of the host, which show how far
+    the download, the tokenisation or the scoring is.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    record, step = folder / "run" / RECORD, folder / "run" / "bdpo" / STEP
+    began = time.monotonic()
+    console = Console(stderr=True)
+    said = ""
+
+    def watch() -> None:
+        nonlocal said
+        state = "loading the model, preparing and scoring the data"
+        if record.is_file():
+            done = step.read_text().strip() if step.is_file() else ""
+            state = f"step {done or 0} of {steps}"
+        if state != said:
+            console.print(f"{time.monotonic() - began:6.0f} s  {state}", highlight=False)
+            said = state
+        if console.is_terminal:
+            status.update(Text(visible(hide(_last_words(log)))))
+
+    with console.status("") as status:
+        yield watch
+
+
+def _last_words(log: Path) -> str:
+    """Returns the last line of a log, or the last state of a bar in it."""
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - 4096))
+        lines = re.split(r"[\r\n]+", file.read().decode(errors="replace"))
+    return next((line.strip()[:100] for line in reversed(lines) if line.strip()), "")
 
 
 def prepare(

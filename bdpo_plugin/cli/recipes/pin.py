@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
+from bdpo_plugin.output.card_facts import is_local
 from bdpo_plugin.recipes.hub import asking
 from bdpo_plugin.recipes.recipe_file import Recipe, read_recipe
 from bdpo_plugin.recipes.schema import sound
-from bdpo_plugin.recipes.shareable import is_local, is_pinned, revision
+from bdpo_plugin.recipes.shareable import is_pinned, revision
 
 
 @click.command()

@@ -11,10 +11,11 @@ from typing import Any
 import click
 
 from bdpo_plugin.cli.recipes.check import tell
+from bdpo_plugin.output.card_facts import is_local
 from bdpo_plugin.recipes.hub import asking
 from bdpo_plugin.recipes.measured import read_record
 from bdpo_plugin.recipes.recipe_file import read_recipe
-from bdpo_plugin.recipes.shareable import Finding, findings, is_local, private_findings
+from bdpo_plugin.recipes.shareable import Finding, findings, private_findings
 from bdpo_plugin.redact import place_words, private_in, redacted, secret_in
 from bdpo_plugin.settings import RECIPE, BDPOSettings
 
@@ -56,7 +57,7 @@ def publish(
         raise click.ClickException(
             f"{run_dir} has no {_BUNDLE}/: make it by `bdpo recipes bundle {run_dir}`"
         )
-    _complete_card(run_dir)
+    _complete_card(run_dir, repo)
     files = sorted(wanted(run_dir))
     for file in files:
         click.echo(f"{file.stat().st_size:>14,}  {file.relative_to(run_dir).as_posix()}")
@@ -87,8 +88,8 @@ def wanted(run_dir: Path) -> Iterator[Path]:
     yield from (path for path in (run_dir / _BUNDLE).iterdir() if path.is_file())
 
 
-def _complete_card(run_dir: Path) -> None:
-    """Adds the bundle's pictures and recipe to the model card.
+def _complete_card(run_dir: Path, repo: str | None) -> None:
+    """Adds the bundle's pictures and recipe to the model card, and the name of its repository.
 
     The host wrote the card before they existed."""
     from bdpo_plugin.output.model_card import complete_card
@@ -101,11 +102,14 @@ def _complete_card(run_dir: Path) -> None:
     recipe = read_recipe(bundle, str(bundle))
     cite = record["host"] == "llamafactory"
     configuration = {**recipe.config, RECIPE: recipe.about}
-    complete_card(run_dir, settings, configuration=configuration, cite=cite)
+    complete_card(run_dir, settings, configuration=configuration, cite=cite, repo=repo)
 
 
 def _findings(run_dir: Path, files: list[Path]) -> Iterator[Finding]:
-    """Yields what must not be shared in the files that would be uploaded."""
+    """Yields what must not be shared in the files that would be uploaded, and what they lack."""
+    if "licence" not in read_recipe(run_dir / _BUNDLE / "recipe.yml", _BUNDLE).about:
+        what = f"the card names no licence: write `licence` into `{RECIPE}`"
+        yield Finding(False, f"{_BUNDLE}/recipe.yml", what)
     for file in files:
         name = file.relative_to(run_dir).as_posix()
         if _VOCABULARY.fullmatch(file.name):
@@ -131,8 +135,12 @@ def _of_json(file: Path, name: str) -> Iterator[Finding]:
     if file.name == "adapter_config.json":
         base = str(content.get("base_model_name_or_path"))
         if is_local(base):
-            what = f"names the base model by a path, {base}: nobody else can load the adapter"
-            yield Finding(False, name, what)
+            yield Finding(
+                False,
+                name,
+                f"names the base model by a path, {base}, which nobody else has: write its name on "
+                f"the hub there, and as `base_model` into `{RECIPE}` of {_BUNDLE}/recipe.yml",
+            )
     for place, why, _ in redacted(content)[1]:
         yield Finding(True, f"{name}, `{place_words(place)}`", f"{why}: change it there")
 

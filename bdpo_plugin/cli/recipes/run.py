@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,19 @@ def command(recipe: Recipe, file: Path, arguments: tuple[str, ...]) -> list[str]
     return [found, "train", str(file), *arguments]
 
 
-def start(words: list[str], output: Any = None, **environment: str) -> int:
+def start(
+    words: list[str],
+    output: Any = None,
+    watch: Callable[[], None] | None = None,
+    **environment: str,
+) -> int:
     """Runs a host's command with additional environment variables, and returns its exit status.
 
     Args:
         words: the command line.
         output: an open file for everything that the command prints; None inherits our streams. With
             a file, an interruption of this process ends the command and all its child processes.
+        watch: is called every second while the command runs into a file.
         environment: the additional environment variables.
     """
     env = {**os.environ, **environment}
@@ -52,7 +59,11 @@ def start(words: list[str], output: Any = None, **environment: str) -> int:
     options: dict[str, Any] = {"stdout": output, "stderr": subprocess.STDOUT}
     process = subprocess.Popen(words, env=env, start_new_session=True, **options)
     try:
-        return process.wait()
+        while True:
+            if watch is not None:
+                watch()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(timeout=1)
     finally:
         _end(process)
 

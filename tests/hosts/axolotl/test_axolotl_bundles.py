@@ -257,7 +257,7 @@ def test_passes_elsewhere_by_the_command_itself(place, short_folder, monkeypatch
     with nothing_but(there, monkeypatch=monkeypatch):
         done = cold(*asked, cwd=there / "here")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [f for f in json.loads(done.stdout) if f["wrong"]] == []
+    assert [f for f in json.loads(done.stdout)["findings"] if f["wrong"]] == []
 
 
 # --- publish ------------------------------------------------------------------------------------
