@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from real_runs import make_tiny
 
 from bdpo_plugin.demo.tiny import preference_pairs
-from studies.real_models.study import analysis, design, report
+from studies.real_models.study import analysis, design, material, report
 from studies.real_models.study.__main__ import main
 from studies.real_models.study.design import (
     ARMS,
@@ -293,3 +293,35 @@ def test_the_command_goes_on_where_it_was(model, data, tmp_path, monkeypatch) ->
     assert "2 runs, 1 of them finished; 1 now" in run()
     assert all(file.stat().st_mtime_ns == time for file, time in first.items())
     assert "not complete" not in (tmp_path / "smollm2-cpu" / "tables.md").read_text()
+
+
+@pytest.fixture
+def small_tuning(monkeypatch):
+    """A tuning that the small sources have enough pairs for."""
+    monkeypatch.setattr(material, "_TUNED_HH", 2)
+    monkeypatch.setattr(material, "Training", lambda: replace(TRAINING, xstest=4, hh=3))
+
+
+def test_log_probabilities_are_measured_after_epochs(model, data, tmp_path, small_tuning) -> None:
+    training = replace(TRAINING, xstest=4, hh=2, epochs=2)
+    small = replace(PRESET, after=(1, 2), training=training, sizes=replace(SIZES, hh=1))
+    bench = Bench(small, model, data, tmp_path)
+    found = bench.run(Job(preset=small, arm="dpo", seed=0))
+    assert [*found["after"]] == ["1", "2"]
+    assert len(found["curve"]) == 2
+    assert found["after"]["1"]["choice_margin"] != found["after"]["2"]["choice_margin"]
+    assert "answers" not in found["after"]["2"]
+    assert bench.evaluation.preferences(bench.model())["hh_margin"] == pytest.approx([0], abs=1e-3)
+
+
+def test_what_a_tuning_saw_is_in_no_measure(bench, data, small_tuning) -> None:
+    first, second = (
+        material.load(data, bench.tokenizer, 48, SIZES, unseen=unseen) for unseen in (False, True)
+    )
+    seen = material._tuned_on(first.xstest, [None, None, *first.hh])
+    held_out = {choice.prompt for choice in second.choices}
+    assert not held_out & (seen | {choice.prompt for choice in first.choices})
+    assert not {p["messages"][0]["content"] for p in second.xstest} & held_out
+    asked = {p["messages"][-1]["content"] for p in second.hh_held_out}
+    assert asked
+    assert not asked & seen

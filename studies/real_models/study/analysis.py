@@ -94,7 +94,7 @@ def read_all(folder: Path) -> list[Record]:
         record = {"name": file.stem, **json.loads(file.read_text("utf-8"))}
         record["verdicts"] = {
             name: [_REFUSALS.get(verdict, verdict) for verdict in judge.judge(answers, answers)]
-            for name, answers in record["answers"].items()
+            for name, answers in record.get("answers", {}).items()
         }
         found.append(record)
     return found

@@ -104,6 +104,10 @@ class Preset:
         dtype: of the frozen weights; the adapter is in float32.
         alphas, betas: runs of B-DPO at each of these alphas by each of these factors of beta.
         at_a_time: prompts answered together.
+        after: epochs after which log-probabilities alone are measured, nothing being answered; the
+            prompts and pairs are then those that no tuning has seen (`material.unseen`). Empty:
+            all is measured, at the end.
+        plan: the file that says what is asked.
     """
 
     seeds: tuple[int, ...]
@@ -114,12 +118,14 @@ class Preset:
     alphas: tuple[float, ...] = ()
     betas: tuple[float, ...] = (1 / 3, 1, 3)
     at_a_time: int = 40
+    after: tuple[int, ...] = ()
+    plan: str = "PLAN.md"
 
     def jobs(self) -> Iterator[Job]:
-        """The model before training, then arm by arm all seeds: what is there can be compared."""
+        """The model before training, then seed by seed all arms: what is there can be compared."""
         yield Job(preset=self, arm="untrained", seed=0)
-        for arm in self.arms:
-            for seed in self.seeds:
+        for seed in self.seeds:
+            for arm in self.arms:
                 yield Job(preset=self, arm=arm, seed=seed)
         for seed in self.seeds:
             for alpha in self.alphas:
@@ -151,6 +157,7 @@ class Job:
         parts = [self.arm, self.settings, self.seed, self.preset.dtype, training, sizes]
         if self.arm == "untrained":
             parts = [self.arm, self.preset.dtype, training["tokens"], sizes]
+        parts += [self.preset.after] if self.preset.after else []
         text = json.dumps(parts, sort_keys=True)
         digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
         return f"{self.arm}-{self.seed}-{digest}"
@@ -158,6 +165,15 @@ class Job:
 
 _MAIN = tuple(arm for arm, keys in ARMS.items() if "half" not in keys)
 _HALVES = tuple(arm for arm in ARMS if arm not in _MAIN)
+_SECOND = Preset(
+    seeds=tuple(range(10, 24)),
+    arms=("dpo", "bdpo", "shuffled-label", "random", "safedpo", "dpo-low"),
+    dtype="float32",
+    training=Training(epochs=8, sft=0.2),
+    sizes=Sizes(hh=400, likened=3),
+    after=(2, 4, 8),
+    plan="PLAN-2.md",
+)
 PRESETS = {
     "smollm2-cpu": Preset(
         seeds=(0, 1, 2), arms=_MAIN, dtype="bfloat16", alphas=(0.5, 1.0, 3.0), betas=(1,)
@@ -173,6 +189,8 @@ PRESETS = {
         alphas=(0.5, 1.0, 2.0, 3.0),
         at_a_time=512,
     ),
+    "plan-2": _SECOND,
+    "plan-2-halves": replace(_SECOND, arms=_HALVES),
 }
 #: Seeds of the tuning, which no table has.
 TUNING_SEEDS = (900,)

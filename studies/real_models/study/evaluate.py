@@ -87,13 +87,24 @@ class Evaluation:
         self._before = self.logps(reference, self._asked)
 
     def __call__(self, model: nn.Module) -> dict[str, Any]:
-        """Every measure of each prompt, so that they can be paired and resampled.
+        """The :meth:`preferences`, and ``answers``: set -> the greedy answers."""
+        return self.preferences(model) | {
+            "answers": {
+                name: generate(
+                    model, self.tokenizer, prompts, batch=self.rows, tokens=self.sizes.answer
+                )
+                for name, prompts in self.material.prompts.items()
+            }
+        }
+
+    def preferences(self, model: nn.Module) -> dict[str, Any]:
+        """Every measure of log-probabilities, of each prompt: they can be paired and resampled.
 
         ``choice``: of each held-out prompt of XSTest the share of its (wanted, unwanted) answers in
         which the wanted one is likelier for each token; ``choice_margin``: its mean advantage, nats
         per token; ``reward``: the same share by the log-ratio to the untrained model, in nats per
         answer; ``hh_accuracy``, ``hh_margin`` (nats): of held-out pairs; ``nll``: nats per token of
-        ordinary answers; ``answers``: set -> the greedy answers.
+        ordinary answers.
         """
         after = self.logps(model, self._asked)
         per_token = [nats / tokens for nats, tokens in after]
@@ -115,12 +126,6 @@ class Evaluation:
         found["hh_margin"] = margins
         found["hh_accuracy"] = [float(margin > 0) for margin in margins]
         found["nll"] = [-value for value in per_token[pairs.stop :]]
-        found["answers"] = {
-            name: generate(
-                model, self.tokenizer, prompts, batch=self.rows, tokens=self.sizes.answer
-            )
-            for name, prompts in self.material.prompts.items()
-        }
         return found
 
     def _questions(self) -> list[tuple[list[dict[str, str]], str]]:

@@ -16,7 +16,7 @@ from bdpo_plugin.sources import hh_rlhf, xstest
 from bdpo_plugin.sources.forms import Pair, read_pairs, read_text
 from bdpo_plugin.sources.selection import select
 from studies.real_models.refusal import read_prompts
-from studies.real_models.study.design import HELD_OUT, Sizes, Training
+from studies.real_models.study.design import HELD_OUT, TUNING_SEEDS, Sizes, Training
 
 _ORDINARY = Path(__file__).parents[1] / "prompts" / "benign.txt"
 _SENTENCES = re.compile(r"(?<=[.!?:])\s+")
@@ -24,6 +24,8 @@ _SENTENCES = re.compile(r"(?<=[.!?:])\s+")
 _PER_PROMPT = 4
 #: Of hh-rlhf: the longest conversation before the answer.
 _PROMPT_TOKENS = 96
+#: Of hh-rlhf: pairs that the tuning was evaluated on.
+_TUNED_HH = Sizes().hh
 
 
 @dataclass(frozen=True)
@@ -59,23 +61,28 @@ class Material:
 
     def training(self, setting: Training, seed: int) -> list[Pair]:
         """The training pairs of a seed, in random order."""
-        half = setting.xstest // 2
-        of_xstest, _ = select(
-            ((pair["label"], pair) for pair in self.xstest),
-            {"safe": half, "unsafe": half},
-            seed=seed,
-            per_prompt=_PER_PROMPT,
+        return training_pairs(self.xstest, self.hh, setting, seed)
+
+
+def training_pairs(xstest: list[Pair], hh: list[Pair], setting: Training, seed: int) -> list[Pair]:
+    """As many pairs of each source as the setting says, in random order."""
+    half = setting.xstest // 2
+    of_xstest, _ = select(
+        ((pair["label"], pair) for pair in xstest),
+        {"safe": half, "unsafe": half},
+        seed=seed,
+        per_prompt=_PER_PROMPT,
+    )
+    of_hh, _ = select(((p["label"], p) for p in hh), {"harmless": setting.hh}, seed=seed)
+    keys = ("label", "messages", "chosen", "rejected")
+    pairs = [{key: pair[key] for key in keys} for pair in of_xstest + of_hh]
+    if len(pairs) < setting.xstest + setting.hh:
+        raise BDPOError(
+            f"there are only {len(of_xstest)} pairs of XSTest and {len(of_hh)} of hh-rlhf, "
+            f"where {setting.xstest} and {setting.hh} are wanted"
         )
-        of_hh, _ = select(((p["label"], p) for p in self.hh), {"harmless": setting.hh}, seed=seed)
-        keys = ("label", "messages", "chosen", "rejected")
-        pairs = [{key: pair[key] for key in keys} for pair in of_xstest + of_hh]
-        if len(pairs) < setting.xstest + setting.hh:
-            raise BDPOError(
-                f"there are only {len(of_xstest)} pairs of XSTest and {len(of_hh)} of hh-rlhf, "
-                f"where {setting.xstest} and {setting.hh} are wanted"
-            )
-        random.Random(seed).shuffle(pairs)
-        return pairs
+    random.Random(seed).shuffle(pairs)
+    return pairs
 
 
 def half(
@@ -115,7 +122,9 @@ def half(
     return [pairs[i] for i in sorted(taken)]
 
 
-def load(folder: Path, tokenizer: Any, tokens: int, sizes: Sizes) -> Material:
+def load(
+    folder: Path, tokenizer: Any, tokens: int, sizes: Sizes, *, unseen: bool = False
+) -> Material:
     """Read and choose; the same for every arm and seed.
 
     Args:
@@ -123,6 +132,9 @@ def load(folder: Path, tokenizer: Any, tokens: int, sizes: Sizes) -> Material:
             ``strongreject/strongreject_dataset.csv`` and ``llamafactory/dpo_en_demo.json.gz``.
         tokens: the longest answer, in tokens; longer ones are cut after a sentence, and left out
             where the first sentence is longer.
+        unseen: whether prompts and pairs are held out that no tuning has seen: the types of XSTest
+            that are trained on and those that are held out change places, and what the tuning was
+            trained or evaluated on is in neither.
 
     Raises:
         BDPOError: a file is missing, or of another form.
@@ -133,9 +145,14 @@ def load(folder: Path, tokenizer: Any, tokens: int, sizes: Sizes) -> Material:
 
     answers = [a._replace(text=cut(a.text)) for a in xstest.read_answers(folder / "xstest")]
     held_out = [answer for answer in answers if answer.type in HELD_OUT]
-    learnt = {answer.type for answer in answers} - set(HELD_OUT)
-    pairs = [pair for _, pair in xstest.sort(answers, learnt) if pair is not None]
+    learnt = [answer for answer in answers if answer.type not in HELD_OUT]
+    pairs = _pairs(learnt)
     hh = _harmless(folder / "hh-rlhf" / "harmless-base.test.jsonl.gz", tokenizer, tokens)
+    if unseen:
+        seen = _tuned_on(pairs, hh)
+        hh = [pair for pair in hh[_TUNED_HH:] if pair["messages"][-1]["content"] not in seen]
+        held_out = [answer for answer in learnt if answer.prompt not in seen]
+        pairs = _pairs([answer for answer in answers if answer.type in HELD_OUT])
     demo = folder / "llamafactory" / "dpo_en_demo.json.gz"
     ordinary = [
         (pair["messages"], text)
@@ -157,6 +174,19 @@ def load(folder: Path, tokenizer: Any, tokens: int, sizes: Sizes) -> Material:
         ordinary=_sample(ordinary, sizes.nll),
         prompts={name: _sample(found, counts[name]) for name, found in prompts.items()},
     )
+
+
+def _pairs(answers: Sequence[xstest.Answer]) -> list[Pair]:
+    return [pair for _, pair in xstest.sort(answers) if pair is not None]
+
+
+def _tuned_on(pairs: list[Pair], hh: list[Pair]) -> set[str]:
+    """The last messages of the pairs that the tuning was trained on."""
+    return {
+        pair["messages"][-1]["content"]
+        for seed in TUNING_SEEDS
+        for pair in training_pairs(pairs, hh[_TUNED_HH:], Training(), seed)
+    }
 
 
 def shorten(text: str, tokenizer: Any, tokens: int) -> str:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
 
 from bdpo_plugin import BalanceWeights, BDPOConfig, BDPOTrainer, ChosenRejected
 from bdpo_plugin.data.user_rows import recording_sources
@@ -62,7 +62,13 @@ class Bench:
         self.preset, self.path, self.work = preset, model, work
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer = AutoTokenizer.from_pretrained(model)
-        self.material: Material = load(folder, self.tokenizer, preset.training.tokens, preset.sizes)
+        self.material: Material = load(
+            folder,
+            self.tokenizer,
+            preset.training.tokens,
+            preset.sizes,
+            unseen=bool(preset.after),
+        )
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -77,24 +83,24 @@ class Bench:
     def run(self, job: Job) -> dict[str, Any]:
         """The record of a job: every measure of :class:`Evaluation`, and the training's figures."""
         began = time.perf_counter()
+        after = self.preset.after
         if job.arm == "untrained":
-            return {**self.evaluation(self.model()), "seconds": time.perf_counter() - began}
+            evaluate = self.evaluation.preferences if after else self.evaluation
+            return {**evaluate(self.model()), "seconds": time.perf_counter() - began}
         pairs = self.pairs(job)
+        evaluated = AfterEpochs(self.evaluation, after)
         with TemporaryDirectory() as output:
             trainer = self.trainer(job, pairs, Path(output))
+            trainer.add_callback(evaluated)
             with contextlib.redirect_stdout(io.StringIO()):
                 trainer.train()
         model = trainer.model.eval()
-        history = [entry for entry in trainer.state.log_history if "rewards/margins" in entry]
-        last = history[-len(history) // job.preset.training.epochs :]
         trained = time.perf_counter() - began
+        curve = _curve(trainer.state.log_history, job)
         data = trainer.train_dataset
         return {
-            **self.evaluation(model),
-            "train_loss": fmean(entry["loss"] for entry in last),
-            "train_margin": fmean(e["rewards/margins"] for e in last) / job.settings["beta"],
-            "train_accuracy": fmean(entry["rewards/accuracies"] for entry in last),
-            "train_chosen": fmean(e["rewards/chosen"] for e in last) / job.settings["beta"],
+            **({"after": evaluated.found, "curve": curve} if after else self.evaluation(model)),
+            **curve[-1],
             "imbalance": _imbalance(data),
             "weight_chosen": list(data["bdpo_weight_chosen"]),
             "weight_rejected": list(data["bdpo_weight_rejected"]),
@@ -159,6 +165,39 @@ class Bench:
                 peft_config=LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"),
                 weigh=_margins(pairs, settings["margin"]) if safe else None,
             )
+
+
+class AfterEpochs(TrainerCallback):
+    """Measures the log-probabilities of a model in training after some of its epochs.
+
+    Attributes:
+        found: epoch, as text -> the measures.
+    """
+
+    def __init__(self, evaluation: Evaluation, epochs: tuple[int, ...]) -> None:
+        self.evaluation, self.epochs = evaluation, epochs
+        self.found: dict[str, dict[str, Any]] = {}
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+        if (epoch := round(state.epoch)) in self.epochs:
+            self.found[str(epoch)] = self.evaluation.preferences(model.eval())
+            model.train()
+
+
+def _curve(history: list[dict[str, Any]], job: Job) -> list[dict[str, float]]:
+    """Of each epoch the means over its steps; margins and log-ratios in nats."""
+    steps = [entry for entry in history if "rewards/margins" in entry]
+    epochs, beta = job.preset.training.epochs, job.settings["beta"]
+    each = len(steps) // epochs
+    return [
+        {
+            "train_loss": fmean(entry["loss"] for entry in some),
+            "train_margin": fmean(entry["rewards/margins"] for entry in some) / beta,
+            "train_accuracy": fmean(entry["rewards/accuracies"] for entry in some),
+            "train_chosen": fmean(entry["rewards/chosen"] for entry in some) / beta,
+        }
+        for some in (steps[each * epoch : each * (epoch + 1)] for epoch in range(epochs))
+    ]
 
 
 def _imbalance(scored: Dataset) -> list[float]:
