@@ -311,6 +311,7 @@ def test_log_probabilities_are_measured_after_epochs(model, data, tmp_path, smal
     assert len(found["curve"]) == 2
     assert found["after"]["1"]["choice_margin"] != found["after"]["2"]["choice_margin"]
     assert "answers" not in found["after"]["2"]
+    assert len(found["mi_chosen"]) == len(found["row"]) == 6
     assert bench.evaluation.preferences(bench.model())["hh_margin"] == pytest.approx([0], abs=1e-3)
 
 

@@ -27,6 +27,9 @@ from studies.real_models.study.design import Job, Preset
 from studies.real_models.study.evaluate import Evaluation
 from studies.real_models.study.material import Material, half, load
 
+#: Of the training pairs, kept in the record.
+_COLUMNS = ("row", "mi_chosen", "mi_rejected", "weight_chosen", "weight_rejected")
+
 
 class SafeDPOTrainer(BDPOTrainer):
     """DPO with a margin for each pair, in the place of its scale (arXiv 2505.20065).
@@ -102,8 +105,7 @@ class Bench:
             **({"after": evaluated.found, "curve": curve} if after else self.evaluation(model)),
             **curve[-1],
             "imbalance": _imbalance(data),
-            "weight_chosen": list(data["bdpo_weight_chosen"]),
-            "weight_rejected": list(data["bdpo_weight_rejected"]),
+            **{name: list(data[f"bdpo_{name}"]) for name in _COLUMNS},
             "train_seconds": trained,
             "seconds": time.perf_counter() - began,
         }
