@@ -38,7 +38,7 @@ from bdpo_plugin.training.datasets import (
 )
 from bdpo_plugin.training.main_rank import by_main
 from bdpo_plugin.training.score_columns import LENGTH, batch_scores, unscored
-from bdpo_plugin.training.scorer import Scorer, Weigh
+from bdpo_plugin.training.scorer import Scorer, Weigh, asked_columns
 from bdpo_plugin.training.step import LossTerms, Metrics, preference_step
 from bdpo_plugin.training.streams import StreamFilter
 from bdpo_plugin.training.template_dates import TemplateDates
@@ -87,6 +87,11 @@ class RunMixin(_Trainer):
     def _begin(self, settings: BDPOSettings, args: Any, weigh: Weigh | None = None) -> None:
         self.settings = settings
         self._weigh = weigh
+        if (asked := asked_columns(weigh)) and not settings.precompute:
+            raise BDPOError(
+                f"The `weigh` callable asks for {', '.join(asked)}: columns of the data are given "
+                "to it before training only. Set `bdpo_precompute: true`."
+            )
         self._ready = ReadyDatasets()
         self._streams: list[StreamFilter] = []
         self._training_pairs: dict[str, str] = {}  # digests; empty until the pairs are prepared
@@ -141,6 +146,7 @@ class RunMixin(_Trainer):
             name,
             tokenizer=self._tokenizer,
             control_column=self.settings.control_column,
+            asked=asked_columns(self._weigh),
             main=self.is_world_process_zero(),
         )
         self._usable[name, dataset._fingerprint] = usable

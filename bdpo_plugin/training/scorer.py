@@ -3,6 +3,7 @@ hosts use it."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
@@ -52,8 +53,22 @@ from bdpo_plugin.training.output_lock import OutputLock
 from bdpo_plugin.training.position_limit import check_room
 from bdpo_plugin.training.score_columns import longest, score_columns
 
-#: A function from the mutual information (chosen, rejected), each (B,), to the pairs' weights.
-Weigh = Callable[[Tensor, Tensor], BalanceWeights]
+#: A function from the mutual information (chosen, rejected), each (B,), to the pairs' weights. It
+#: may ask for more by name, see :func:`asked_columns`.
+Weigh = Callable[..., BalanceWeights]
+#: Numbers of response tokens, each (B,): what `weigh` may ask for beside columns of the data.
+LENGTHS = ("chosen_tokens", "rejected_tokens")
+
+
+def asked_columns(weigh: Weigh | None) -> tuple[str, ...]:
+    """The columns of the data that a `weigh` callable asks for: its keyword-only parameters without
+    a default, less :data:`LENGTHS`."""
+    return tuple(name for name in _asked(weigh) if name not in LENGTHS)
+
+
+def _asked(weigh: Weigh | None) -> tuple[str, ...]:
+    parameters = inspect.signature(weigh).parameters.values() if weigh else ()
+    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty)
 
 
 class Identity(NamedTuple):
@@ -193,6 +208,7 @@ class Scorer:
         reference: Reference,
         file: str,
         groups: Sequence[str] | None = None,
+        columns: Mapping[str, Sequence[Any]] | None = None,
     ) -> dict[str, Tensor]:
         """Returns the :data:`SCORE_COLUMNS` of a dataset, each (B,), from the store or computed
         now; prints a summary and saves the scores to a file.
@@ -204,12 +220,13 @@ class Scorer:
             reference: the reference model.
             file: the name of the Parquet file that the scores are saved to.
             groups: the group of each pair, for a control that shuffles within groups.
+            columns: the columns of the data that `weigh` asks for.
         """
         self.check_room(pairs, rows, reference)  # first, because reading the weights takes longer
         self.identity = self._identify(reference)
         store = self._store(self.identity)
         scores = self._scores(pairs, reference, rows=rows, name=name, store=store)
-        weights = self._weights(scores, groups)
+        weights = self._weights(scores, pairs, groups, columns)
         now = int(scores.computed.sum())
         self.reuse[name] = {"scored now": now, "reused": len(pairs) - now}
         if self.accelerator.is_main_process:
@@ -290,7 +307,7 @@ class Scorer:
             )
         self.check_room(pairs, None, reference)
         scores = self._scores(pairs, reference)
-        columns = score_columns(scores, self._weights(scores))
+        columns = score_columns(scores, self._weights(scores, pairs))
         return {name: column.to(self.accelerator.device) for name, column in columns.items()}
 
     def check_room(
@@ -334,7 +351,13 @@ class Scorer:
             with_mi=self._measures,
         )
 
-    def _weights(self, scores: PairScores, groups: Sequence[str] | None = None) -> BalanceWeights:
+    def _weights(
+        self,
+        scores: PairScores,
+        pairs: Sequence[Pair],
+        groups: Sequence[str] | None = None,
+        columns: Mapping[str, Sequence[Any]] | None = None,
+    ) -> BalanceWeights:
         if not scores.measured:
             return BalanceWeights(*[torch.ones_like(scores.ref_chosen_logps)] * 3)
         mi = (scores.mi_chosen, scores.mi_rejected)
@@ -348,7 +371,14 @@ class Scorer:
                 balance=self.settings.balance,
                 scaling=self.settings.scaling,
             )
-        weights = BalanceWeights(*(t.detach().float() for t in self.weigh(*mi)))
+        sides = {name: place for place, name in enumerate(LENGTHS)}
+        given = {
+            name: torch.tensor([len(pair[sides[name]].completion_ids) for pair in pairs])
+            if name in sides
+            else (columns or {})[name]
+            for name in _asked(self.weigh)
+        }
+        weights = BalanceWeights(*(t.detach().float() for t in self.weigh(*mi, **given)))
         if any(t.shape != mi[0].shape or not t.isfinite().all() for t in weights):
             raise BDPOError(
                 "The `weigh` callable must return three finite tensors of the shape of its "

@@ -181,7 +181,7 @@ class Bench:
                 train_dataset=Dataset.from_list([_row(pair) for pair in pairs]),
                 processing_class=self.tokenizer,
                 peft_config=LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"),
-                weigh=_margins(pairs, settings["margin"]) if safe else None,
+                weigh=safety_margins(settings["margin"]) if safe else None,
             )
 
 
@@ -233,15 +233,13 @@ def _row(pair: Pair) -> dict[str, Any]:
     }
 
 
-def _margins(pairs: list[Pair], margin: float) -> Any:
+def safety_margins(margin: float) -> Any:
     """Weights of 1, and as scale 1 and the margin of each pair whose rejected answer is unsafe."""
 
-    def weigh(mi_chosen: Tensor, mi_rejected: Tensor) -> BalanceWeights:
+    def weigh(mi_chosen: Tensor, mi_rejected: Tensor, *, label: list[str]) -> BalanceWeights:
         # XSTest's of unsafe prompts; hh-rlhf says nothing of the kind
-        flags = torch.tensor([float(pair["label"] == "unsafe") for pair in pairs])
-        if len(flags) != len(mi_chosen):
-            raise ValueError(f"{len(pairs)} pairs, of which {len(mi_chosen)} are trained on")
         ones = torch.ones_like(mi_chosen)
-        return BalanceWeights(ones, ones, ones + margin * flags.to(ones))
+        unsafe = torch.tensor([float(kind == "unsafe") for kind in label]).to(ones)
+        return BalanceWeights(ones, ones, ones + margin * unsafe)
 
     return weigh

@@ -4,10 +4,12 @@ import csv
 import gzip
 import json
 import operator
+import shutil
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -272,6 +274,35 @@ def test_a_difference_has_both_uncertainties() -> None:
     assert not analysis.difference(ours, steady, analysis.CHOICE).holds(-1)
     assert analysis.difference(steady, ours, analysis.CHOICE).holds(-1)
     assert analysis.difference(ours, {7: record("dpo", 7, [0, 0, 0])}, analysis.CHOICE) is None
+
+
+def test_committed_tables_are_those_of_the_committed_records(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(report, "draw", lambda *_: None)
+    for name in ("smollm2-cpu-halves", "plan-2"):
+        shutil.copytree(main_module.RESULTS / name, tmp_path / name)
+        made = report.write(tmp_path / name, PRESETS[name], name).read_text()
+        assert made == (main_module.RESULTS / name / "tables.md").read_text()
+
+
+def test_the_least_effect_is_seen_four_times_in_five() -> None:
+    """By simulation: normal differences of 14 seeds, Student's interval above 0."""
+    draw = np.random.default_rng(0)
+    least = analysis.least_over_seeds(2.0, 14)
+    found = draw.normal(least, 2.0, size=(4000, 14))
+    errors = found.std(axis=1, ddof=1) / 14**0.5
+    seen = (found.mean(axis=1) > 2.160 * errors).mean()
+    assert seen == pytest.approx(0.8, abs=0.03)
+    assert analysis.least_over_seeds(2.0, 1) == float("inf")
+
+
+def test_the_auc_is_that_of_all_couples() -> None:
+    # the refusal's advantage: 0.3 and -0.1 on unsafe prompts, -0.2 and 0.3 on safe ones
+    margins = {"choice_margin": [0.3, -0.1, 0.2, -0.3], "unsafe": [True, True, False, False]}
+    assert analysis.level(margins, analysis.AUC) == pytest.approx(100 * 2.5 / 4)
+    one, other = ({0: margins}, {0: margins | {"choice_margin": [0.3, 0.4, 0.2, -0.3]}})
+    found = analysis.difference(other, one, analysis.AUC)
+    assert found.mean == pytest.approx(25)
+    assert found.prompts == (0, 100)  # a sixteenth of the draws has that one couple alone
 
 
 def test_a_readers_labels_stand_beside_the_judge() -> None:

@@ -64,7 +64,8 @@ class BDPOTrainer(RunMixin, DPOTrainer):
         weigh: a callable that maps (mi_chosen, mi_rejected), each (B,), to
             :class:`~bdpo_plugin.objective.BalanceWeights`. It replaces the built-in
             :func:`~bdpo_plugin.objective.balance_weights`, and is called once for a whole dataset,
-            or for each batch if ``bdpo_precompute`` is off.
+            or for each batch if ``bdpo_precompute`` is off. Its keyword-only arguments name columns
+            of the data, or ``chosen_tokens`` and ``rejected_tokens``, and it is given their values.
 
     Raises:
         BDPOError: a setting cannot be honoured, or the data cannot be trained on.
