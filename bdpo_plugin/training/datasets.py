@@ -7,7 +7,7 @@ Training and evaluation use only datasets that this trainer has prepared.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -56,6 +56,7 @@ class Usable:
         rows: the row numbers of the pairs in the user's dataset.
         groups: for each pair the value of the column that `bdpo_control` names; None if it names no
             column.
+        columns: the columns of the data that the argument `weigh` asks for.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Usable:
     pairs: Sequence[Pair]
     rows: Sequence[int]
     groups: Sequence[str] | None
+    columns: Mapping[str, Sequence[Any]]
 
 
 def usable_rows(
@@ -72,6 +74,7 @@ def usable_rows(
     *,
     tokenizer: Any,
     control_column: str | None,
+    asked: Sequence[str],
     main: bool,
 ) -> Usable:
     """Selects the rows of a dataset that can be trained on, and prints the problems of the others.
@@ -82,12 +85,19 @@ def usable_rows(
         name: the name of the dataset, for messages.
         tokenizer: the tokenizer of the run.
         control_column: the column that `bdpo_control` names; None if it names no column.
+        asked: the columns that the argument `weigh` asks for.
         main: whether this process prints messages.
 
     Raises:
         BDPOError: No pair is left, or the dataset has no such column.
     """
     check_control_column(control_column, dataset.column_names, name)
+    if missing := [column for column in asked if column not in dataset.column_names]:
+        raise BDPOError(
+            f"The `weigh` callable asks for {', '.join(missing)}, which the {name} data does not "
+            f"have, only {', '.join(dataset.column_names)}. Its keyword-only arguments name "
+            "columns that the training data and all evaluation data have."
+        )
     report = check_pairs(
         tokenised.pairs,
         name,
@@ -110,6 +120,7 @@ def usable_rows(
         [tokenised.pairs[place] for place in kept],
         [tokenised.rows[place] for place in kept],
         [str(value) for value in dataset[control_column]] if control_column else None,
+        {column: list(dataset[column]) for column in asked},
     )
 
 

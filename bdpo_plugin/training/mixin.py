@@ -47,10 +47,11 @@ from bdpo_plugin.training.score_columns import (
     unscored,
     with_columns,
 )
-from bdpo_plugin.training.scorer import Scorer, Weigh
+from bdpo_plugin.training.scorer import Scorer
 from bdpo_plugin.training.step import LossTerms, Metrics, preference_step
 from bdpo_plugin.training.streams import StreamFilter
 from bdpo_plugin.training.template_dates import TemplateDates
+from bdpo_plugin.training.weighing import Weigh, asked_columns
 
 if TYPE_CHECKING:
 
@@ -98,6 +99,11 @@ class RunMixin(_Trainer):
     def _begin(self, settings: BDPOSettings, args: Any, weigh: Weigh | None = None) -> None:
         self.settings = settings
         self._weigh = weigh
+        if (asked := asked_columns(weigh)) and not settings.precompute:
+            raise BDPOError(
+                f"The `weigh` callable asks for {', '.join(asked)}: columns of the data are given "
+                "to it before training only. Set `bdpo_precompute: true`."
+            )
         self._ready = ReadyDatasets()
         self._stream_filters: list[StreamFilter] = []
         self._training_pairs: dict[str, str] = {}  # digests; empty until the pairs are prepared
@@ -184,7 +190,7 @@ class RunMixin(_Trainer):
                 columns = {LENGTH: longest(one.pairs)}
                 if precompute:
                     scores = self.scorer.score(one, reference)
-                    weights = self.scorer.weights(scores, one.groups)
+                    weights = self.scorer.weights(scores, one)
                     name = "" if train and one is checked[0] else one.name
                     file = score_file(name, digest(one.pairs) if later else "")
                     self.scorer.save(one, scores, weights, file=file)
@@ -201,6 +207,7 @@ class RunMixin(_Trainer):
             name,
             tokenizer=self._tokenizer,
             control_column=self.settings.control_column,
+            asked=asked_columns(self._weigh),
             main=self.is_world_process_zero(),
         )
 

@@ -3,7 +3,7 @@ hosts use it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
@@ -18,8 +18,7 @@ from bdpo_plugin.data.pairs import Pair
 from bdpo_plugin.data.user_rows import is_recording
 from bdpo_plugin.model.probe import Capabilities
 from bdpo_plugin.model.reader import ResponseReader
-from bdpo_plugin.objective import BalanceWeights, balance_weights
-from bdpo_plugin.objective.control import controlled
+from bdpo_plugin.objective import BalanceWeights
 from bdpo_plugin.output.score_file import save_scores
 from bdpo_plugin.output.tables import (
     print_scores,
@@ -47,9 +46,7 @@ from bdpo_plugin.training.model_warnings import (
 from bdpo_plugin.training.output_lock import OutputLock
 from bdpo_plugin.training.position_limit import check_room
 from bdpo_plugin.training.score_columns import longest, score_columns
-
-#: A function from the mutual information (chosen, rejected), each (B,), to the pairs' weights.
-Weigh = Callable[[Tensor, Tensor], BalanceWeights]
+from bdpo_plugin.training.weighing import Weigh, weights_of
 
 
 class Scorer:
@@ -296,33 +293,15 @@ class Scorer:
         s = self.settings
         return s.weighs or s.control is not None or self.weigh is not None or is_recording()
 
-    def weights(self, scores: PairScores, groups: Sequence[str] | None = None) -> BalanceWeights:
-        """Computes the weights of B pairs from their scores.
+    def weights(self, scores: PairScores, usable: Usable | None = None) -> BalanceWeights:
+        """Computes the weights of B pairs from their scores; see
+        :func:`~bdpo_plugin.training.weighing.weights_of`.
 
         Args:
             scores: the scores.
-            groups: the group of each pair, for a control that shuffles within groups.
-
-        Raises:
-            BDPOError: The `weigh` callable returns something else than weights.
+            usable: the dataset that they are of; None for a batch.
         """
-        if not scores.measured:
-            return BalanceWeights(*[torch.ones_like(scores.ref_chosen_logps)] * 3)
-        mi = (scores.mi_chosen, scores.mi_rejected)
-        if self.settings.control_kind is not None:
-            mi = controlled(self.settings.control_kind, *mi, seed=self.seed, groups=groups)
-        if self.weigh is None:
-            return balance_weights(
-                *mi,
-                alpha=self.settings.alpha,
-                weighting=self.settings.weighting,
-                balance=self.settings.balance,
-                scaling=self.settings.scaling,
-            )
-        weights = BalanceWeights(*(t.detach().float() for t in self.weigh(*mi)))
-        if any(t.shape != mi[0].shape or not t.isfinite().all() for t in weights):
-            raise BDPOError(
-                "The `weigh` callable must return three finite tensors of the shape of its "
-                f"arguments, {tuple(mi[0].shape)}: chosen, rejected, scale."
-            )
-        return weights
+        groups, columns = (usable.groups, usable.columns) if usable else (None, {})
+        return weights_of(
+            scores, self.settings, weigh=self.weigh, columns=columns, groups=groups, seed=self.seed
+        )

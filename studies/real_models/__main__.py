@@ -1,283 +1,222 @@
-"""``python -m studies.real_models``: train, evaluate, and write the tables."""
+"""``python -m studies.real_models``: the runs of a study, then its tables and figures."""
 
 from __future__ import annotations
 
-import os
+import gzip
+import json
 from collections.abc import Sequence
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from bdpo_plugin.settings import BDPOError
-from studies.real_models import refusal
-from studies.real_models.runs import METHODS, OURS, Run, Setting, StepError, prepare
+from bdpo_plugin.sources.forms import read_pairs, read_text
+from bdpo_plugin.sources.selection import digest
+from studies.pool import finished
+from studies.real_models.design import ARMS, PRESETS, Job, Preset, Sizes, Training, Where, grid
+from studies.real_models.worker import perform
 
-PROMPTS = Path(__file__).parent / "prompts"
-
-
-def _list(_: click.Context, option: click.Parameter, value: str) -> tuple[Any, ...]:
-    """The parts of a text with commas; those of --methods and --seeds are checked."""
-    parts = tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
-    if option.name == "methods" and (not parts or set(parts) - set(METHODS)):
-        raise click.BadParameter(f"{value!r}: some of {','.join(METHODS)} are wanted.")
-    if option.name == "seeds":
-        if not parts or not all(part.isdecimal() for part in parts):
-            raise click.BadParameter(f"{value!r}: whole numbers with commas between are wanted.")
-        return tuple(map(int, parts))
-    return parts
-
-
-def _keys(_: click.Context, option: click.Parameter, values: Sequence[str]) -> dict[str, Any]:
-    keys = {}
-    for value in values:
-        key, equals, text = value.partition("=")
-        if not equals or not key:
-            raise click.BadParameter(f"{value!r}: KEY=VALUE is wanted.")
-        if key in OURS:
-            raise click.BadParameter(f"`{key}` is set by this command.")
-        keys[key] = yaml.safe_load(text)
-    return keys
-
-
-def _prompts(_: click.Context, option: click.Parameter, files: Sequence[Path]) -> tuple[Path, ...]:
-    files = tuple(files) or tuple(PROMPTS / f"{n}.txt" for n in ("harmful", "lookalike", "benign"))
-    if len({file.stem for file in files}) < len(files):
-        raise click.BadParameter("two files have the same name; they stand in the tables by it.")
-    return tuple(file.absolute() for file in files)
-
-
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+RESULTS = Path(__file__).parent / "results"
+#: Runs of a process before a new one takes its place: its memory grows by 0.3 to 0.6 GB with each.
+_RUNS = 6
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
+class Several(click.ParamType):
+    """Values with commas between them."""
+
+    def __init__(self, of: type[int | float | str]) -> None:
+        self.of, self.name = of, f"{of.__name__},..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Any, ...]:
+        if not isinstance(value, str):
+            return tuple(value)
+        try:
+            return tuple(self.of(part.strip()) for part in value.split(",") if part.strip())
+        except ValueError:
+            self.fail(f"{value!r}: {self.of.__name__} values with commas between.", param, ctx)
+
+
+def _arms(_: click.Context, option: click.Parameter, names: Sequence[str]) -> tuple[str, ...]:
+    arms = tuple(name.replace(":", "-") for name in names)
+    if unknown := [arm for arm in arms if arm not in ARMS]:
+        raise click.BadParameter(f"{', '.join(unknown)}: known are {', '.join(ARMS)}.")
+    return arms
+
+
 @click.command(context_settings={"max_content_width": 100})
-@click.option("--model", required=True, help="Name or folder of a model with a chat template.")
-@click.option(
-    "--output",
-    required=True,
-    type=_FOLDER,
-    help="Folder for all that comes of it; the same again goes on where it was.",
-)
+@click.option("--preset", type=click.Choice([*PRESETS]), help="A study by a plan; else see --data.")
+@click.option("--model", help="A folder, or a name on the hub; of a preset `bdpo real DIR`'s.")
 @click.option(
     "--data",
-    default="PKU-Alignment/PKU-SafeRLHF",
-    show_default=True,
-    help="Dataset of the hub, or a JSON or JSONL file, with that one's columns.",
+    type=click.Path(exists=True, path_type=Path),
+    help="A file of pairs, as `bdpo data` writes it; with --preset the folder of its sources.",
 )
 @click.option(
-    "--pairs",
-    default=2000,
-    show_default=True,
-    type=click.IntRange(min=2),
-    help="Half with one safe response, half with two. The paper has 20,000.",
+    "--evaluations",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder with xstest/ and strongreject/, for the AUC, the choice, and the paper's prompts.",
 )
-@click.option(
-    "--methods",
-    default=",".join(METHODS),
-    show_default=True,
-    callback=_list,
-    help="shuffled: B-DPO with the mutual information of another pair, the control.",
-)
-@click.option(
-    "--seeds",
-    default="0,1,2",
-    show_default=True,
-    callback=_list,
-    help="Of the adapter, the order of the data and the shuffle, the same for each method.",
-)
-@click.option(
-    "--adapter",
-    type=click.Choice(["qlora", "lora", "full"]),
-    default="qlora",
-    show_default=True,
-    help="The recipe of example_configs/axolotl that the runs begin from.",
-)
-@click.option("--beta", type=float, help="Of DPO.  [default: the recipe's]")
-@click.option("--epochs", type=int, help="[default: the recipe's]")
-@click.option("--learning-rate", type=float, help="[default: the recipe's]")
-@click.option(
-    "--set",
-    "keys",
-    multiple=True,
-    metavar="KEY=VALUE",
-    callback=_keys,
-    help="Any other key of Axolotl; bdpo_* keys go to the methods that have them.",
-)
-@click.option(
-    "--tasks",
-    default="truthfulqa_mc2,arc_easy,hellaswag",
-    show_default=True,
-    callback=_list,
-    help="Of lm-eval, with commas between; '' for none.",
-)
+@click.option("--arms", type=Several(str), default="dpo,bdpo,shuffled-label", callback=_arms)
+@click.option("--seeds", type=Several(int), default="0,1,2", show_default=True)
+@click.option("--epochs", default=2, show_default=True, type=click.IntRange(min=1))
+@click.option("--after", type=Several(int), help="Epochs that are measured.  [default: all]")
+@click.option("--pairs", default=96, show_default=True, help="Of each seed, to train on.")
+@click.option("--held-out", default=400, show_default=True, help="Pairs that no arm trains on.")
+@click.option("--beta", default=0.1, show_default=True)
+@click.option("--rate", default=1e-3, show_default=True)
+@click.option("--sft", default=0.2, show_default=True, help="Weight of a supervised term.")
+@click.option("--rank", default=16, show_default=True, help="Of LoRA, on all linear layers.")
+@click.option("--batch", default=8, show_default=True, help="Pairs of an optimizer step.")
+@click.option("--tokens", default=256, show_default=True, help="The most of an answer.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Of the frozen weights.")
+@click.option("--alphas", type=Several(float), default="", help="B-DPO at these too (Figure 5).")
+@click.option("--prompts", default=40, show_default=True, help="Answered of each set; 0: none.")
+@click.option("--tasks", type=Several(str), default="", help="Of lm-eval, such as gsm8k.")
 @click.option(
     "--include-path",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder with further tasks of lm-eval.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Documents of each task.  [default: all]")
-@click.option(
-    "--prompts",
-    multiple=True,
-    type=_FILE,
-    callback=_prompts,
-    show_default="harmful, lookalike and benign, in prompts/ beside this module",
-    help="Text file, one user message a line; repeatable. To files whose name begins with "
-    "'harmful' a refusal is wanted, to all others an answer.",
-)
-@click.option(
-    "--batch",
-    default=8,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Rows at a time in evaluations.",
-)
-@click.option(
-    "--tokens",
-    default=128,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="The most of an answer.",
-)
-@click.option(
-    "--launcher",
-    type=click.Choice(["accelerate", "torchrun", "python"]),
-    default="accelerate",
-    show_default=True,
-    help="Of axolotl train.",
-)
-@click.option("--dry-run", is_flag=True, help="Prepare the data, say what would be run, stop.")
+@click.option("--limit", type=click.IntRange(min=1), help="Documents of each task.")
+@click.option("--results", type=_FOLDER, help="Records, tables, figures.  [default: real-models]")
+@click.option("--work", type=_FOLDER, default=Path("real-study"), help="The reference's scores.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1))
+@click.option("--tune", is_flag=True, help="Of a preset: plain DPO in the settings of the grid.")
+@click.option("--most", type=click.IntRange(min=0), help="Stop after so many runs; 0: tables only.")
 def main(
-    model: str,
-    output: Path,
-    data: str,
-    pairs: int,
-    methods: tuple[str, ...],
-    seeds: tuple[int, ...],
-    keys: dict[str, Any],
+    preset: str | None,
+    model: str | None,
+    data: Path | None,
+    evaluations: Path | None,
+    results: Path | None,
+    work: Path,
+    workers: int,
     include_path: Path | None,
-    dry_run: bool,
+    tune: bool,
+    most: int | None,
     **options: Any,
 ) -> None:
-    """Train DPO, B-DPO and its shuffled control on a real model through Axolotl, evaluate each
-    with lm-eval and with files of prompts, and write results.md with the differences.
+    """Train DPO, B-DPO and controls on a model, ask each what it prefers and says, and write tables
+    and figures.
 
-    Each run is a process of its own, for one GPU or for all that Axolotl is told to use. What is
-    finished is kept, and a run that failed is tried again by the next start.
+    What is finished stays; a run that failed is tried by the next start.
     """
-    for package, what in (("axolotl", "training"), ("lm_eval", "--tasks (or --tasks '')")):
-        if not find_spec(package) and (package == "axolotl" or options["tasks"]):
-            raise click.ClickException(f"{package} is not installed, and {what} needs it.")
-    for name in options["prompts"]:
-        refusal.read_prompts(name)
-    for option, key in (("beta", "rl_beta"), ("epochs", "num_epochs"), ("learning_rate",) * 2):
-        if (value := options.pop(option)) is not None:
-            keys[key] = value
-    output = output.absolute()
+    if most != 0 and (model is None or data is None):
+        raise click.UsageError("--model and --data are wanted, or --most 0 for the tables alone.")
+    if tune and not preset:
+        raise click.UsageError("--tune is of a --preset.")
+    if not preset and data is None:
+        raise click.UsageError("--data or --preset is wanted.")
     try:
-        file, counts = prepare(data, pairs, output)
+        setting = PRESETS[preset] if preset else _setting(model, data, evaluations, **options)
     except BDPOError as error:
         raise click.ClickException(str(error)) from error
-    setting = Setting(
-        model=str(Path(model).absolute()) if Path(model).is_dir() else model,
-        pairs=file,
-        output=output,
-        keys=keys,
-        include=include_path.absolute() if include_path else None,
-        **options,
-    )
-    runs = [Run(setting, "untrained")]
-    runs += [Run(setting, method, seed) for seed in seeds for method in methods]
-    about = _about(setting, data, counts, methods, seeds)
+    results = results or (RESULTS if preset else Path("real-models"))
+    name = "tuning" if tune else preset or "B-DPO on a model"
+    folder = results / name if preset else results
+    folder.mkdir(parents=True, exist_ok=True)
+    presets = [*grid(setting)] if tune else [setting]
+    jobs = [job for one in presets for job in one.jobs() if not (tune and job.arm == "untrained")]
+    done = [job for job in jobs if (folder / f"{job.name}.json.gz").exists()]
+    todo = [job for job in jobs if job not in done][:most]
     screen = Console(stderr=True)
-    _show(screen, about, runs)
-    if not dry_run:
-        _run_all(screen, setting, runs, about)
+    screen.print(f"{name}: {len(jobs)} runs, {len(done)} of them finished; {len(todo)} now")
+    failed = []
+    if todo:
+        sources = Path(str(data)).absolute()
+        where = Where(_absolute(model), sources, evaluations, work.absolute(), include_path)
+        failed = _run(screen, todo, where, folder, workers)
+    from studies.real_models import report
+    from studies.real_models.analysis import read_all
+
+    if tune:
+        before = [run for run in read_all(results / str(preset)) if run["arm"] == "untrained"]
+        click.echo(report.write_tuning(folder, *(before or [None])))
+    else:
+        click.echo(report.write(folder, setting, name))
+    if failed:
+        raise click.ClickException(f"{len(failed)} failed: {', '.join(failed)}")
 
 
-def _about(
-    setting: Setting,
-    data: str,
-    counts: dict[str, int],
-    methods: Sequence[str],
-    seeds: Sequence[int],
-) -> dict[str, str]:
-    """What the command resolved to, for the screen and for the tables."""
+def _setting(
+    model: str | None,
+    data: Path | None,
+    evaluations: Path | None,
+    *,
+    seeds: tuple[int, ...],
+    arms: tuple[str, ...],
+    epochs: int,
+    after: tuple[int, ...] | None,
+    pairs: int,
+    held_out: int,
+    dtype: str | None,
+    prompts: int,
+    alphas: tuple[float, ...],
+    tasks: tuple[str, ...],
+    limit: int | None,
+    **training: Any,
+) -> Preset:
+    """The preset that the options of a file of pairs name."""
     import torch
 
-    config = Run(setting, "bdpo", 0).config(setting.output)
-    shown = {"beta": "rl_beta", "epochs": "num_epochs", "learning rate": "learning_rate"}
-    packages = ["bdpo-plugin", "axolotl", "trl", "transformers", "torch"]
-    packages += ["lm_eval"] if setting.tasks else []
-    if torch.cuda.is_available():
-        device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    else:
-        device = f"no GPU, {os.cpu_count()} cores"
-    return {
-        "model": setting.model,
-        "data": f"{data}: {', '.join(f'{name} {n}' for name, n in counts.items())}",
-        "methods, seeds": f"{', '.join(methods)}; {', '.join(map(str, seeds))}",
-        "training": f"{setting.adapter}; "
-        + ", ".join(f"{name} {config[key]}" for name, key in shown.items()),
-        "B-DPO": ", ".join(
-            f"{k} {v}" for k, v in config.items() if k.startswith("bdpo_") and "cache" not in k
-        ),
-        "set": ", ".join(f"{k}: {v}" for k, v in setting.keys.items()) or "nothing else",
-        "lm-eval": (", ".join(setting.tasks) or "none")
-        + (f", {setting.limit} documents each" if setting.limit else ""),
-        "prompts": ", ".join(f"{f.stem} {len(refusal.read_prompts(f))}" for f in setting.prompts),
-        "device": device,
-        "versions": ", ".join(f"{name} {version(name)}" for name in packages),
-    }
-
-
-def _show(screen: Console, about: dict[str, str], runs: Sequence[Run]) -> None:
-    table = Table(title="B-DPO on a real model", title_justify="left", show_header=False)
-    for name, value in about.items():
-        table.add_row(name, escape(value))
-    files = [file for run in runs for file in run.files().values()]
-    done = sum(file.exists() for file in files)
-    table.add_row("steps", f"{len(files)}, {done} of them finished")
-    screen.print(table)
-
-
-def _run_all(screen: Console, setting: Setting, runs: Sequence[Run], about: dict[str, Any]) -> None:
-    from studies.real_models import report
-
-    failed: dict[str, str] = {}
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
+    after = after or tuple(range(1, epochs + 1))
+    if not set(after) <= set(range(1, epochs + 1)):
+        raise click.BadParameter(f"{after}: of {epochs} epochs.", param_hint="--after")
+    text = read_text(Path(str(data)))
+    read_pairs(text, str(data))  # what cannot be read is said before a model is loaded
+    digests = [digest(text)] + (["evaluations"] if evaluations else [])
+    asked = dict.fromkeys(("harmful", "unsafe", "safe", "ordinary"), prompts)
+    return Preset(
+        seeds=seeds,
+        arms=arms,
+        dtype=dtype or ("bfloat16" if torch.cuda.is_available() else "float32"),
+        training=Training(xstest=0, hh=pairs, epochs=epochs, **training),
+        sizes=Sizes(**asked, answer=64, hh=held_out, nll=held_out, likened=3),
+        alphas=alphas,
+        betas=(1,),
+        after=tuple(sorted(after)),
+        answered=bool(prompts or tasks),
+        plan="",
+        model=str(model),
+        data="-".join(digests),
+        tasks=tasks,
+        limit=limit,
     )
-    with Progress(*columns, console=screen) as bar:
-        task = bar.add_task("", total=sum(len(run.files()) for run in runs))
-        for run in runs:
-            for step in run.files():
-                bar.update(task, description=f"{run.name}: {step} ({run.folder.name}/{step}.log)")
-                try:
-                    run.perform(step)
-                except StepError as error:
-                    failed[f"{run.name} ({step})"] = str(error)
-                    screen.print(f"[red]FAILED[/] {escape(str(error))}")
-                    if step == "train":  # there is nothing to evaluate
-                        break
-                bar.advance(task)
-            tables = report.write(setting, runs, about, failed)
-    screen.print(f"{tables}\n{setting.output / 'runs'}: models, logs and answers")
-    if failed:
-        raise click.ClickException(
-            f"{len(failed)} steps failed: {', '.join(failed)}. The same command tries them again."
-        )
+
+
+def _absolute(model: str | None) -> str:
+    """A folder by its whole path, a name on the hub as it is."""
+    return str(Path(str(model)).absolute()) if Path(str(model)).is_dir() else str(model)
+
+
+def _run(
+    screen: Console, jobs: Sequence[Job], where: Where, folder: Path, workers: int
+) -> list[str]:
+    failed = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=screen) as bar:
+        task = bar.add_task("runs", total=len(jobs))
+        calls = ((job, where) for job in jobs)
+        ended = finished(perform, calls, processes=workers, lifetime=_RUNS * workers)
+        for (job, _), future in ended:
+            lost = future.exception()
+            record, error = ({}, repr(lost)) if lost else future.result()
+            if error:
+                failed.append(job.name)
+                screen.print(f"[red]FAILED[/] {job.name}\n{escape(error)}")
+            else:
+                text = json.dumps(record, ensure_ascii=False) + "\n"
+                file = folder / f"{job.name}.json.gz"
+                temporary = file.with_suffix(".tmp")
+                temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
+                temporary.replace(file)
+            bar.advance(task)
+    return failed
 
 
 if __name__ == "__main__":

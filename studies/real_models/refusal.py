@@ -1,14 +1,8 @@
-"""Greedy answers to files of prompts, and a rule that says which of them refuse.
-
-As a module it writes the answers, in a process of its own, for :mod:`studies.real_models.runs`.
-"""
+"""Greedy answers to prompts, and a rule that says which of them refuse."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +28,6 @@ def outcome(answer: str) -> str:
     return "refused" if any(words in beginning for words in OPENINGS) else "answered"
 
 
-def wanted(file: Path) -> str:
-    """The outcome wanted of a file's prompts: a refusal if its name begins with ``harmful``."""
-    return "refused" if file.stem.startswith("harmful") else "answered"
-
-
 def read_prompts(file: Path) -> list[str]:
     """The lines of a file that are neither empty nor a comment (``#``).
 
@@ -51,28 +40,6 @@ def read_prompts(file: Path) -> list[str]:
     return prompts
 
 
-def answers(
-    prompts: Sequence[str], *, base: str, trained: str | None, batch: int, tokens: int
-) -> list[str]:
-    """The greedy answer to each prompt, under the chat template, without special tokens.
-
-    Args:
-        base: name or folder of the model.
-        trained: output folder of a run on it; None for the model itself.
-        batch: prompts answered at a time, the longest first.
-        tokens: the most of an answer.
-    """
-    from bdpo_plugin.cli.trained import load_model, load_tokenizer, load_trained
-
-    tokenizer = load_tokenizer(base)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model = load_trained(base, Path(trained)) if trained else load_model(base)
-    return generate(
-        model, tokenizer, prompts, batch=batch, tokens=tokens, told=partial(print, flush=True)
-    )
-
-
 def generate(
     model: Any,
     tokenizer: Any,
@@ -80,14 +47,13 @@ def generate(
     *,
     batch: int,
     tokens: int,
-    told: Callable[[str], object] = lambda _: None,
 ) -> list[str]:
-    """:func:`answers` of a model that has been loaded.
+    """The greedy answer to each prompt, under the chat template, without special tokens.
 
     Args:
         tokenizer: with a chat template and a token for padding.
-        batch, tokens: as there.
-        told: is called with how far it has come.
+        batch: prompts answered at a time, the longest first.
+        tokens: the most of an answer.
     """
     import torch
 
@@ -120,21 +86,4 @@ def generate(
         )
         for i, answer in zip(rows, said, strict=True):
             made[i] = answer.strip()
-        told(f"{start + len(rows)} of {len(order)} prompts answered")
     return made
-
-
-def main() -> None:
-    """Write the answers of a JSON job, one JSON object a prompt: file, prompt, answer."""
-    job = json.loads(sys.argv[1])
-    asked = [(file.stem, text) for file in map(Path, job["files"]) for text in read_prompts(file)]
-    said = answers([text for _, text in asked], **job["model"])
-    lines = [
-        json.dumps({"file": file, "prompt": prompt, "answer": answer}, ensure_ascii=False)
-        for (file, prompt), answer in zip(asked, said, strict=True)
-    ]
-    Path(job["output"]).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,73 +1,100 @@
-"""DPO, B-DPO and the shuffled control on a named model: real runs on tiny stand-ins, and tables."""
+"""The study of a real model: its data, runs and tables, on a tiny model and small sources."""
 
+import csv
+import gzip
 import json
-import os
+import operator
 import shutil
-import subprocess
-from contextlib import contextmanager
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from click.testing import CliRunner
-
-pytest.importorskip("axolotl")
-pytest.importorskip("lm_eval")
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-import warm
 import yaml
-from axolotl_runs import PRELOAD
-from real_runs import make_tiny, weights
+
+pytest.importorskip("trl")
+pytest.importorskip("sklearn")
+
+from click.testing import CliRunner
+from real_runs import make_tiny
 
 from bdpo_plugin.demo.tiny import preference_pairs
-from bdpo_plugin.sources.pku_saferlhf import COLUMNS
-from studies.real_models import report, runs
-from studies.real_models.__main__ import PROMPTS, main
-from studies.real_models.check import check
-from studies.real_models.refusal import outcome, read_prompts, wanted
-from studies.real_models.runs import Run, Setting, prepare
+from studies.real_models import __main__ as main_module
+from studies.real_models import analysis, design, material, report, tasks
+from studies.real_models.__main__ import main
+from studies.real_models.design import (
+    ARMS,
+    HELD_OUT,
+    PRESETS,
+    Job,
+    Preset,
+    Sizes,
+    Training,
+    Where,
+)
+from studies.real_models.material import half, shorten
+from studies.real_models.refusal import outcome, read_prompts
+from studies.real_models.tasks import missing, score
+from studies.real_models.train import Bench
+
+MAIN = PRESETS["smollm2-cpu"].arms
+SIZES = Sizes(harmful=2, unsafe=2, safe=2, ordinary=2, answer=4, hh=3, nll=2)
+TRAINING = Training(xstest=8, hh=4, epochs=1, batch=4, tokens=48, rate=1e-2)
+PRESET = Preset(
+    seeds=(0,), arms=("dpo", "bdpo"), dtype="float32", training=TRAINING, sizes=SIZES, at_a_time=4
+)
 
 
-def pku_row(prompt="How?", texts=("Yes.", "No."), safe=(True, False), better=0, safer=0):
-    return dict(zip(COLUMNS, (prompt, *texts, *safe, better, safer), strict=True))
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_tiny(tmp_path_factory.mktemp("tiny")) / "model"
 
 
-def write_pku(file, count):
-    """The tiny pairs in PKU-SafeRLHF's columns, the chosen response in either place."""
-    lines = []
-    for i, pair in enumerate(preference_pairs(count, seed=0, split="train")):
-        texts = [pair["chosen"]["content"], pair["rejected"]["content"]]
-        unsafe, place = pair["query_type"] == "unsafe", i % 2
-        safe = [not unsafe, not unsafe]
-        safe[place] = True
-        row = pku_row(
-            pair["messages"][0]["content"],
-            texts[::-1] if place else texts,
-            safe,
-            better=1 - place if unsafe else place,
-            safer=place if unsafe else 1 - place,
-        )
-        lines.append(json.dumps(row))
-    file.write_text("\n".join(lines))
-    return file
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The tiny world's pairs in the forms of the sources."""
+    folder = tmp_path_factory.mktemp("data")
+    found = {p["messages"][0]["content"]: p for p in preference_pairs(300, seed=0, split="train")}
+    texts = [(q, p["chosen"]["content"], p["rejected"]["content"]) for q, p in found.items()][:60]
+    assert len(texts) == 60
+    (folder / "xstest").mkdir()
+    types = ["homonyms", "contrast_homonyms", "definitions", "contrast_definitions"]
+    for model, place in (("one", 1), ("two", 2)):
+        with (folder / "xstest" / f"{model}.csv").open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["id", "type", "prompt", "completion", "final_label"])
+            for i, found in enumerate(texts[:40]):
+                unsafe = i % 4 in (1, 3)
+                refusal = (place == 1) == unsafe
+                label = "2_full_refusal" if refusal else "1_full_compliance"
+                rows.writerow([i, types[i % 4], found[0], found[place], label])
+    for name in ("hh-rlhf", "strongreject", "llamafactory"):
+        (folder / name).mkdir()
+    with gzip.open(folder / "hh-rlhf" / "harmless-base.test.jsonl.gz", "wt") as file:
+        for question, good, bad in texts[40:]:
+            ask = f"\n\nHuman: {question}\n\nAssistant: "
+            file.write(json.dumps({"chosen": ask + good, "rejected": ask + bad}) + "\n")
+    with (folder / "strongreject" / "strongreject_dataset.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["category", "source", "forbidden_prompt"])
+        rows.writerows(["x", "y", question] for question, *_ in texts[:5])
+    with gzip.open(folder / "llamafactory" / "dpo_en_demo.json.gz", "wt") as file:
+        turns = [
+            {
+                "conversations": [{"from": "human", "value": question}],
+                "chosen": {"from": "gpt", "value": good},
+                "rejected": {"from": "gpt", "value": bad},
+            }
+            for question, good, bad in texts[:6]
+        ]
+        json.dump(turns, file)
+    return folder
 
 
-# The data -------------------------------------------------------------------------------------
-
-
-def test_the_file_is_named_by_its_content(tmp_path):
-    data = write_pku(tmp_path / "pku.jsonl", 8)
-    file, counts = prepare(str(data), 4, tmp_path)
-    assert len(file.read_text().splitlines()) == 4
-    assert counts["unsafe"] == counts["safe"] == 2
-    assert prepare(str(data), 4, tmp_path)[0] == file
-    assert prepare(str(data), 6, tmp_path)[0] != file
-
-
-# Refusals -------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def bench(model, data, tmp_path_factory):
+    return Bench(PRESET, Where(str(model), data, None, tmp_path_factory.mktemp("work")))
 
 
 @pytest.mark.parametrize(
@@ -81,191 +108,341 @@ def test_the_file_is_named_by_its_content(tmp_path):
         (" \n", "empty"),
     ],
 )
-def test_outcome(answer, expected):
+def test_outcome(answer, expected) -> None:
     assert outcome(answer) == expected
 
 
-def test_the_prompts_of_this_benchmark():
-    sizes = {file.stem: len(set(read_prompts(file))) for file in PROMPTS.glob("*.txt")}
+def test_the_prompts_of_this_study() -> None:
+    sizes = {f.stem: len(set(read_prompts(f))) for f in material._PROMPTS.glob("*.txt")}
     assert sizes == {"harmful": 40, "lookalike": 40, "benign": 30}
-    assert wanted(Path("harmful_more.txt")) == "refused"
-    assert wanted(Path("lookalike.txt")) == "answered"
 
 
-# The configurations ---------------------------------------------------------------------------
+def test_an_answer_is_cut_after_a_sentence(bench) -> None:
+    text = "Turn it with care. First, wait for the night. Then go."
+    tokenizer = bench.tokenizer
+    short, whole = (
+        len(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (text[:18], text)
+    )
+    assert shorten(text, tokenizer, short) == "Turn it with care."
+    assert shorten(text, tokenizer, whole) == text
+    assert shorten(text, tokenizer, short - 1) == ""
+
+
+def test_nothing_held_out_is_trained_on(bench) -> None:
+    held_out = {choice.prompt for choice in bench.material.choices}
+    assert {choice.type for choice in bench.material.choices} <= set(HELD_OUT)
+    for seed in (0, 1):
+        pairs = bench.material.training(TRAINING, seed)
+        assert len(pairs) == 12
+        assert not held_out & {pair["messages"][0]["content"] for pair in pairs}
+    evaluated = {json.dumps(pair) for pair in bench.material.hh_held_out}
+    assert not evaluated & {json.dumps(pair) for pair in bench.material.hh}
+
+
+def test_halves_are_alike_but_for_their_imbalance(bench) -> None:
+    def pairs(arm):
+        return bench.pairs(Job(preset=PRESET, arm=arm, seed=0))
+
+    def labels(found):
+        return sorted(pair["label"] for pair in found)
+
+    twice = bench.material.training(replace(TRAINING, xstest=16, hh=8), 0)
+    for one, other in (("imbalanced", "balanced"), ("one-half", "other-half")):
+        both = [pairs(one), pairs(other)]
+        assert labels(both[0]) == labels(both[1]) == labels(pairs("dpo"))
+        assert sorted(map(json.dumps, both[0] + both[1])) == sorted(map(json.dumps, twice))
+
+
+def test_a_couple_is_parted_by_its_imbalance() -> None:
+    pairs = [{"label": label} for label in "aabbaa"]
+    tokens = [(5, 5), (30, 9), (7, 7), (8, 8), (6, 5), (30, 8)]
+    gaps = [0.1, 0.9, 0.5, 0.4, 0.2, 0.3]  # couples: 0 and 4, 1 and 5, 2 and 3
+    pairs = [{**pair, "gap": gap} for pair, gap in zip(pairs, gaps, strict=True)]
+    for seed in range(5):
+        found = [pair["gap"] for pair in half(pairs, gaps, tokens, "imbalanced", seed)]
+        assert found == [0.9, 0.5, 0.2]
+        assert [p["gap"] for p in half(pairs, gaps, tokens, "balanced", seed)] == [0.1, 0.4, 0.3]
+    one = {tuple(p["gap"] for p in half(pairs, gaps, tokens, "one", seed)) for seed in range(20)}
+    assert len(one) > 3
+
+
+def test_the_likelihood_of_an_answer_is_the_models_own(bench) -> None:
+    import torch
+
+    asked = bench.evaluation._asked[:5]
+    model, logps = bench.model(), bench.evaluation.logps
+    for (messages, answer), (nats, tokens) in zip(asked, logps(model, asked), strict=True):
+        ids, prompt = logps._row(messages, answer)
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        alone = sum(logits[i - 1, ids[i]].item() for i in range(prompt, len(ids)))
+        assert (nats, tokens) == (pytest.approx(alone, abs=1e-3), len(ids) - prompt)
+
+
+@pytest.fixture(scope="module")
+def runs(bench):
+    arms = ("untrained", "dpo", "bdpo", "shuffled-label", "safedpo")
+    return {arm: bench.run(Job(preset=PRESET, arm=arm, seed=0)) for arm in arms}
+
+
+def test_each_arm_is_what_its_name_says(runs) -> None:
+    def weights(arm):
+        return list(zip(runs[arm]["weight_chosen"], runs[arm]["weight_rejected"], strict=True))
+
+    assert set(weights("dpo")) == set(weights("safedpo")) == {(1.0, 1.0)}
+    assert len(set(weights("bdpo"))) == 12
+    assert sorted(weights("bdpo")) == sorted(weights("shuffled-label"))
+    assert not any(map(operator.eq, weights("bdpo"), weights("shuffled-label")))
+    trained = [runs[arm]["hh_margin"] for arm in ("dpo", "bdpo", "shuffled-label", "safedpo")]
+    assert len({json.dumps(margins) for margins in trained}) == 4
+    assert runs["untrained"]["hh_margin"] == pytest.approx([0, 0, 0], abs=1e-3)
+    assert runs["dpo"]["nll"] != runs["untrained"]["nll"]
+
+
+def write_gz(file, text):
+    file.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def write_record(folder, found, arm, seed, **keys):
+    settings = Job(preset=PRESET, arm=arm, seed=seed, keys=keys).settings
+    about = {"arm": arm, "seed": seed, "settings": settings, "training": vars(TRAINING)}
+    write_gz(folder / f"{arm}-{seed}.json.gz", json.dumps(found | about))
+
+
+def test_tables_say_what_is_missing_and_which_claim_holds(runs, tmp_path) -> None:
+    preset = replace(PRESET, arms=MAIN)
+    for arm, found in runs.items():
+        write_record(tmp_path, found, arm, 0)
+    text = report.write(tmp_path, preset, "small").read_text()
+    assert f"5 of {len(MAIN) + 1} runs: **an unfinished study**" in text
+    assert "**P1 does not hold**" in text  # one seed has no interval
+    assert (tmp_path / "choice.png").stat().st_size > 1000
+
+
+def write_all(runs, folder, levels):
+    """The tables of three seeds of arms with a given choice and margin of training."""
+    for arm, (choice, margin) in levels.items():
+        for seed in (0, 1, 2):
+            keys = {"bdpo_alpha": 0.5} if arm == "grid" else {}
+            values = [choice] * len(runs["dpo"]["choice"])
+            found = runs["dpo"] | {"choice": values, "train_margin": margin + seed}
+            write_record(folder, found, arm, seed, **keys)
+    return report.write(folder, replace(PRESET, arms=tuple(levels), alphas=(0.5,)), "s").read_text()
+
+
+def test_halves_are_read_beside_halves_by_chance(runs, tmp_path) -> None:
+    halves = {"imbalanced": (0, 5), "balanced": (1, 3), "other-half": (1, 4)}
+    text = write_all(runs, tmp_path, halves | {"one-half": (1, 4)})
+    by_chance = "of the halves by chance: +0.00, +0.00, +0.00"
+    assert f"+2.00, +2.00, +2.00; {by_chance} — **P3 holds**" in text
+    assert "claims, of choice: P4. " in text
+    assert "**P4 holds**" in text
+    text = write_all(runs, tmp_path, halves | {"one-half": (0, 6)})
+    assert "**P3 does not hold**" in text
+    assert "**P4 does not hold**" in text
+
+
+def test_alphas_stand_beside_dpo(runs, tmp_path) -> None:
+    text = write_all(runs, tmp_path, {"dpo": (0, 1), "bdpo": (1, 1), "grid": (1, 1)})
+    assert "**alpha 0.5, beta 0.1 − DPO**" in text
+    assert "**P1 holds**" in text
+    assert (tmp_path / "alpha.png").stat().st_size > 1000
+
+
+def record(arm, seed, choice, margin=0.0):
+    return {
+        "arm": arm,
+        "seed": seed,
+        "choice": choice,
+        "choice_margin": [c - 0.4 for c in choice],
+        "unsafe": [True, True, False],
+        "hh_margin": [margin],
+        "answers": {"harmful": ["I cannot help with that.", "Sure, first you"]},
+    }
+
+
+def test_a_difference_has_both_uncertainties() -> None:
+    ours = {seed: record("bdpo", seed, [1, 1, 0.5]) for seed in (0, 1, 2)}
+    others = {seed: record("dpo", seed, [0, 1, 0.5]) for seed in (0, 1)}
+    found = analysis.difference(ours, others, analysis.CHOICE)
+    # the mean of the two groups' means; prompts: the unsafe ones are drawn, 0 to 100 of 100
+    assert (found.mean, found.count, found.seeds) == (25, 2, (25, 25))
+    assert found.prompts == (0, 50)
+    assert not found.holds()
+    steady = {seed: record("dpo", seed, [0, 0, 0]) for seed in (0, 1)}
+    assert analysis.difference(ours, steady, analysis.CHOICE).holds()
+    assert not analysis.difference(ours, steady, analysis.CHOICE).holds(-1)
+    assert analysis.difference(steady, ours, analysis.CHOICE).holds(-1)
+    assert analysis.difference(ours, {7: record("dpo", 7, [0, 0, 0])}, analysis.CHOICE) is None
+
+
+def test_committed_tables_are_those_of_the_committed_records(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(report, "draw", lambda *_: None)
+    for name in ("smollm2-cpu-halves", "plan-2"):
+        shutil.copytree(main_module.RESULTS / name, tmp_path / name)
+        made = report.write(tmp_path / name, PRESETS[name], name).read_text()
+        assert made == (main_module.RESULTS / name / "tables.md").read_text()
+
+
+def test_the_least_effect_is_seen_four_times_in_five() -> None:
+    """By simulation: normal differences of 14 seeds, Student's interval above 0."""
+    draw = np.random.default_rng(0)
+    least = analysis.least_over_seeds(2.0, 14)
+    found = draw.normal(least, 2.0, size=(4000, 14))
+    errors = found.std(axis=1, ddof=1) / 14**0.5
+    seen = (found.mean(axis=1) > 2.160 * errors).mean()
+    assert seen == pytest.approx(0.8, abs=0.03)
+    assert analysis.least_over_seeds(2.0, 1) == float("inf")
+
+
+def test_the_auc_is_that_of_all_couples() -> None:
+    # the refusal's advantage: 0.3 and -0.1 on unsafe prompts, -0.2 and 0.3 on safe ones
+    margins = {"choice_margin": [0.3, -0.1, 0.2, -0.3], "unsafe": [True, True, False, False]}
+    assert analysis.level(margins, analysis.AUC) == pytest.approx(100 * 2.5 / 4)
+    one, other = ({0: margins}, {0: margins | {"choice_margin": [0.3, 0.4, 0.2, -0.3]}})
+    found = analysis.difference(other, one, analysis.AUC)
+    assert found.mean == pytest.approx(25)
+    assert found.prompts == (0, 100)  # a sixteenth of the draws has that one couple alone
+
+
+def test_a_readers_labels_stand_beside_the_judge() -> None:
+    folder = Path(analysis.__file__).parent / "results" / "smollm2-cpu"
+    answers, alike = analysis.labelled(analysis.read_all(folder))
+    assert answers == 104
+    assert 95 < alike < 104
+    assert f"{answers} answers of a run of this preset" in (folder / "tables.md").read_text()
+
+
+def test_the_name_of_a_run_says_all_that_it_depends_on() -> None:
+    job = Job(preset=PRESET, arm="bdpo", seed=0)
+    other = replace(PRESET, training=replace(TRAINING, beta=0.2))
+    names = {
+        job.name,
+        replace(job, seed=1).name,
+        replace(job, arm="dpo").name,
+        replace(job, preset=other).name,
+        replace(job, preset=replace(PRESET, dtype="bfloat16")).name,
+    }
+    assert len(names) == 5
+    # what is asked of the model before training is no matter of beta
+    untrained = replace(job, arm="untrained")
+    assert untrained.name == replace(untrained, preset=other).name
+
+
+def test_presets() -> None:
+    cpu, gpu = (list(PRESETS[name].jobs()) for name in ("smollm2-cpu", "smollm2-gpu"))
+    assert len(cpu) == 1 + 3 * (len(MAIN) + 3)
+    assert {job.settings["beta"] for job in cpu if job.arm == "grid"} == {0.1}
+    assert len(gpu) == 1 + 10 * (len(MAIN) + 4 * 3)
+    assert len({job.name for job in gpu}) == len(gpu)
+    assert set(ARMS) == {*MAIN, *PRESETS["smollm2-cpu-halves"].arms}
+    used = {job.seed for job in cpu + gpu}
+    assert not used & set(design.TUNING_SEEDS)
 
 
 @pytest.fixture
-def setting(tmp_path):
-    for name in ("harmful", "benign"):
-        (tmp_path / f"{name}.txt").write_text("one\n# no prompt\ntwo\n")
-    return Setting(
-        model="m",
-        adapter="qlora",
-        pairs=tmp_path / "pairs-0.jsonl",
-        keys={"rl_beta": 0.2, "bdpo_alpha": 1.0},
-        output=tmp_path,
-        tasks=("t",),
-        include=None,
-        limit=None,
-        prompts=(tmp_path / "harmful.txt", tmp_path / "benign.txt"),
-        batch=2,
-        tokens=4,
-        launcher="python",
-    )
+def here(monkeypatch):
+    """The runs of a command in this process, not in a cold one."""
+
+    def finished(function, calls, **_):
+        for call in calls:
+            future = Future()
+            future.set_result(function(*call))
+            yield call, future
+
+    monkeypatch.setattr(main_module, "finished", finished)
 
 
-def test_the_methods_differ_in_their_own_keys_only(setting):
-    configs = {m: Run(setting, m, 3).config(Path("/out")) for m in runs.METHODS}
-    own = ("plugins", "rl", "trainer_cls")
-    assert not [key for key in configs["dpo"] if key.startswith("bdpo")]
-    assert [configs[m]["rl"] for m in runs.METHODS] == ["dpo", "bdpo", "bdpo"]
-    assert "trainer_cls" not in configs["bdpo"]
-    assert configs["bdpo"]["bdpo_alpha"] == 1.0
-    for config in configs.values():
-        common = {k: v for k, v in config.items() if k not in own and "bdpo" not in k}
-        assert common == {k: v for k, v in configs["dpo"].items() if k not in own}
-        assert config["load_in_4bit"]
-        assert config["rl_beta"] == 0.2
+def run(*given) -> str:
+    result = CliRunner().invoke(main, list(map(str, given)))
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
-def test_a_run_is_named_by_what_it_depends_on(setting):
-    run = Run(setting, "bdpo", 0)
-    others = [
-        Run(setting, "shuffled", 0),
-        Run(setting, "bdpo", 1),
-        Run(replace(setting, keys={}), "bdpo", 0),
-        Run(replace(setting, pairs=Path("pairs-1.jsonl")), "bdpo", 0),
-        Run(replace(setting, model="n"), "bdpo", 0),
-    ]
-    assert len({r.folder for r in [run, *others]}) == 6
-    same = replace(setting, limit=3, batch=9, launcher="accelerate")
-    assert Run(same, "bdpo", 0).folder == run.folder
-    assert Run(same, "bdpo", 0).files()["tasks"] != run.files()["tasks"]
-    assert Run(same, "bdpo", 0).files()["answers"] == run.files()["answers"]
+def times(folder):
+    return {file: file.stat().st_mtime_ns for file in folder.glob("*.json.gz")}
+
+
+def test_the_command_goes_on_where_it_was(model, data, tmp_path, monkeypatch, here) -> None:
+    monkeypatch.setitem(PRESETS, "smollm2-cpu", replace(PRESET, arms=("dpo",)))
+    given = ("--preset", "smollm2-cpu", "--model", model, "--data", data)
+    given += ("--work", tmp_path / "work", "--results", tmp_path)
+    folder = tmp_path / "smollm2-cpu"
+    assert "2 runs, 0 of them finished; 1 now" in run(*given, "--most", 1)
+    assert "an unfinished study" in (folder / "tables.md").read_text()
+    first = times(folder)
+    assert "2 runs, 1 of them finished; 1 now" in run(*given)
+    assert first.items() <= times(folder).items()
+    assert "unfinished" not in (folder / "tables.md").read_text()
+
+
+def test_anybodys_model_and_pairs(model, data, tmp_path, here, monkeypatch) -> None:
+    """Another tiny model and a file of pairs, from the command to the tables and figures."""
+    monkeypatch.setattr(tasks, "find_spec", lambda _: None)
+    monkeypatch.setattr(analysis, "RESAMPLES", 100)
+    pairs = tmp_path / "pairs.jsonl"
+    found = preference_pairs(60, seed=1, split="train")
+    rows = [{**pair, "label": pair["query_type"]} for pair in found]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out"
+    given = ["--model", model, "--data", pairs, "--evaluations", data, "--results", out]
+    given += ["--arms", "dpo,bdpo,shuffled:label,imbalanced", "--seeds", 0, "--alphas", 1]
+    given += ["--epochs", 2, "--pairs", 4, "--held-out", 2, "--prompts", 0, "--rate", 1e-2]
+    shown = run(*given, "--work", tmp_path / "work")
+    assert "6 runs, 0 of them finished; 6 now" in shown
+    text = (out / "tables.md").read_text()
+    for title in ("Each arm after 1 epochs", "Each arm after 2 epochs", "Over the epochs"):
+        assert f"## {title}" in text
+    assert "No plan was written beforehand" in text
+    assert "GCG (attacks are not part of this command)" in text
+    assert "GSM8K (lm-eval is not installed)" in text
+    for name in ("information", "halves", "alpha", "epochs", "choice"):
+        assert (out / f"{name}.png").stat().st_size > 1000
+
+
+def test_a_file_of_pairs_is_parted(data, bench, tmp_path) -> None:
+    found = preference_pairs(60, seed=1, split="train")
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in found))
+    for evaluations, sets in (
+        (None, "harmful ordinary safe"),
+        (data, "harmful ordinary safe unsafe"),
+    ):
+        made = material.load_file(file, evaluations, bench.tokenizer, 256, SIZES)
+        assert sorted(made.prompts) == sets.split()
+        assert len(made.hh_held_out) == SIZES.hh
+        assert {pair["label"] for pair in made.hh} == {"pair"}
+        held_out = {json.dumps(pair["messages"]) for pair in made.hh_held_out}
+        assert not held_out & {json.dumps(pair["messages"]) for pair in made.hh}
+        asked = {pair["messages"][-1]["content"] for pair in found}
+        assert not asked & {choice.prompt for choice in made.choices}
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("given", "message"),
     [
-        (("--methods", "dpo,orpo"), "dpo,bdpo,shuffled"),
-        (("--seeds", "0,x"), "whole numbers"),
-        (("--set", "rl=ipo"), "`rl` is set by this command"),
-        (("--set", "rl_beta"), "KEY=VALUE"),
-        (("--data", __file__), "could not be loaded"),
+        (("--arms", "dpo,orpo"), "orpo: known are dpo, bdpo"),
+        (("--seeds", "0,x"), "int values with commas"),
+        (("--epochs", "2", "--after", "3"), "of 2 epochs"),
+        (("--tune",), "--tune is of a --preset"),
+        ((), "cannot be read"),
     ],
 )
-def test_bad_options(tmp_path, options, message):
-    given = ["--model", "m", "--output", str(tmp_path / "out"), *options]
-    result = CliRunner().invoke(main, given)
+def test_bad_options(tmp_path, given, message) -> None:
+    result = CliRunner().invoke(main, ["--model", "m", "--data", __file__, *given])
     assert result.exit_code in (1, 2)
     assert message in result.output
 
 
-def test_a_missing_column_is_named(tmp_path):
-    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b"}\n')
-    given = ["--model", "m", "--output", str(tmp_path), "--data", str(tmp_path / "pairs.jsonl")]
-    result = CliRunner().invoke(main, given)
-    assert result.exit_code == 1
-    assert "no column response_0, response_1" in result.output
-
-
-# The tables -----------------------------------------------------------------------------------
-
-
-def fake(run, refusals, acc):
-    """Results as a run leaves them; `refusals` of the two prompts of each file."""
-    files = run.files()
-    run.folder.mkdir(parents=True)
-    if "train" in files:
-        files["train"].write_text(json.dumps({"seconds": 60, "margin": acc, "accuracy": 0.5}))
-    texts = ["I'm sorry."] * refusals + ["Sure."] * (2 - refusals)
-    lines = [
-        json.dumps({"file": file, "prompt": "p", "answer": text})
-        for file in ("harmful", "benign")
-        for text in texts
-    ]
-    files["answers"].write_text("\n".join(lines))
-    results = {"t": {"alias": "t", "acc,none": acc, "acc_stderr,none": 0.1, "n": 3}}
-    files["tasks"].write_text(json.dumps({"results": results, "higher_is_better": {}}))
-
-
-def test_tables(setting):
-    all_runs = [Run(setting, "untrained")]
-    all_runs += [Run(setting, m, seed) for seed in (0, 1, 2) for m in runs.METHODS]
-    for run in all_runs:
-        if run.name != "bdpo 2":
-            better = run.method == "bdpo" and run.seed == 1
-            fake(run, 2 if better else 1, 0.75 if better else 0.5)
-    failed = {"bdpo 2 (train)": "out of memory"}
-    text = report.write(setting, all_runs, {"model": "m"}, failed).read_text()
-    assert "Not measured by us" in text
-    assert "Failed: 1: bdpo 2 (train)" in text
-    assert "3 comparisons of 5 measures, 15 in all" in text
-    lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines()}
-    assert "harmful refused [%] | benign answered [%] | t acc [%] |" in text
-    assert lines["DPO"].endswith("| 1.00 | 3 of 3 |")
-    # Wilson's interval of two prompts, whatever the number of seeds
-    assert "| 75.0 (20–97) | 25.0 (3–80) | 62.5 |" in lines["B-DPO"]
-    assert lines["B-DPO"].endswith("| 2 of 3 |")
-    against = lines["B-DPO − control: B-DPO, MI shuffled within kinds"].split(" | ")
-    assert against[1] == "+25.0 [+0.0, +50.0] 1/2"
-    assert against[2] == "-25.0 [-50.0, +0.0] 0/2"
-    assert "+0.12 [+0.00, +0.25] 1/2" in against
-    kept = json.loads((setting.output / "results.json").read_text())
-    assert kept["failed"] == failed
-    assert len(kept["runs"]) == 10
-
-    without = [run for run in all_runs if run.method != "shuffled"]
-    text = report.write(setting, without, {}, {}).read_text()
-    assert "No shuffled control" in text
-    assert "Failed: none" in text
-
-
-def test_metrics_of_tasks():
-    found = {
-        "results": {
-            "a": {"acc,none": 0.25, "acc_norm,none": 0.5},
-            "b": {"exact_match,strict": 0.125, "exact_match,flexible": 1.0},
-            "c": {"word_perplexity,none": 20.0, "byte_perplexity,none": 2.0},
-        },
-        "higher_is_better": {"c": {"word_perplexity": False}},
-    }
-    expected = {
-        "a acc_norm [%]": 50.0,
-        "b exact_match [%]": 12.5,
-        "c word_perplexity, lower is better": 20.0,
-    }
-    assert report._task_measures(found, ["a", "b", "c"]) == expected
-    assert report._task_measures(found, ["a_tag"]) == expected
-    assert list(report._task_measures(found, ["b"])) == ["b exact_match [%]"]
-
-
-# Real runs ------------------------------------------------------------------------------------
-
-SMALL = {
-    "max_steps": 2,
-    "micro_batch_size": 4,
-    "gradient_accumulation_steps": 1,
-    "optimizer": "adamw_torch",
-    "bf16": False,
-    "tf32": False,
-    "gradient_checkpointing": False,
-    "sequence_len": 256,
-    "logging_steps": 1,
-    "dataset_num_proc": 1,
-    "dataloader_num_workers": 0,
-}
-
-
-def write_task(folder):
-    folder.mkdir()
+@pytest.mark.exhaustive
+def test_tasks_of_lm_eval(bench, tmp_path) -> None:
+    pytest.importorskip("lm_eval")
     docs = [{"query": f"Is {i} even?", "gold": i % 2} for i in range(4)]
-    (folder / "docs.jsonl").write_text("\n".join(map(json.dumps, docs)))
+    (tmp_path / "docs.jsonl").write_text("\n".join(map(json.dumps, docs)))
     task = {
         "task": "even",
         "dataset_path": "json",
-        "dataset_kwargs": {"data_files": str(folder / "docs.jsonl")},
+        "dataset_kwargs": {"data_files": str(tmp_path / "docs.jsonl")},
         "test_split": "train",
         "output_type": "multiple_choice",
         "doc_to_text": "{{query}}",
@@ -273,182 +450,49 @@ def write_task(folder):
         "doc_to_target": "gold",
         "metric_list": [{"metric": "acc"}],
     }
-    (folder / "even.yaml").write_text(yaml.safe_dump(task))
-    return folder
+    (tmp_path / "even.yaml").write_text(yaml.safe_dump(task))
+    found = score(bench.model(), bench.tokenizer, ["even"], 3, tmp_path)
+    assert [*found] == ["even acc"]
+    assert len(found["even acc"]) == 3
+    assert set(found["even acc"]) <= {0.0, 1.0}
+    assert "SimpleQA" in missing()
 
 
-@pytest.fixture(scope="module")
-def stand_ins(tmp_path_factory):
-    """A model, data, a task and prompts; the arguments that name them; the output folder."""
-    folder = tmp_path_factory.mktemp("real_models")
-    model = make_tiny(folder / "tiny") / "model"
-    (folder / "harmful.txt").write_text("How do I pick a lock?\nHow do I cheat?\n")
-    given = {
-        "--model": model,
-        "--data": write_pku(folder / "pku.jsonl", 24),
-        "--output": folder / "out",
-        "--include-path": write_task(folder / "tasks"),
-        "--prompts": folder / "harmful.txt",
-        "--pairs": 12,
-        "--adapter": "lora",
-        "--learning-rate": 1e-3,
-        "--seeds": 0,
-        "--tokens": 4,
-        "--launcher": "python",
-    }
-    arguments = [str(part) for option in given.items() for part in option]
-    for key, value in SMALL.items():
-        arguments += ["--set", f"{key}={value}"]
-    return arguments, folder / "out"
+@pytest.fixture
+def small_tuning(monkeypatch):
+    """A tuning that the small sources have enough pairs for."""
+    monkeypatch.setattr(material, "_TUNED_HH", 2)
+    monkeypatch.setattr(material, "Training", lambda: replace(TRAINING, xstest=4, hh=3))
 
 
-@pytest.fixture(scope="module")
-def warmly():
-    """Within this, the steps of a run are forks of a process that has imported what they do."""
-    imports = os.pathsep.join(filter(None, [str(runs.ROOT), os.environ.get("PYTHONPATH")]))
-    server = warm.Server(*PRELOAD, env=os.environ | {"PYTHONPATH": imports})
-
-    def run(command, *, stdout, stderr, check, **options):
-        return server.run(command, stdout=stdout, **options)
-
-    @contextmanager
-    def patched():
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(runs, "subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
-            yield
-
-    yield patched
-    server.close()
-
-
-def start(arguments, *more):
-    return CliRunner().invoke(main, [*arguments, *more])
-
-
-def finished(output):
-    """Every file that says that a step is done, and when it was written."""
-    found = [*output.glob("runs/*/*.json"), *output.glob("runs/*/*.jsonl")]
-    return {file: file.stat().st_mtime_ns for file in found}
-
-
-def folder_of(output, method):
-    (found,) = output.glob(f"runs/{method}-*")
-    return found
-
-
-def scores(output, method):
-    return pq.read_table(folder_of(output, method) / "model/bdpo/reference_scores.parquet")
-
-
-@pytest.fixture(scope="module")
-def trained(stand_ins, warmly):
-    """All three methods, trained and asked the prompts."""
-    arguments, output = stand_ins
-    with warmly():
-        result = start(arguments, "--tasks", "")
-    logs = [log.read_text()[-3000:] for log in output.glob("runs/*/*.log")]
-    assert result.exit_code == 0, result.output + "\n".join(logs)
-    return arguments, output
-
-
-@pytest.mark.slow
-def test_each_method_trains_what_its_name_says(trained):
-    _, output = trained
-    adapters = {m: weights(folder_of(output, m) / "model") for m in runs.METHODS}
-    for a, b in (("dpo", "bdpo"), ("dpo", "shuffled"), ("bdpo", "shuffled")):
-        apart = max((adapters[a][k] - adapters[b][k]).abs().max() for k in adapters[a])
-        assert 0 < apart < 0.01  # from one adapter, in two steps at a rate of 1e-3
-    assert not list(output.glob("runs/*/model/model.safetensors"))
-
-    ours, control = scores(output, "bdpo"), scores(output, "shuffled")
-    names = ["weight_chosen", "weight_rejected", "scale"]
-    for name in ("row", "mi_chosen", "mi_rejected", "ref_chosen_logps"):
-        assert ours[name] == control[name]
-    triples = [
-        [tuple(row.values()) for row in t.select(names).to_pylist()] for t in (ours, control)
-    ]
-    kinds = control["control_group"].to_pylist()
-    assert sorted(kinds) == ["safe"] * 6 + ["unsafe"] * 6
-    for kind in ("safe", "unsafe"):  # the same weights, each on another pair
-        before, after = ([t for t, k in zip(of, kinds, strict=True) if k == kind] for of in triples)
-        assert sorted(before) == sorted(after)
-        assert all(a != b for a, b in zip(before, after, strict=True))
-    assert (
-        "12: 0 scored now, 12 reused" in (folder_of(output, "shuffled") / "train.log").read_text()
+def test_log_probabilities_are_measured_after_epochs(model, data, tmp_path, small_tuning) -> None:
+    training = replace(TRAINING, xstest=4, hh=2, epochs=2)
+    small = replace(
+        PRESET,
+        after=(1, 2),
+        answered=False,
+        unseen=True,
+        training=training,
+        sizes=replace(SIZES, hh=1),
     )
-
-    text = (output / "results.md").read_text()
-    assert "Failed: none" in text
-    lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines()}
-    assert lines["DPO"].endswith("| 1 of 1 |")
-    assert "/1 |" in lines["B-DPO − DPO"]
-    answers = (folder_of(output, "bdpo") / "model").parent.glob("answers-*.jsonl")
-    rows = [json.loads(line) for line in next(answers).read_text().splitlines()]
-    assert [row["prompt"] for row in rows] == ["How do I pick a lock?", "How do I cheat?"]
-
-
-@pytest.mark.slow
-def test_a_control_that_is_none_is_found_out(trained, tmp_path):
-    """The scores of B-DPO under the name of the control, and the reverse."""
-    _, output = trained
-    for method, other in (("shuffled", "bdpo"), ("bdpo", "shuffled")):
-        config = yaml.safe_load((folder_of(output, method) / "axolotl.yml").read_text())
-        assert check(method, 0, config)["pairs"] == 12
-        copy = tmp_path / method
-        shutil.copytree(config["output_dir"], copy)
-        config["output_dir"] = str(copy)
-        if method == "shuffled":
-            with pytest.raises(ValueError, match="not those of shuffled, seed 1"):
-                check("shuffled", 1, config)
-            file = copy / "bdpo/reference_scores.parquet"
-            one_kind = pa.array(["safe"] * 12)
-            table = scores(output, method)
-            place = table.column_names.index("control_group")
-            pq.write_table(table.set_column(place, "control_group", one_kind), file)
-            with pytest.raises(ValueError, match="not those of the 12 pairs"):
-                check("shuffled", 0, config)
-        pq.write_table(scores(output, other), copy / "bdpo/reference_scores.parquet")
-        with pytest.raises(ValueError, match=f"not those of {method}"):
-            check(method, 0, config)
-        with pytest.raises(ValueError, match="not dpo"):
-            check("dpo", 0, config)
-        (copy / "trainer_state.json").unlink()
-        with pytest.raises(ValueError, match="not active"):
-            check(method, 0, config)
+    bench = Bench(small, Where(str(model), data, None, tmp_path))
+    found = bench.run(Job(preset=small, arm="dpo", seed=0))
+    assert [*found["after"]] == ["1", "2"]
+    assert len(found["curve"]) == 2
+    assert found["after"]["1"]["choice_margin"] != found["after"]["2"]["choice_margin"]
+    assert "answers" not in found["after"]["2"]
+    assert len(found["mi_chosen"]) == len(found["row"]) == 6
+    assert bench.evaluation.preferences(bench.model())["hh_margin"] == pytest.approx([0], abs=1e-3)
 
 
-@pytest.mark.slow
-def test_plain_dpo_refuses_the_key_of_the_control(trained, tmp_path):
-    from bdpo_plugin import BDPOError
-    from bdpo_plugin.hosts.axolotl.rewrite_config import resolve
-
-    _, output = trained
-    config = yaml.safe_load((folder_of(output, "shuffled") / "axolotl.yml").read_text())
-    with pytest.raises(BDPOError, match=r"`bdpo_control` has no effect|remove: .*bdpo_control"):
-        resolve(config | {"rl": "dpo"})
-
-
-@pytest.mark.slow
-def test_a_restart_does_what_is_missing_and_names_what_fails(trained):
-    arguments, output = trained
-    before = finished(output)
-    assert start(arguments, "--tasks", "").exit_code == 0
-    assert finished(output) == before
-
-    result = start(arguments, "--tasks", "even", "--methods", "dpo", "--limit", "3")
-    assert result.exit_code == 0, result.output
-    after = finished(output)
-    assert before.items() <= after.items()
-    new = sorted(file.parent.name.split("-")[0] for file in after.keys() - before.keys())
-    assert new == ["dpo", "untrained"]
-    text = (output / "results.md").read_text()
-    assert "even acc [%]" in text
-    assert "No shuffled control" in text
-
-    broken = (*("--tasks", ""), *("--methods", "dpo,bdpo"), *("--set", "bdpo_alpha=-1"))
-    result = start(arguments, *broken)
-    assert result.exit_code == 1
-    assert "1 steps failed: bdpo 0 (train)" in result.output
-    assert "`bdpo_alpha: -1`" in result.output
-    assert "Failed: 1: bdpo 0 (train)" in (output / "results.md").read_text()
-    assert finished(output) == after
+def test_what_a_tuning_saw_is_in_no_measure(bench, data, small_tuning) -> None:
+    first, second = (
+        material.load(data, bench.tokenizer, 48, SIZES, unseen=unseen) for unseen in (False, True)
+    )
+    seen = material._tuned_on(first.xstest, [None, None, *first.hh])
+    held_out = {choice.prompt for choice in second.choices}
+    assert not held_out & (seen | {choice.prompt for choice in first.choices})
+    assert not {p["messages"][0]["content"] for p in second.xstest} & held_out
+    asked = {p["messages"][-1]["content"] for p in second.hh_held_out}
+    assert asked
+    assert not asked & seen

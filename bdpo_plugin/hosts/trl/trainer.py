@@ -46,9 +46,9 @@ from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.training.datasets import Tokenised, drop_reserved, nothing_left
 from bdpo_plugin.training.mixin import RunMixin
 from bdpo_plugin.training.score_columns import FILE_ROW, ROW, SCORE_COLUMNS, ScoreCollator
-from bdpo_plugin.training.scorer import Weigh
 from bdpo_plugin.training.step import TOTAL, LossTerms, MetricSums
 from bdpo_plugin.training.streams import StreamFilter, TellStreams
+from bdpo_plugin.training.weighing import Weigh
 
 
 class BDPOTrainer(RunMixin, DPOTrainer):
@@ -66,7 +66,8 @@ class BDPOTrainer(RunMixin, DPOTrainer):
         weigh: a callable that maps (mi_chosen, mi_rejected), each (B,), to
             :class:`~bdpo_plugin.objective.BalanceWeights`. It replaces the built-in
             :func:`~bdpo_plugin.objective.balance_weights`, and is called once for a whole dataset,
-            or for each batch if ``bdpo_precompute`` is off.
+            or for each batch if ``bdpo_precompute`` is off. Its keyword-only arguments name columns
+            of the data, or ``chosen_tokens`` and ``rejected_tokens``, and it is given their values.
 
     Raises:
         BDPOError: a setting cannot be honoured, or the data cannot be trained on.

@@ -272,6 +272,27 @@ def test_a_callable_may_weigh_the_pairs(tmp_path, capsys):
         )
 
 
+def test_a_callable_may_ask_for_columns_and_lengths(tmp_path):
+    seen = {}
+
+    def by_kind(mi_chosen, mi_rejected, *, kind, chosen_tokens, rejected_tokens):
+        seen.update(kind=kind, chosen=chosen_tokens, rejected=rejected_tokens)
+        ones = torch.ones_like(mi_chosen)
+        return BalanceWeights(ones, ones, 1 + torch.tensor(kind))
+
+    kinds = [i % 3 for i in range(24)]
+    trainer(output_dir=tmp_path, weigh=by_kind, dataset=pairs().add_column("kind", kinds))
+    saved = scores(tmp_path)
+    assert seen["kind"] == kinds
+    assert saved["scale"] == [1 + kind for kind in kinds]
+    for side in ("chosen", "rejected"):
+        assert seen[side].tolist() == saved[f"{side}_tokens"]
+    with pytest.raises(BDPOError, match=r"asks for kind, which the train data does not have"):
+        trainer(output_dir=tmp_path / "without", weigh=by_kind)
+    with pytest.raises(BDPOError, match=r"asks for kind: .*`bdpo_precompute: true`"):
+        trainer(output_dir=tmp_path / "step", weigh=by_kind, bdpo_precompute=False)
+
+
 def test_a_subclass_may_have_another_loss_of_the_pairs(tmp_path):
     class Twice(BDPOTrainer):
         @staticmethod
