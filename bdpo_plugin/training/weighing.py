@@ -45,7 +45,7 @@ def weights_of(
     groups: Sequence[str] | None = None,
     seed: int = 0,
 ) -> BalanceWeights:
-    """Computes the weights of B pairs (method sections 4 and 5), all 1 if their mutual information
+    """Computes the weights of B pairs (method sections 5 and 6), all 1 if their mutual information
     was not measured.
 
     Args:
