@@ -39,9 +39,11 @@ def read_config(path: Path) -> Config:
     if len(hosts) != 1:
         names = " nor ".join(f"`{key}` ({_NAMES[host]})" for host, key in MODEL_KEYS.items())
         raise click.ClickException(
-            f"{path} is no configuration of Axolotl or LLaMA-Factory: it has neither {names}"
+            f"{path} is no configuration of Axolotl or LLaMA-Factory: it has neither {names}. "
+            "Begin with a complete one: `bdpo recipes copy axolotl/qwen2-7b-qlora`"
             if not hosts
-            else f"{path} has keys of both hosts: {', '.join(MODEL_KEYS.values())}"
+            else f"{path} has keys of both hosts: {', '.join(MODEL_KEYS.values())}. "
+            "Remove those of one of them"
         )
     return Config(hosts[0], keys)
 
@@ -51,8 +53,9 @@ def check_preference(path: Path, config: Config) -> None:
     wanted = {"axolotl": ("rl", ("bdpo", "dpo")), "llamafactory": ("stage", ("dpo",))}
     key, values = wanted[config.host]
     if config.keys.get(key) not in values:
+        has = f"`{key}: {config.keys[key]}`" if key in config.keys else f"no `{key}`"
         raise click.ClickException(
-            f"{path} has `{key}: {config.keys.get(key)}`: the mutual information is that of "
+            f"{path} has {has}: the mutual information is that of "
             f"preference pairs. Write `{key}: {values[0]}`"
         )
 

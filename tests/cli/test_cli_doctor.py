@@ -22,7 +22,7 @@ def test_the_environment_of_these_tests() -> None:
     assert code == 0
     assert rows == []
     assert found["TRL"][0][1].endswith("which is tested")
-    assert found["entry point"] == [("ok", "active: bdpo_plugin.autoload:install")]
+    assert found["entry point"] == [("ok", "active: PyTorch calls it when it is imported")]
     assert found["GPU"][0][0] == "not known"
     assert found["flash-attention"][0][1] == "not usable: RuntimeError: there is no GPU"
 

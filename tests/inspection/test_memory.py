@@ -6,9 +6,10 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bdpo_plugin.demo.tiny import build_model, build_tokenizer
-from bdpo_plugin.inspection.configuration import Plan
 from bdpo_plugin.inspection.memory import Memory, weightless
-from bdpo_plugin.inspection.memory import estimate as of_model
+from bdpo_plugin.inspection.memory import estimate as of_shape
+from bdpo_plugin.inspection.plan import Plan
+from bdpo_plugin.inspection.shape import Shape
 
 
 def plan(model, **changes) -> Plan:
@@ -21,14 +22,14 @@ def plan(model, **changes) -> Plan:
         "rows": 2,
         "max_length": 128,
         "checkpointing": False,
-        "eight_bit_optimizer": False,
+        "optimizer_bytes": 8,
         "pass_tokens": 4096,
     }
     return Plan(model=str(model), **{**given, **changes})
 
 
 def estimate(plan: Plan) -> Memory:
-    return of_model(weightless(plan), plan)
+    return of_shape(Shape.of(weightless(plan)), plan)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_memory_of_weights_and_optimizer_is_counted(model) -> None:
     assert found.weights == pytest.approx(weights)
     assert found.gradients == pytest.approx(weights)
     assert found.optimizer == pytest.approx(2 * weights)
-    assert estimate(plan(folder, eight_bit_optimizer=True)).optimizer == pytest.approx(weights / 2)
+    assert estimate(plan(folder, optimizer_bytes=2)).optimizer == pytest.approx(weights / 2)
     assert estimate(plan(folder, checkpointing=True)).activations < found.activations
     in_full = estimate(plan(folder, computed_bytes=4)).activations
     assert found.activations < in_full < 2 * found.activations  # the logits stay as they are

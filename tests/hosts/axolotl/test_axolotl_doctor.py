@@ -7,7 +7,7 @@ import yaml
 
 pytest.importorskip("axolotl")
 
-from doctor_runs import call_a_tool, doctor, rewrite, same_twice
+from doctor_runs import call_a_tool, doctor, fixes, rewrite, same_twice
 
 from bdpo_plugin.demo.tiny import write
 
@@ -57,15 +57,17 @@ def test_a_sound_configuration(folder):
     assert code == 0
     states = {name: state for name, of in found.items() for state, _ in of}
     del states["LLaMA-Factory"], states["GPU"], states["flash-attention"], states["memory"]
+    assert states.pop("pairs") == "warning"  # that they are few
     assert set(states.values()) == {"ok"}
-    assert found["pairs"] == [("ok", "8 of 8 can be trained on")]
+    assert found["pairs"][0] == ("ok", "8 of 8 can be trained on")
+    assert found["pairs"][1][1].startswith("8 pairs are enough to see whether a run works")
     assert (
         "'<|im_start|>user\\n<|im_end|>\\n<|im_start|>assistant\\n'" in found["null prompt"][0][1]
     )
     raw = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
     assert len(rows) == 3
-    for row in rows:
-        (of,) = (r for r in raw if r["messages"][0]["content"] in row["prompt"])
+    for row, of in zip(rows, raw[:3], strict=True):  # the file's first rows, in its order
+        assert of["messages"][0]["content"] in row["prompt"]
         for side in ("chosen", "rejected"):
             assert row[side] == of[side]["content"] + "<|im_end|>"
     assert not (folder / "out").exists()
@@ -97,7 +99,9 @@ def test_chosen_identical_to_rejected(folder):
     assert code == 0
     state, words = found["pairs"][0]
     assert state == "warning"
-    assert words.startswith("2 of 8 pairs of the train data: chosen and rejected are identical")
+    assert words == (
+        "2 of 8 pairs of the train data: chosen and rejected are identical (dropped; rows 0, 3)"
+    )
 
 
 @pytest.mark.parametrize("choice", [None, "tokenizer_default"])
@@ -120,6 +124,11 @@ def test_a_response_longer_than_the_sequence_length(folder):
     _, found, _ = doctor(config(folder, excess_length_strategy="truncate"))
     assert found["length"][0][0] == "warning"
     assert "3 pairs are cut" in found["length"][0][1]
+    needed = int(fixes(config(folder))["length"].removeprefix("sequence_len: "))
+    _, found, _ = doctor(config(folder, sequence_len=needed))
+    assert found["length"] == [
+        ("ok", f"`sequence_len: {needed}`; the longest sequence has {needed} tokens")
+    ]
 
 
 def test_tool_calls_that_the_template_drops(folder):
@@ -144,7 +153,7 @@ def test_a_template_with_thoughts(folder):
 
 def test_a_key_that_nobody_knows_and_one_of_ours_misspelt(folder):
     _, found, _ = doctor(config(folder, lora_rr=4))
-    assert found["keys"] == [("warning", "Axolotl knows no lora_rr, and drops them silently")]
+    assert found["keys"] == [("warning", "Axolotl knows no `lora_rr`, and drops it silently")]
     code, found, _ = doctor(config(folder, bdpo_alfa=1.0))
     assert code == 1
     assert "Did you mean `bdpo_alpha`?" in found["configuration"][0][1]
