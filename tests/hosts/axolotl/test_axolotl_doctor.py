@@ -1,6 +1,7 @@
 """`bdpo doctor` on Axolotl configurations with planted faults, each named."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -10,6 +11,8 @@ pytest.importorskip("axolotl")
 from doctor_runs import call_a_tool, doctor, fixes, rewrite, same_twice
 
 from bdpo_plugin.demo.tiny import write
+from bdpo_plugin.hosts.axolotl.inspection import inspect
+from bdpo_plugin.hosts.axolotl.plan import plan_of
 
 pytestmark = pytest.mark.slow
 
@@ -99,9 +102,8 @@ def test_chosen_identical_to_rejected(folder):
     assert code == 0
     state, words = found["pairs"][0]
     assert state == "warning"
-    assert words == (
-        "2 of 8 pairs of the train data: chosen and rejected are identical (dropped; rows 0, 3)"
-    )
+    assert words.startswith("2 of 8 pairs of the train data: chosen and rejected are identical")
+    assert re.search("rows (0, 3|3, 0)", words)  # of the file, in the order of the run
 
 
 @pytest.mark.parametrize("choice", [None, "tokenizer_default"])
@@ -165,6 +167,41 @@ def test_what_the_configuration_asks_for_and_the_machine_has_not(folder):
     state, words = found["flash-attention asked for"][0]
     assert state == "failed"
     assert words.endswith("not usable: RuntimeError: there is no GPU")
+
+
+def test_a_template_of_another_model_and_the_first_rows_of_the_file(folder):
+    """A part of the rows is drawn for the evaluation, and the rest is shuffled."""
+    path = config(folder, chat_template="phi_35", val_set_size=0.25)
+    code, found, rows = doctor(path)
+    assert code == 0
+    state, words = found["special tokens"][0]
+    assert state == "warning"
+    assert words.startswith("the model reads <|user|>, <|end|>, <|assistant|>")
+    assert fixes(path)["special tokens"] == "chat_template: tokenizer_default"
+    raw = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    for row, of in zip(rows, raw[:3], strict=True):
+        assert of["messages"][0]["content"] in row["prompt"]
+
+
+def test_a_controls_column_that_the_evaluation_set_lacks(folder):
+    rewrite(folder / "eval.jsonl", lambda number, row: row.pop("query_type"))
+    entry = {"path": str(folder / "eval.jsonl"), "ds_type": "json", "split": "train"}
+    path = config(
+        folder,
+        test_datasets=[{**entry, "type": "chat_template.default"}],
+        bdpo_control="shuffled:query_type",
+    )
+    code, found, _ = doctor(path)
+    assert code == 1
+    state, words = found["control"][0]
+    assert state == "failed"
+    assert "the eval data has no column `query_type`" in words
+    assert fixes(path)["control"] == "bdpo_control: shuffled"
+
+
+def test_a_recipe_is_estimated_as_the_configuration_that_the_host_reads(folder):
+    keys = yaml.safe_load(config(folder, bdpo_score_tokens=512).read_text())
+    assert inspect(keys).plan == plan_of(keys)
 
 
 def test_plain_dpo_is_told(folder):

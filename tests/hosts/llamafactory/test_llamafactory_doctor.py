@@ -11,6 +11,8 @@ from doctor_runs import call_a_tool, doctor, fixes, rewrite, same_twice
 from llamafactory_runs import config
 
 from bdpo_plugin.demo.tiny import write
+from bdpo_plugin.hosts.llamafactory.inspection import inspect
+from bdpo_plugin.hosts.llamafactory.plan import plan_of
 
 pytestmark = pytest.mark.slow
 
@@ -99,3 +101,26 @@ def test_keys(folder):
     code, found, _ = doctor(written(folder, pref_loss="sigmoid", deepspeed="z.json"))
     assert code == 0
     assert found["keys"] == [("warning", "this is no B-DPO run: it has not `pref_loss: bdpo`")]
+
+
+def test_a_template_of_another_model_and_the_first_rows_of_the_file(folder):
+    """A part of the rows is drawn for the evaluation, and the rest is shuffled. LLaMA-Factory gives
+    the tokenizer the template's last token, and the model no embedding of it."""
+    path = written(folder, template="phi", val_size=0.25)
+    code, found, rows = doctor(path)
+    assert code == 1
+    (lost, words), (state, more) = found["special tokens"]
+    assert (lost, state) == ("warning", "failed")
+    assert words.startswith("the model reads <|user|>, <|assistant|>")
+    assert more.startswith("the data has the token '<|end|>'")
+    assert fixes(path)["special tokens"] == "resize_vocab: true"
+    raw = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    for row, of in zip(rows, raw[:3], strict=True):
+        assert of["messages"][0]["content"] in row["prompt"]
+    _, found, _ = doctor(written(folder, template=None))
+    assert found["special tokens"][0][0] == "ok"
+
+
+def test_a_recipe_is_estimated_as_the_configuration_that_the_host_reads(folder):
+    path = written(folder)
+    assert inspect(path).plan == plan_of(yaml.safe_load(path.read_text()))
