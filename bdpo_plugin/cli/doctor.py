@@ -196,16 +196,17 @@ def _show(findings: Sequence[Finding], rows: Sequence[dict[str, str]]) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
-    table = Table(show_header=False, box=None)  # no lines, so that a fix can be copied
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    width = max(len(finding.name) for finding in findings)
     for name, state, words, fix in findings:
-        cell = Text(visible(words))
-        if fix:
-            cell.append("\nfix:\n").append(visible(fix), style="bold cyan")
-        table.add_row(name, Text(state, style=_COLOURS[state]), cell)
-    console.print(table)
+        line = Table.grid(padding=(0, 2))
+        line.add_column(width=width, no_wrap=True)
+        line.add_column(width=max(map(len, _COLOURS)), no_wrap=True)
+        line.add_column(overflow="fold")
+        line.add_row(name, Text(state, style=_COLOURS[state]), Text(visible(words)))
+        console.print(line)
+        if fix:  # whole lines, which can be copied into the file or the shell as they are
+            lines = f"# {fix}" if fix[0].isupper() else fix
+            console.print(Text(f"# fix:\n{visible(lines)}", style="bold cyan"), soft_wrap=True)
     if not rows:
         return
     table = Table(

@@ -12,7 +12,7 @@ from bdpo_plugin import __version__
 from bdpo_plugin.inspection.findings import FAILED, OK, UNKNOWN, WARNING, Finding
 from bdpo_plugin.recipes.host_config import Config
 
-_REINSTALL = "pip install --force-reinstall --no-deps ./bdpo-plugin  # the checkout of this package"
+_REINSTALL = "pip install --force-reinstall --no-deps ./bdpo-plugin"
 
 #: The line by which a configuration of each host asks for PyTorch's own attention.
 _SDPA = {"axolotl": "attn_implementation: sdpa", "llamafactory": "flash_attn: sdpa"}

@@ -73,13 +73,7 @@ def longest(pairs: Iterable[Pair]) -> int:
     return max((len(s.prompt_ids) + len(s.completion_ids) for p in pairs for s in p), default=0)
 
 
-def own_template(name: str) -> str:
-    """Returns the chat template that a tokenizer was saved with; empty if it has none.
-
-    Args:
-        name: the name or the folder of the tokenizer.
-    """
-    from transformers import AutoTokenizer
-
-    template = AutoTokenizer.from_pretrained(name).chat_template
-    return template if isinstance(template, str) else "\n".join((template or {}).values())
+def chat_template_of(tokenizer: Any) -> str:
+    """Returns the chat templates of a tokenizer, usually one; empty if it has none."""
+    template = tokenizer.chat_template or ""
+    return template if isinstance(template, str) else "\n".join(template.values())

@@ -60,7 +60,7 @@ def _pairs(data: Inspected) -> Iterator[Finding]:
         return
     usable, batch = report.total - len(report.dropped), data.plan.batch
     yield Finding("pairs", OK, f"{usable} of {report.total} can be trained on")
-    more = "bdpo data pku-saferlhf --output pairs.jsonl  # makes 20,000 pairs, or use more of yours"
+    more = "bdpo data pku-saferlhf --output pairs.jsonl"
     if usable < batch:
         keys = data.keys
         yield Finding(
@@ -73,7 +73,7 @@ def _pairs(data: Inspected) -> Iterator[Finding]:
         yield Finding(
             "pairs", WARNING,
             f"{usable} pairs are enough to see whether a run works, and too few to teach a "
-            "preference: have some thousands",
+            "preference: have some thousands, of your own or of public data",
             more,
         )  # fmt: skip
 

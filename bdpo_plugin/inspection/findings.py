@@ -33,11 +33,12 @@ class Finding(NamedTuple):
     fix: str = ""
 
 
-#: How our messages name a remedy that is a key with its value; a misspelt key; and a value of a key
-#: of ours that cannot be used.
+#: How our messages name a remedy that is a key with its value; a misspelt key; a value of a key of
+#: ours that cannot be used; and a length that is too short.
 _REMEDY = re.compile(r"\b(?:Write|Set|Did you mean) `(\w+: [^`]+)`")
 _MISSPELT = re.compile(r"Unknown key `(\w+)`\. Did you mean `(\w+)`\?")
 _REFUSED = re.compile(rf"`({PREFIX}\w+): .*` cannot be used: it must be (.*)")
+_SHORT = re.compile(r"\bRaise `(\w+)`")
 
 
 def fix_in(message: str, keys: Mapping[str, Any]) -> str:
@@ -51,6 +52,8 @@ def fix_in(message: str, keys: Mapping[str, Any]) -> str:
         return f"{found[2]}: {keys[found[1]]}  # in place of {found[1]}"
     if (found := _REFUSED.search(message)) and found[1] in keys:
         return _usable(found[1], str(keys[found[1]]), re.findall("'([^']+)'", found[2]))
+    if (found := _SHORT.search(message)) and isinstance(length := keys.get(found[1]), int):
+        return f"{found[1]}: {2 * length}  # twice as long"
     return found[1] if (found := _REMEDY.search(message)) else ""
 
 

@@ -25,7 +25,7 @@ from bdpo_plugin.hosts.axolotl.plan import KEYS, plan_of
 from bdpo_plugin.hosts.axolotl.rewrite_config import ENTRIES, MARK
 from bdpo_plugin.hosts.axolotl.side_effects import LEFT_OUT, for_looking
 from bdpo_plugin.hosts.trl.tokenised import rendered
-from bdpo_plugin.inspection.configuration import SHOWN, Inspected, longest, own_template
+from bdpo_plugin.inspection.configuration import SHOWN, Inspected, chat_template_of, longest
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 from bdpo_plugin.training.score_columns import FILE_ROW
 
@@ -81,7 +81,7 @@ def inspect(keys: Mapping[str, Any]) -> Inspected:
     return Inspected(
         settings=BDPOSettings.from_keys(cfg) if cfg.get(MARK) else BDPOSettings(),
         tokenizer=tokenizer,
-        own_template=own_template(cfg.tokenizer_config or cfg.base_model),
+        own_template=chat_template_of(_own_tokenizer(cfg)),
         pairs=pairs,
         names=list(train[FILE_ROW]) if FILE_ROW in train.column_names else None,
         first=[pair for source in sources[:1] for pair in first(source)],
@@ -126,13 +126,21 @@ def _check_template(cfg: Any) -> None:
         and (dataset.get("chat_template") or cfg.chat_template or "tokenizer_default")
         == "tokenizer_default"
     ]
-    name = cfg.tokenizer_config or cfg.base_model
-    if wanted and not AutoTokenizer.from_pretrained(name).chat_template:
+    if wanted and not _own_tokenizer(cfg).chat_template:
         raise BDPOError(
-            f"The tokenizer of {name} has no chat template, and the dataset's `type: "
-            f"{wanted[0]['type']}` needs one. Set `chat_template` to the format that the model was "
-            "trained with, `chatml` say."
+            f"The tokenizer of {cfg.tokenizer_config or cfg.base_model} has no chat template, "
+            f"and the dataset's `type: {wanted[0]['type']}` needs one. Set "
+            "`chat_template` to the format that the model was trained with, `chatml` say."
         )
+
+
+def _own_tokenizer(cfg: Any) -> Any:
+    """Returns the tokenizer as it was saved, without the configuration's chat template."""
+    return AutoTokenizer.from_pretrained(
+        cfg.tokenizer_config or cfg.base_model,
+        trust_remote_code=bool(cfg.trust_remote_code),
+        revision=cfg.revision_of_model,
+    )
 
 
 def _tokenised(

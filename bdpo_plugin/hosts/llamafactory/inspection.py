@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +23,7 @@ from bdpo_plugin.hosts.llamafactory.hooks import checking_rows
 from bdpo_plugin.hosts.llamafactory.plan import KEYS, plan_of
 from bdpo_plugin.hosts.llamafactory.side_effects import SHARES, for_looking, tokenised_data
 from bdpo_plugin.hosts.llamafactory.tokenised import BEFORE, dataset_pairs, row_pair
-from bdpo_plugin.inspection.configuration import SHOWN, Inspected, longest, own_template
+from bdpo_plugin.inspection.configuration import SHOWN, Inspected, chat_template_of, longest
 from bdpo_plugin.settings import BDPOSettings
 
 
@@ -41,6 +42,7 @@ def inspect(config: Path) -> Inspected:
         model_args, data_args, training_args, finetuning_args, _ = parts
         read = {k: v for part in parts for k, v in vars(part).items()}
         module = load_tokenizer(model_args)
+        own_template = chat_template_of(module["tokenizer"])  # the next line may add one
         template = get_template_and_fix_tokenizer(module["tokenizer"], data_args)
         with recording_sources() as seen, checking_rows():
             data = get_dataset(
@@ -63,6 +65,7 @@ def inspect(config: Path) -> Inspected:
         made = [tokens(row, processor) for row in rows]
         return [row_pair({k: v[0] for k, v in row.items()}) for row in made if row]
 
+    @cache
     def uncut() -> int:
         unlimited = copy.copy(processor)
         unlimited.data_args = copy.copy(data_args)
@@ -77,7 +80,7 @@ def inspect(config: Path) -> Inspected:
     return Inspected(
         settings=settings,
         tokenizer=tokenizer,
-        own_template=own_template(model_args.model_name_or_path),
+        own_template=own_template,
         pairs=pairs,
         names=None,
         first=pairs_of(islice(sources[0].made, SHOWN)) if sources else [],
@@ -86,7 +89,10 @@ def inspect(config: Path) -> Inspected:
         sources=sources,
         columns={},  # none is kept: a control that names one is refused
         rendered=texts,
-        cut=sum(longest([pair]) >= length for pair in pairs),
+        # a sequence as long as the limit may be whole
+        cut=sum(longest([pair]) >= length for pair in pairs)
+        if longest(pairs) >= length and uncut() > length
+        else 0,
         left_out=0,
         uncut=uncut,
         keys=KEYS,

@@ -119,6 +119,10 @@ def test_a_response_longer_than_the_sequence_length(folder):
         if number < 3:
             row["chosen"]["content"] += " Then walk." * 200
 
+    assert fixes(config(folder, sequence_len=8)) | {"pairs": ""} == {
+        "configuration": "sequence_len: 16  # twice as long",
+        "pairs": "",
+    }
     rewrite(folder / "train.jsonl", longer)
     _, found, _ = doctor(config(folder))
     assert found["length"][0][0] == "warning"

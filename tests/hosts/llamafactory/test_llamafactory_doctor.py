@@ -80,9 +80,9 @@ def test_a_response_longer_than_the_sequence_length(folder):
     assert found["length"][0][0] == "warning"
     assert "`cutoff_len: 256`: 3 pairs are cut" in found["length"][0][1]
     needed = int(fixes(written(folder))["length"].removeprefix("cutoff_len: "))
-    _, found, _ = doctor(written(folder, cutoff_len=needed + 1))
+    _, found, _ = doctor(written(folder, cutoff_len=needed))
     assert found["length"] == [
-        ("ok", f"`cutoff_len: {needed + 1}`; the longest sequence has {needed} tokens")
+        ("ok", f"`cutoff_len: {needed}`; the longest sequence has {needed} tokens")
     ]
 
 
