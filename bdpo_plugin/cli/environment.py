@@ -105,8 +105,11 @@ def _tested(package: str) -> Sequence[str]:
 
 def _entry_point_off() -> Finding | None:
     """Returns why PyTorch does not call our entry point when it is imported, or None if it does."""
-    for name in ("BDPO_AUTOLOAD", "TORCH_DEVICE_BACKEND_AUTOLOAD"):
-        if os.environ.get(name) == "0":
+    for name, value in (
+        ("BDPO_AUTOLOAD", os.environ.get("BDPO_AUTOLOAD")),
+        ("TORCH_DEVICE_BACKEND_AUTOLOAD", os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD")),
+    ):
+        if value == "0":
             words = f"off: the environment variable {name} is 0"
             return Finding("entry point", WARNING, words, f"unset {name}")
     if any(e.name == "bdpo_plugin" for e in entry_points(group="torch.backends")):

@@ -9,8 +9,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import yaml
-
 from bdpo_plugin.settings import PREFIX, BDPOError, BDPOSettings
 
 OK, WARNING, FAILED, UNKNOWN = "ok", "warning", "failed", "not known"
@@ -38,6 +36,7 @@ class Finding(NamedTuple):
 _REMEDY = re.compile(r"\b(?:Write|Set|Did you mean) `(\w+: [^`]+)`")
 _MISSPELT = re.compile(r"Unknown key `(\w+)`\. Did you mean `(\w+)`\?")
 _REFUSED = re.compile(rf"`({PREFIX}\w+): .*` cannot be used: it must be (.*)")
+_SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _SHORT = re.compile(r"\bRaise `(\w+)`")
 
 
@@ -63,7 +62,7 @@ def _usable(key: str, value: str, choices: Sequence[str]) -> str:
     default = BDPOSettings().to_keys()[key]
     for usable, comment in (
         *((choice, "") for choice in near),
-        (yaml.safe_load(value), ""),  # what was written in quotation marks
+        (_SWITCHES.get(value.lower()), ""),  # written in quotation marks
         (default, "  # the default"),
     ):
         with contextlib.suppress(BDPOError):

@@ -78,10 +78,11 @@ def inspect(keys: Mapping[str, Any]) -> Inspected:
     kept = len(train) + (len(evaluated) if evaluated is not None else 0)
     loaded = sum(len(source.rows) for source in sources)
     whole = not cfg.dataset_exact_deduplication and sources
+    without_template = DictDefault({**cfg, "chat_template": None})
     return Inspected(
         settings=BDPOSettings.from_keys(cfg) if cfg.get(MARK) else BDPOSettings(),
         tokenizer=tokenizer,
-        own_template=chat_template_of(_own_tokenizer(cfg)),
+        own_template=chat_template_of(load_tokenizer(without_template)),
         pairs=pairs,
         names=list(train[FILE_ROW]) if FILE_ROW in train.column_names else None,
         first=[pair for source in sources[:1] for pair in first(source)],
@@ -126,21 +127,13 @@ def _check_template(cfg: Any) -> None:
         and (dataset.get("chat_template") or cfg.chat_template or "tokenizer_default")
         == "tokenizer_default"
     ]
-    if wanted and not _own_tokenizer(cfg).chat_template:
+    name = cfg.tokenizer_config or cfg.base_model
+    if wanted and not AutoTokenizer.from_pretrained(name).chat_template:
         raise BDPOError(
-            f"The tokenizer of {cfg.tokenizer_config or cfg.base_model} has no chat template, "
-            f"and the dataset's `type: {wanted[0]['type']}` needs one. Set "
-            "`chat_template` to the format that the model was trained with, `chatml` say."
+            f"The tokenizer of {name} has no chat template, and the dataset's `type: "
+            f"{wanted[0]['type']}` needs one. Set `chat_template` to the format that the model was "
+            "trained with, `chatml` say."
         )
-
-
-def _own_tokenizer(cfg: Any) -> Any:
-    """Returns the tokenizer as it was saved, without the configuration's chat template."""
-    return AutoTokenizer.from_pretrained(
-        cfg.tokenizer_config or cfg.base_model,
-        trust_remote_code=bool(cfg.trust_remote_code),
-        revision=cfg.revision_of_model,
-    )
 
 
 def _tokenised(
