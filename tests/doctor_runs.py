@@ -19,6 +19,13 @@ def doctor(*arguments: Any) -> tuple[int, dict[str, list[tuple[str, str]]], list
     return code, findings, said["rows"]
 
 
+def fixes(*arguments: Any) -> dict[str, str]:
+    """The fix of each check that says one, by name; of several with one name the last."""
+    _, shown = bdpo("doctor", *map(str, arguments), "--json")
+    said = json.loads(shown[shown.index("{") :])
+    return {finding["name"]: finding["fix"] for finding in said["findings"] if finding["fix"]}
+
+
 def rewrite(path: Path, change: Any) -> None:
     """Change the rows of a JSONL file: `change` takes the number and the row."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,50 +1,18 @@
-"""What the hosts' inspections report about a configuration: its training data and its size."""
+"""What the hosts' inspections report about a configuration: its training data and its plan."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bdpo_plugin.data.pairs import Pair
 from bdpo_plugin.data.user_rows import Source
+from bdpo_plugin.inspection.plan import HostKeys, Plan
 from bdpo_plugin.settings import BDPOSettings
 
-
-@dataclass(frozen=True)
-class Plan:
-    """The properties of a training run that determine its memory and time.
-
-    Attributes:
-        model: name or folder of the model.
-        bytes_per_weight: bytes of a weight of the frozen base model, or of the model itself if all
-            its weights are trained.
-        trained_bytes: bytes of a trained weight.
-        computed_bytes: bytes of an activation.
-        rank: rank of the LoRA adapter; 0 if the whole model is trained; None if the number of
-            trained weights is not known.
-        targets: names of the modules that have an adapter; None for all linear ones.
-        rows: pairs per step and device.
-        max_length: maximum number of tokens of a pair's longer sequence.
-        checkpointing: whether activations are recomputed in the backward pass.
-        eight_bit_optimizer: whether the optimizer stores each number in one byte instead of four.
-        pass_tokens: tokens of one batch of the reference pass; None if that depends on the device's
-            free memory.
-        attention: the attention implementation in the configuration; None if transformers chooses.
-    """
-
-    model: str
-    bytes_per_weight: float
-    trained_bytes: float
-    computed_bytes: int
-    rank: int | None
-    targets: Sequence[str] | None
-    rows: int
-    max_length: int
-    checkpointing: bool
-    eight_bit_optimizer: bool
-    pass_tokens: int | None
-    attention: str | None = None
+#: The number of rows of the data that are shown.
+SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -54,32 +22,58 @@ class Inspected:
     Attributes:
         settings: the settings of B-DPO.
         tokenizer: the tokenizer of the run.
-        template: the name of the host's own template in the configuration; None if the tokenizer's
-            chat template is used.
+        own_template: the chat template that the tokenizer was saved with; empty if it has none.
         pairs: B pairs after truncation.
+        names: (B,) the names of the pairs' rows for the user; None if they are their positions.
+        first: the pairs of the first rows of the user's data, in its order.
         lengths: (B,) response tokens (chosen, rejected) before truncation.
         prompt_boundary_mismatch: positions of the rows in which the tokens of the prompt change
             when a response follows; None if the host tokenises prompt and response separately.
         sources: the user's datasets.
+        columns: for each dataset of the run, evaluation included, the columns that are kept until
+            it is scored.
         rendered: a function that returns the text of each row of a source that the model reads.
         cut: number of pairs that are truncated.
         left_out: number of rows that are dropped because they are longer than the sequence length.
-        length_key: the host's name of the sequence length.
+        uncut: a function that returns the tokens of the longest sequence before truncation.
+        keys: the keys of the host.
         plan: the properties that determine memory and time.
+        resizes: whether the host gives the model an embedding for each token of the tokenizer.
         prepared: the folder of pairs that the host tokenised in an earlier run, if it reads these
             and no other data.
     """
 
     settings: BDPOSettings
     tokenizer: Any
-    template: str | None
+    own_template: str
     pairs: Sequence[Pair]
+    names: Sequence[int | str] | None
+    first: Sequence[Pair]
     lengths: Sequence[tuple[int, int]]
     prompt_boundary_mismatch: Sequence[int] | None
     sources: Sequence[Source]
+    columns: Mapping[str, Sequence[str]]
     rendered: Callable[[Source], Iterable[str]]
     cut: int
     left_out: int
-    length_key: str
+    uncut: Callable[[], int]
+    keys: HostKeys
     plan: Plan
+    resizes: bool
     prepared: str | None = None
+
+    @property
+    def longest(self) -> int:
+        """The number of tokens of the longest sequence."""
+        return longest(self.pairs)
+
+
+def longest(pairs: Iterable[Pair]) -> int:
+    """Returns the number of tokens of the longest sequence of some pairs."""
+    return max((len(s.prompt_ids) + len(s.completion_ids) for p in pairs for s in p), default=0)
+
+
+def chat_template_of(tokenizer: Any) -> str:
+    """Returns the chat templates of a tokenizer, usually one; empty if it has none."""
+    template = tokenizer.chat_template or ""
+    return template if isinstance(template, str) else "\n".join(template.values())

@@ -9,11 +9,12 @@ host has more of it. Neither are cheap operations: norms, sampling, the optimize
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from bdpo_plugin.data.pairs import Pair
-from bdpo_plugin.inspection.configuration import Plan
+from bdpo_plugin.inspection.plan import Plan
+from bdpo_plugin.inspection.shape import Shape
 
 
 class Cost(NamedTuple):
@@ -32,34 +33,19 @@ class Cost(NamedTuple):
     plain_scoring: float
 
 
-class _Shape(NamedTuple):
-    """The sizes of a model that determine its operations per token.
-
-    Attributes:
-        body: weights of the layers that each token is multiplied by.
-        head: weights of the output layer.
-        heads: hidden entries of all heads of all layers.
-    """
-
-    body: float
-    head: float
-    heads: float
-
-
 def epoch_cost(
-    model: Any, plan: Plan, pairs: Sequence[Pair], null_tokens: int, *, shared: bool, mi: bool
+    shape: Shape, plan: Plan, pairs: Sequence[Pair], null_tokens: int, *, shared: bool, mi: bool
 ) -> Cost:
     """Counts the operations of an epoch.
 
     Args:
-        model: the model, without weights.
+        shape: the sizes of the model.
         plan: the properties of the run.
         pairs: the training pairs.
         null_tokens: number of tokens of the null prompt.
         shared: whether the common beginning of a pair is computed once.
         mi: whether the mutual information is measured.
     """
-    shape = _shape(model)
     full = plan.rank == 0
     again = 1 if plan.checkpointing else 0
     host = ours = scoring = plain = 0.0
@@ -80,7 +66,7 @@ def epoch_cost(
     return Cost(host, ours, scoring, plain)
 
 
-def _forward(shape: _Shape, rows: Sequence[tuple[int, int]], read: int) -> float:
+def _forward(shape: Shape, rows: Sequence[tuple[int, int]], read: int) -> float:
     """Counts the operations of a forward pass.
 
     `rows` are segments, each (tokens before it, tokens in it). Logits are computed at `read`
@@ -90,7 +76,7 @@ def _forward(shape: _Shape, rows: Sequence[tuple[int, int]], read: int) -> float
 
 
 def _pass(
-    shape: _Shape, rows: Sequence[tuple[int, int]], read: int, *, full: bool, again: int
+    shape: Shape, rows: Sequence[tuple[int, int]], read: int, *, full: bool, again: int
 ) -> float:
     """Counts a forward and a backward pass.
 
@@ -105,29 +91,5 @@ def _pass(
     )
 
 
-def _attention(shape: _Shape, rows: Sequence[tuple[int, int]]) -> float:
-    return 4 * shape.heads * sum(n * before + n * n / 2 for before, n in rows)
-
-
-def _shape(model: Any) -> _Shape:
-    config = model.config.get_text_config()
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    outside = {id(layer.weight) for layer in (embedding, head) if layer is not None}
-    body = sum(n for parameter, n in _active(model, config) if id(parameter) not in outside)
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return _Shape(
-        body=body,
-        head=head.weight.numel() if head is not None else 0,
-        heads=config.num_hidden_layers * config.num_attention_heads * size,
-    )
-
-
-def _active(model: Any, config: Any) -> Iterator[tuple[Any, float]]:
-    """Yields each weight tensor and how many of its entries a token is multiplied by.
-
-    In a mixture of experts, these are the entries of the experts chosen for a token."""
-    chosen = getattr(config, "num_experts_per_tok", None) or 1
-    names = ("num_experts", "num_local_experts", "n_routed_experts")
-    experts = next((n for name in names if (n := getattr(config, name, None))), 1)
-    for name, parameter in model.named_parameters():
-        yield parameter, parameter.numel() * (chosen / experts if ".experts." in name else 1)
+def _attention(shape: Shape, rows: Sequence[tuple[int, int]]) -> float:
+    return 4 * shape.layers * shape.heads * sum(n * before + n * n / 2 for before, n in rows)

@@ -1,15 +1,23 @@
-"""Estimates the memory of a training run from its configuration, for `bdpo doctor`."""
+"""Estimates the memory of a training run by formula, from the shape of its model.
+
+`benchmarks/memory.py` holds the formula against measured peaks. What a layer keeps for its backward
+pass is counted for a layer of the kind of Llama's: two norms, attention, and a gated MLP.
+"""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from bdpo_plugin.inspection.configuration import Plan
-from bdpo_plugin.reference.batches import SCORE_TOKENS_ON_GPU, STATES
+from bdpo_plugin.inspection.plan import Plan
+from bdpo_plugin.inspection.shape import Shape
 
-_GIB = 2**30
-#: The maximum size of the logits that exist at once, in bytes (`bdpo_plugin/model/head.py`).
-_LOGITS = 128 * 2**20
+GIB = 2**30
+#: The most logits at once (`bdpo_plugin/model/head.py`), and the tokens of a scoring batch on a GPU
+#: with little memory to spare (`bdpo_plugin/reference/batches.py`). Importing these would
+#: import torch, which `bdpo recipes list` does without.
+CHUNK_ELEMENTS, SCORE_TOKENS = 2**25, 4096
+#: The most weights that DeepSpeed gathers at once under ZeRO-3 (`stage3_max_live_parameters`).
+_GATHERED = 10**9
 
 
 class Memory(NamedTuple):
@@ -51,56 +59,66 @@ def weightless(plan: Plan) -> Any:
     return model
 
 
-def estimate(model: Any, plan: Plan) -> Memory:
-    """Estimates the memory of a run on one device from the shapes of the model alone.
+def estimate(shape: Shape, plan: Plan, processes: int = 1) -> Memory:
+    """Estimates the memory of a run on each of its devices.
 
     Args:
-        model: a model without weights, as :func:`weightless` returns it.
+        shape: the sizes of the model.
         plan: the properties of the run.
+        processes: the number of devices that share weights, gradients and optimizer, if the run
+            does so.
     """
-    config = model.config
-    weights, total = _weights(model, plan)
-    trained = total if plan.rank == 0 else _adapter(model, plan)
-    text = config.get_text_config()
-    tokens = 2 * plan.rows * plan.max_length
-    states = tokens * text.hidden_size * plan.computed_bytes
-    layers = text.num_hidden_layers
-    kept = states * (layers + STATES if plan.checkpointing else layers * STATES)
-    scored = plan.pass_tokens or SCORE_TOKENS_ON_GPU[0]  # larger batches only if memory is free
-    moments = 2 * trained * (1 if plan.eight_bit_optimizer else plan.trained_bytes)
+    full = plan.rank == 0
+    trained = shape.weights if full else shape.adapter(plan.rank or 0, plan.targets)
+    weights = (shape.weights - shape.ends) * plan.bytes_per_weight
+    # quantization leaves the embeddings and the output layer in 16 bits
+    weights += shape.ends * max(plan.bytes_per_weight, 2)
+    share = processes if plan.sharded else 1
+    gathered = plan.bytes_per_weight * min(_GATHERED, shape.weights) if share > 1 else 0
     found = Memory(
-        weights=weights,
-        adapter=0 if plan.rank == 0 else trained * plan.trained_bytes,
-        gradients=trained * plan.trained_bytes,
-        optimizer=moments,
-        activations=kept + 3 * _LOGITS,
-        scoring=scored * text.hidden_size * plan.computed_bytes * STATES + 2 * _LOGITS,
+        weights=weights / share + gathered,
+        adapter=0 if full else trained * plan.trained_bytes / share,
+        gradients=trained * plan.trained_bytes / share,
+        optimizer=trained * plan.optimizer_bytes / share,
+        activations=_activations(shape, plan, 2 * plan.rows * plan.max_length),
+        scoring=_scoring(shape, plan, plan.pass_tokens or SCORE_TOKENS),
     )
-    return Memory(*(size / _GIB for size in found))
+    return Memory(*(size / GIB for size in found))
 
 
-def _weights(model: Any, plan: Plan) -> tuple[float, int]:
-    """Returns the bytes of the base model's weights, and their number.
-
-    Quantization leaves the embeddings and the output layer in 16 bits."""
-    quantised = plan.bytes_per_weight not in (2, 4)
-    outside = 0
-    if quantised:
-        ends = (model.get_input_embeddings(), model.get_output_embeddings())
-        outside = sum({id(e.weight): e.weight.numel() for e in ends if e is not None}.values())
-    total = sum(parameter.numel() for parameter in model.parameters())
-    return (total - outside) * plan.bytes_per_weight + outside * 2, total
-
-
-def _adapter(model: Any, plan: Plan) -> int:
-    """Returns the number of weights of a LoRA adapter."""
-    from torch import nn
-
-    head = model.get_output_embeddings()
-    return sum(
-        (plan.rank or 0) * (module.in_features + module.out_features)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and module is not head
-        and (plan.targets is None or name.rpartition(".")[2] in plan.targets)
+def _activations(shape: Shape, plan: Plan, tokens: int) -> float:
+    """Returns the bytes of what the forward pass keeps, and of what the backward pass adds."""
+    each, full, mixed = (
+        plan.computed_bytes,
+        plan.rank == 0,
+        plan.trained_bytes > plan.computed_bytes,
     )
+    layer = tokens * (
+        2 * shape.hidden * 4  # the inputs of the norms, which compute in float32
+        + each * 2 * shape.hidden * full  # what the trained weight of a norm is multiplied by
+        # the inputs of the linear layers; PEFT casts that of each of them to the adapter's dtype
+        + each * shape.hidden * (6 if mixed and not full else 3)
+        + each * 4 * shape.heads  # queries, keys and values, and what attention makes of them
+        + each * 4 * shape.inner  # of the MLP: gate, its activation, up, and their product
+    )
+    backward = tokens * each * (2 * shape.hidden + 3 * shape.inner)
+    head = tokens * shape.hidden * (4 + 4 * each) + _logits(shape, tokens)
+    if plan.checkpointing:
+        kept = shape.layers * tokens * shape.hidden * each + max(head, layer + backward)
+    else:
+        kept = shape.layers * layer + max(head, backward)
+    # autocast keeps copies of trained weights in another dtype until the backward pass
+    return kept + (each * shape.weights if mixed and full else 0)
+
+
+def _scoring(shape: Shape, plan: Plan, tokens: int) -> float:
+    each = plan.computed_bytes
+    layer = tokens * (8 * shape.hidden + each * (2 * shape.hidden + 3 * shape.inner))
+    head = tokens * shape.hidden * (4 + 2 * each) + _logits(shape, tokens)
+    return max(layer, head)
+
+
+def _logits(shape: Shape, tokens: int) -> float:
+    """Returns the bytes of the logits that exist at once: a chunk of them in float32, their
+    exponentials, and the products of both."""
+    return min(tokens * shape.vocabulary, CHUNK_ELEMENTS) * 3 * 4

@@ -54,9 +54,11 @@ def read_config(path: Path) -> Config:
     if len(hosts) != 1:
         raise click.ClickException(
             f"{path} is no configuration of Axolotl, LLaMA-Factory or TRL: it has neither "
-            f"{MODEL_KEYS_SHOWN}"
+            f"{MODEL_KEYS_SHOWN}. Begin with a complete one: "
+            "`bdpo recipes copy axolotl/qwen2-7b-qlora`"
             if not hosts
-            else f"{path} has keys of two hosts: {', '.join(sorted(set(MODEL_KEYS.values())))}"
+            else f"{path} has keys of two hosts: {', '.join(sorted(set(MODEL_KEYS.values())))}. "
+            "Remove those of one of them"
         )
     return Config(hosts[0], keys)
 
@@ -68,8 +70,9 @@ def check_preference(path: Path, config: Config) -> None:
     wanted = {"axolotl": ("rl", ("bdpo", "dpo")), "llamafactory": ("stage", ("dpo",))}
     key, values = wanted[config.host]
     if config.keys.get(key) not in values:
+        has = f"`{key}: {config.keys[key]}`" if key in config.keys else f"no `{key}`"
         raise click.ClickException(
-            f"{path} has `{key}: {config.keys.get(key)}`: the mutual information is that of "
+            f"{path} has {has}: the mutual information is that of "
             f"preference pairs. Write `{key}: {values[0]}`"
         )
 

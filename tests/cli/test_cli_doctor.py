@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commandline import bdpo
 from doctor_runs import doctor
 
 
@@ -22,7 +23,7 @@ def test_the_environment_of_these_tests() -> None:
     assert code == 0
     assert rows == []
     assert found["TRL"][0][1].endswith("which is tested")
-    assert found["entry point"] == [("ok", "active: bdpo_plugin.autoload:install")]
+    assert found["entry point"] == [("ok", "active: PyTorch calls it when it is imported")]
     assert found["GPU"][0][0] == "not known"
     assert found["flash-attention"][0][1] == "not usable: RuntimeError: there is no GPU"
 
@@ -83,3 +84,12 @@ def test_what_is_no_configuration(tmp_path) -> None:
     assert code == 1
     assert found["keys"][0][0] == "failed"
     assert "`rl: kto`" in found["keys"][0][1]
+
+
+def test_a_fix_is_shown_in_whole_lines_that_can_be_copied(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("BDPO_AUTOLOAD", "0")
+    (tmp_path / "x.yml").write_text("base_model: a\nrl: kto\n")
+    code, shown = bdpo("doctor", str(tmp_path / "x.yml"))
+    assert code == 1
+    assert "\n# fix:\nunset BDPO_AUTOLOAD\n" in shown
+    assert shown.endswith("\n# fix:\nrl: bdpo\n")

@@ -12,6 +12,8 @@ import yaml
 from commandline import bdpo
 from fake_hub import COMMIT, FakeHub
 
+from bdpo_plugin.cli.recipes.list import in_hours
+from bdpo_plugin.inspection.cards import USABLE
 from bdpo_plugin.recipes.recipe_file import find_recipe, is_sweep, recipe_files, recipe_root
 from bdpo_plugin.recipes.shareable import findings
 from bdpo_plugin.redact import text_left_out
@@ -102,7 +104,31 @@ def gallery_row(entry: dict) -> list[str]:
     parts = [f"{measured[key]}{unit}" for key, unit in units.items() if key in measured]
     verified = [f"{v['by']}, {v['hardware']}" for v in entry["verified"]]
     cells = [entry[key] for key in ("name", "model", "method", "needs")]
+    estimate = entry["estimate"]
+    cells.append(f"{estimate['memory_gib']:.1f}")
+    cells.append(" / ".join(map(in_hours, estimate["hours"].values())))
     return [*cells, ", ".join(parts) or "no", "; ".join(verified) or "no"]
+
+
+def test_a_recipe_fits_by_estimate_on_the_hardware_that_it_is_written_for() -> None:
+    for entry in json.loads(bdpo("recipes", "list", "--json")[1]):
+        assert re.fullmatch(r"\d+ (GPUs?|CPU cores)( of \d+ GB)?", entry["needs"])
+        if of := re.search(r"of (\d+) GB", entry["needs"]):
+            assert entry["estimate"]["memory_gib"] < USABLE * int(of[1]) * 1e9 / 2**30
+            hours = entry["estimate"]["hours"]
+            assert hours["80 GB"] is not None
+            if f"{of[1]} GB" in hours:
+                assert hours[f"{of[1]} GB"] is not None
+
+
+def test_list_loads_no_library_of_models() -> None:
+    code = "import sys; from bdpo_plugin.cli.recipes.list import entries; entries(); "
+    code += "print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    environment = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout.strip() == "set()"
 
 
 def test_both_hosts_have_the_same_models() -> None:

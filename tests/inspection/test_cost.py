@@ -12,6 +12,7 @@ from bdpo_plugin.data.pairs import Pair, Side
 from bdpo_plugin.demo.tiny import build_model, build_tokenizer
 from bdpo_plugin.inspection.cost import epoch_cost
 from bdpo_plugin.inspection.memory import estimate, weightless
+from bdpo_plugin.inspection.shape import Shape
 from bdpo_plugin.model.reader import ResponseReader
 
 
@@ -33,7 +34,7 @@ def test_lora_at_7b_by_hand(tmp_path, lengths, wanted) -> None:
     of_7b = plan(tmp_path, rank=16, checkpointing=True)
     prompt, response = lengths
     pairs = [pair_of(prompt, response, response)]
-    found = epoch_cost(weightless(of_7b), of_7b, pairs, 10, shared=True, mi=True)
+    found = epoch_cost(Shape.of(weightless(of_7b)), of_7b, pairs, 10, shared=True, mi=True)
     steps, cold, plain = found.ours, found.ours + found.scoring, found.ours + found.plain_scoring
     assert [round(n / found.host, 2) for n in (steps, cold, plain)] == list(wanted)
 
@@ -44,12 +45,12 @@ def test_readme_has_the_memory_and_the_hours_of_its_configuration(tmp_path) -> N
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     write_7b(tmp_path)
     run = plan(tmp_path, bytes_per_weight=0.56, rank=16, checkpointing=True, max_length=1024)
-    model = weightless(run)
-    memory = estimate(model, run)
+    shape = Shape.of(weightless(run))
+    memory = estimate(shape, run)
     adapter = memory.adapter + memory.gradients + memory.optimizer
     for size in (memory.weights, adapter, memory.activations, memory.training):
         assert f"| {size:.2f} |" in readme
-    cost = epoch_cost(model, run, [pair_of(128, 128, 128)], 10, shared=True, mi=True)
+    cost = epoch_cost(shape, run, [pair_of(128, 128, 128)], 10, shared=True, mi=True)
     counts = (cost.ours + cost.scoring, cost.host, cost.ours)
     first, theirs, later = (20_000 * n / (3600 * 312e12 * 0.3) for n in counts)
     assert f"that is {first:.1f} hours" in readme
@@ -97,7 +98,7 @@ def test_what_is_counted_is_what_is_run(tmp_path, lora) -> None:
 
     of_model = plan(tmp_path, rank=1 if lora else 0)
     pairs = [pair_of(prompt, *responses)]
-    found = epoch_cost(weightless(of_model), of_model, pairs, 4, shared=True, mi=True)
+    found = epoch_cost(Shape.of(weightless(of_model)), of_model, pairs, 4, shared=True, mi=True)
     assert found.host == pytest.approx(counted(theirs), rel=0.06)
     assert found.ours == pytest.approx(counted(ours), rel=0.06)
     assert found.plain_scoring == pytest.approx(counted(scoring), rel=0.06)
@@ -106,12 +107,12 @@ def test_what_is_counted_is_what_is_run(tmp_path, lora) -> None:
 def test_what_is_padded_costs_more(tmp_path) -> None:
     build_model(build_tokenizer()).save_pretrained(tmp_path)
     of_model = plan(tmp_path)
-    model, pairs = weightless(of_model), [pair_of(30, 10, 20)]
+    shape, pairs = Shape.of(weightless(of_model)), [pair_of(30, 10, 20)]
     shared, padded = (
-        epoch_cost(model, of_model, pairs, 4, shared=shared, mi=True) for shared in (True, False)
+        epoch_cost(shape, of_model, pairs, 4, shared=shared, mi=True) for shared in (True, False)
     )
     assert shared.host == padded.host
     assert shared.ours < padded.ours < padded.host
     assert shared.scoring < padded.scoring
-    bare = epoch_cost(model, of_model, pairs, 4, shared=True, mi=False)
+    bare = epoch_cost(shape, of_model, pairs, 4, shared=True, mi=False)
     assert bare.scoring == bare.plain_scoring == shared.plain_scoring

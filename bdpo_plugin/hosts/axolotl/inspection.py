@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 from axolotl.cli.args import TrainerCliArgs
 from axolotl.cli.config import gpu_capabilities, prepare_plugins
 from axolotl.common.datasets import load_preference_datasets
@@ -22,17 +21,13 @@ from bdpo_plugin.data.pairs import Pair, Side
 from bdpo_plugin.data.user_rows import Source, recording_sources
 from bdpo_plugin.hosts.axolotl.limits import check_trained
 from bdpo_plugin.hosts.axolotl.loaded import load_for_looking
+from bdpo_plugin.hosts.axolotl.plan import KEYS, plan_of
 from bdpo_plugin.hosts.axolotl.rewrite_config import ENTRIES, MARK
-from bdpo_plugin.hosts.axolotl.schema import without_effect
 from bdpo_plugin.hosts.axolotl.side_effects import LEFT_OUT, for_looking
 from bdpo_plugin.hosts.trl.tokenised import rendered
-from bdpo_plugin.inspection.configuration import Inspected, Plan
+from bdpo_plugin.inspection.configuration import SHOWN, Inspected, chat_template_of, longest
 from bdpo_plugin.settings import BDPOError, BDPOSettings
-
-
-def unknown_keys(keys: Mapping[str, Any]) -> list[str]:
-    """Returns the paths of the keys that Axolotl silently drops."""
-    return [each.place for each in without_effect(keys)]
+from bdpo_plugin.training.score_columns import FILE_ROW
 
 
 def inspect(keys: Mapping[str, Any]) -> Inspected:
@@ -62,22 +57,39 @@ def inspect(keys: Mapping[str, Any]) -> Inspected:
         lengths.append(before)
         prompt_boundary_mismatch += [number] if apart else []
 
+    def first(source: Source) -> Iterator[Pair]:
+        for row in source.made.select(range(min(SHOWN, len(source.made)))):
+            yield _tokenised(row, tokenizer, length)[0]
+
+    def uncut() -> int:
+        made = (row for source in sources for row in source.made)
+        return longest(_tokenised(row, tokenizer, None)[0] for row in made)
+
     def texts(source: Source) -> Iterator[str]:
         for row in source.made:
             yield "".join(rendered(row, tokenizer))
 
-    evaluated = data.eval_dataset if cfg.val_set_size and not cfg.test_datasets else None
-    kept = len(data.train_dataset) + (len(evaluated) if evaluated is not None else 0)
+    train, evaluated = data.train_dataset, data.eval_dataset
+    columns = {"train": train.column_names}
+    if evaluated is not None:
+        columns["eval"] = evaluated.column_names
+    if cfg.test_datasets:
+        evaluated = None  # no part of the training data
+    kept = len(train) + (len(evaluated) if evaluated is not None else 0)
     loaded = sum(len(source.rows) for source in sources)
     whole = not cfg.dataset_exact_deduplication and sources
+    without_template = DictDefault({**cfg, "chat_template": None})
     return Inspected(
         settings=BDPOSettings.from_keys(cfg) if cfg.get(MARK) else BDPOSettings(),
         tokenizer=tokenizer,
-        template=None,
+        own_template=chat_template_of(load_tokenizer(without_template)),
         pairs=pairs,
+        names=list(train[FILE_ROW]) if FILE_ROW in train.column_names else None,
+        first=[pair for source in sources[:1] for pair in first(source)],
         lengths=lengths,
         prompt_boundary_mismatch=prompt_boundary_mismatch,
         sources=sources,
+        columns=columns,
         rendered=texts,
         cut=sum(
             len(side.prompt_ids) + len(side.completion_ids) == length
@@ -86,8 +98,10 @@ def inspect(keys: Mapping[str, Any]) -> Inspected:
             for side, whole_length in zip(pair, before, strict=True)
         ),
         left_out=loaded - kept if whole else 0,
-        length_key="sequence_len",
-        plan=_plan(cfg),
+        uncut=uncut,
+        keys=KEYS,
+        plan=plan_of(cfg),
+        resizes=True,
     )
 
 
@@ -123,7 +137,7 @@ def _check_template(cfg: Any) -> None:
 
 
 def _tokenised(
-    row: dict[str, Any], tokenizer: Any, length: int
+    row: dict[str, Any], tokenizer: Any, length: int | None
 ) -> tuple[Pair, tuple[int, int], bool]:
     """Tokenises a row as TRL does.
 
@@ -146,25 +160,3 @@ def _tokenised(
     before = tuple(len(ids) - len(front) for ids in both)
     apart = any(ids[: len(front)] != front for ids in both)
     return Pair(*sides), (before[0], before[1]), apart
-
-
-def _plan(cfg: Any) -> Plan:
-    adapter = cfg.adapter
-    quantised = {"load_in_4bit": 0.56, "load_in_8bit": 1.06}
-    half = 4 if cfg.torch_dtype == torch.float32 else 2
-    lora = adapter in ("lora", "qlora")
-    targets = cfg.lora_target_modules
-    return Plan(
-        model=cfg.base_model,
-        bytes_per_weight=next((size for key, size in quantised.items() if cfg.get(key)), half),
-        trained_bytes=4 if adapter else half,
-        computed_bytes=half,
-        rank=cfg.lora_r if lora else (None if adapter else 0),
-        targets=None if cfg.lora_target_linear or not isinstance(targets, list) else targets,
-        rows=cfg.micro_batch_size,
-        max_length=cfg.sequence_len,
-        checkpointing=bool(cfg.gradient_checkpointing),
-        eight_bit_optimizer="8bit" in str(cfg.optimizer),
-        pass_tokens=BDPOSettings.from_keys(cfg).score_tokens,
-        attention=cfg.attn_implementation,
-    )

@@ -56,7 +56,7 @@ def dataset_pairs(dataset: Dataset, name: str) -> list[Pair]:
     if media := [column for column in _MEDIA if column in dataset.column_names]:
         _refuse_media(dataset.select_columns(media), name)
     rows = token_rows(dataset, TOKENISED)
-    return [_pair(dict(zip(TOKENISED, row, strict=True))) for row in rows]
+    return [row_pair(dict(zip(TOKENISED, row, strict=True))) for row in rows]
 
 
 def _refuse_media(dataset: Dataset, name: str) -> None:
@@ -83,10 +83,11 @@ def stream_pair(row: Mapping[str, Any], name: str) -> tuple[Pair, tuple[int, int
                 f"A row of the {name} data, a stream, has {column}: B-DPO measures the mutual "
                 "information of text with text. Filter such rows out."
             )
-    return _pair(row), BEFORE
+    return row_pair(row), BEFORE
 
 
-def _pair(row: Mapping[str, Any]) -> Pair:
+def row_pair(row: Mapping[str, Any]) -> Pair:
+    """Returns the pair of a tokenised row."""
     return Pair(
         *(
             split_sequence(

@@ -7,10 +7,12 @@ import yaml
 
 pytest.importorskip("llamafactory")
 
-from doctor_runs import call_a_tool, doctor, rewrite, same_twice
+from doctor_runs import call_a_tool, doctor, fixes, rewrite, same_twice
 from llamafactory_runs import config
 
 from bdpo_plugin.demo.tiny import write
+from bdpo_plugin.hosts.llamafactory.inspection import inspect
+from bdpo_plugin.hosts.llamafactory.plan import plan_of
 
 pytestmark = pytest.mark.slow
 
@@ -33,14 +35,16 @@ def test_a_sound_configuration(folder):
     states = {name: state for name, of in found.items() for state, _ in of}
     for name in ("Axolotl", "GPU", "flash-attention", "memory"):
         del states[name]
+    assert states.pop("pairs") == "warning"  # that they are few
     assert set(states.values()) == {"ok"}
     assert found["LLaMA-Factory"] == [("ok", "0.9.5, which is tested")]
     assert found["key in LLaMA-Factory"] == [("ok", "`pref_loss: bdpo` works")]
-    assert found["pairs"] == [("ok", "8 of 8 can be trained on")]
+    assert found["pairs"][0] == ("ok", "8 of 8 can be trained on")
+    assert found["pairs"][1][1].startswith("8 pairs are enough to see whether a run works")
     raw = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
     assert len(rows) == 3
-    for row in rows:
-        (of,) = (r for r in raw if r["messages"][0]["content"] in row["prompt"])
+    for row, of in zip(rows, raw[:3], strict=True):  # the file's first rows, in its order
+        assert of["messages"][0]["content"] in row["prompt"]
         for side in ("chosen", "rejected"):
             assert row[side] == of[side]["content"] + "<|im_end|>\n"
     assert not (folder / "out").exists()
@@ -75,6 +79,11 @@ def test_a_response_longer_than_the_sequence_length(folder):
     _, found, _ = doctor(written(folder))
     assert found["length"][0][0] == "warning"
     assert "`cutoff_len: 256`: 3 pairs are cut" in found["length"][0][1]
+    needed = int(fixes(written(folder))["length"].removeprefix("cutoff_len: "))
+    _, found, _ = doctor(written(folder, cutoff_len=needed))
+    assert found["length"] == [
+        ("ok", f"`cutoff_len: {needed}`; the longest sequence has {needed} tokens")
+    ]
 
 
 def test_tool_calls_that_are_dropped(folder):
@@ -92,3 +101,26 @@ def test_keys(folder):
     code, found, _ = doctor(written(folder, pref_loss="sigmoid", deepspeed="z.json"))
     assert code == 0
     assert found["keys"] == [("warning", "this is no B-DPO run: it has not `pref_loss: bdpo`")]
+
+
+def test_a_template_of_another_model_and_the_first_rows_of_the_file(folder):
+    """A part of the rows is drawn for the evaluation, and the rest is shuffled. LLaMA-Factory gives
+    the tokenizer the template's last token, and the model no embedding of it."""
+    path = written(folder, template="phi", val_size=0.25)
+    code, found, rows = doctor(path)
+    assert code == 1
+    (lost, words), (state, more) = found["special tokens"]
+    assert (lost, state) == ("warning", "failed")
+    assert words.startswith("the model reads <|user|>, <|assistant|>")
+    assert more.startswith("the data has the token '<|end|>'")
+    assert fixes(path)["special tokens"] == "resize_vocab: true"
+    raw = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    for row, of in zip(rows, raw[:3], strict=True):
+        assert of["messages"][0]["content"] in row["prompt"]
+    _, found, _ = doctor(written(folder, template=None))
+    assert found["special tokens"][0][0] == "ok"
+
+
+def test_a_recipe_is_estimated_as_the_configuration_that_the_host_reads(folder):
+    path = written(folder)
+    assert inspect(path).plan == plan_of(yaml.safe_load(path.read_text()))
