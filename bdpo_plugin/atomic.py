@@ -18,3 +18,9 @@ def written_whole(file: Path) -> Iterator[Path]:
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a text file as :func:`written_whole` does."""
+    with written_whole(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bdpo_plugin.atomic import written_whole
+from bdpo_plugin.atomic import write_whole
 from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.sources.forms import Pair
 
@@ -95,14 +95,9 @@ def write(
         file.parent.mkdir(parents=True, exist_ok=True)
         datasets = json.loads(known.read_text("utf-8")) if known.exists() else {}
         datasets[file.stem] = {"file_name": file.name, **RANKING}
-        texts = {
-            file: "".join(lines),
-            file.with_suffix(".manifest.json"): json.dumps(manifest, indent=1) + "\n",
-            known: json.dumps(datasets, indent=2) + "\n",
-        }
-        for path, text in texts.items():
-            with written_whole(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+        write_whole(file, "".join(lines))
+        write_whole(file.with_suffix(".manifest.json"), json.dumps(manifest, indent=1) + "\n")
+        write_whole(known, json.dumps(datasets, indent=2) + "\n")
     except (OSError, ValueError) as error:
         raise BDPOError(f"{file} and the files beside it cannot be written: {error}") from error
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
 
-from bdpo_plugin.sources.selection import write_whole
+from bdpo_plugin.atomic import write_whole
 from studies.real_models.analysis import (
     AUC,
     CHOICE,
