@@ -17,7 +17,7 @@ from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.reference.fingerprint import AS_IT_IS, model_fingerprint, tokenizer_fingerprint
 from bdpo_plugin.reference.frozen_model import Reference
 from bdpo_plugin.reference.null_prompt import NullPrompt, find_null_prompt
-from bdpo_plugin.reference.score_pairs import PairScores, score_dataset
+from bdpo_plugin.reference.score_pairs import PairScores, score_dataset, score_pairs
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.settings import BDPOSettings
 from studies.safety_world.world import Pair, World
@@ -90,15 +90,11 @@ class Information:
         return self._scores(self.token_pairs(pairs), self.null_prompt(null, pairs), **settings)
 
     def _scores(self, pairs: list[TokenPair], null: NullPrompt, **settings: Any) -> PairScores:
-        return score_dataset(
-            pairs,
-            self.reference,
-            null,
-            BDPOSettings(**settings),
-            reader=self.reader,
-            device=torch.device("cpu"),
-            store=self.store,
-        )
+        given = (pairs, self.reference, null, BDPOSettings(**settings))
+        common = {"reader": self.reader, "device": torch.device("cpu")}
+        if self.store is None:
+            return score_pairs(*given, **common)
+        return score_dataset(*given, **common, store=self.store)
 
     def marginal(self, pairs: Sequence[Pair], queries: Sequence[str]) -> tuple[Tensor, Tensor]:
         """MI against log pi(y) = log-mean-exp over the queries of log pi(y | x_k).
