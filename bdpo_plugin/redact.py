@@ -30,7 +30,7 @@ from urllib.parse import unquote
 import yaml
 
 #: The text that replaces a redacted value.
-LEFT_OUT = "(left out)"
+REDACTED = "(left out)"
 _TEXT = "(text left out, digest {})"
 _TEXT_LEFT_OUT = re.compile(r"\(text left out, digest ([0-9a-f]{32})\)")
 
@@ -60,7 +60,7 @@ def redacted(value: Any) -> tuple[Any, list[Change]]:
 
     An absolute path of this machine becomes a relative one: relative to the current folder if it
     lies below it, else its last component. Everything else that must not be shared becomes
-    :data:`LEFT_OUT`.
+    :data:`REDACTED`.
 
     Returns:
         The new structure and the list of changes.
@@ -132,8 +132,8 @@ class _Redaction:
         return f"./{name}" if name else "."
 
     def _left_out(self, place: Place, why: str) -> str:
-        self._changes.append(Change(place, why, LEFT_OUT))
-        return LEFT_OUT
+        self._changes.append(Change(place, why, REDACTED))
+        return REDACTED
 
 
 def is_machine_path(value: str) -> bool:
@@ -188,7 +188,7 @@ def without_texts(value: Any, key: str = "") -> Any:
         return {name: without_texts(inner, str(name)) for name, inner in value.items()}
     if isinstance(value, list):
         return [without_texts(inner, key) for inner in value]
-    if not isinstance(value, str) or value == LEFT_OUT:
+    if not isinstance(value, str) or value == REDACTED:
         return value
     file = key == "chat_template_jinja" and value.endswith((".jinja", ".jinja2"))
     named = _TEXT_KEY.fullmatch(key) and not file
@@ -203,8 +203,8 @@ def missing(value: Any, place: Place = ()) -> Iterator[tuple[Place, bool]]:
     elif isinstance(value, (list, tuple)):
         for number, inner in enumerate(value):
             yield from missing(inner, (*place, number))
-    elif isinstance(value, str) and (value == LEFT_OUT or _TEXT_LEFT_OUT.fullmatch(value)):
-        yield place, value != LEFT_OUT
+    elif isinstance(value, str) and (value == REDACTED or _TEXT_LEFT_OUT.fullmatch(value)):
+        yield place, value != REDACTED
 
 
 def place_words(place: Place) -> str:
@@ -256,7 +256,7 @@ _SIGNING = re.compile(
     r"awsaccesskeyid|googleaccessid|key-pair-id|se|sv|skoid|token.*|auth.*|pass.*",
     re.IGNORECASE,
 )
-_NO_TEXT = frozenset(("", "null", "none", "~", "true", "false", LEFT_OUT))
+_NO_TEXT = frozenset(("", "null", "none", "~", "true", "false", REDACTED))
 
 
 #: Shell variables that are not secrets although their names match the pattern for passwords.

@@ -22,7 +22,7 @@ from bdpo_plugin.output.model_card import complete_card
 from bdpo_plugin.recipes.recipe_file import is_sweep, read_recipe, recipe_files, recipe_root
 from bdpo_plugin.recipes.shareable import private_findings
 from bdpo_plugin.redact import (
-    LEFT_OUT,
+    REDACTED,
     configuration_text,
     digest_of,
     is_secret_name,
@@ -251,7 +251,7 @@ def test_a_secret_alone_in_a_comment_or_in_words_is_seen(kind) -> None:
 def test_names_of_secrets(name) -> None:
     assert is_secret_name(name)
     shown, _ = redacted({"a": [{name: {"b": ["x", 1, True, None]}}], name: "y"})
-    assert shown == {"a": [{name: {"b": [LEFT_OUT, LEFT_OUT, True, None]}}], name: LEFT_OUT}
+    assert shown == {"a": [{name: {"b": [REDACTED, REDACTED, True, None]}}], name: REDACTED}
 
 
 def test_the_detectors_are_those_of_detect_secrets(monkeypatch) -> None:
@@ -274,7 +274,7 @@ def test_our_recipes_lose_nothing_that_they_need(name) -> None:
     assert redacted(config) == (config, [])
     kept = HOSTS[recipe.host].for_sharing(config)
     gone = config.keys() - kept.keys()
-    assert gone <= HOSTS[recipe.host].LEFT_OUT
+    assert gone <= HOSTS[recipe.host].REDACTED
     assert list(kept) == [key for key in config if key not in gone]
     # texts are the exception, and told of
     assert {place[0] for place, _ in missing(without_texts(recipe.config))} <= {
@@ -330,7 +330,7 @@ VALUES = st.recursive(
 @FUZZ
 @given(st.data())
 def test_ordinary_recipes_lose_nothing_that_they_need(host, data) -> None:
-    keys = sorted(HOSTS[host].KEYS - HOSTS[host].LEFT_OUT - {"axolotl_config_path", "plugins"})
+    keys = sorted(HOSTS[host].KEYS - HOSTS[host].REDACTED - {"axolotl_config_path", "plugins"})
     config = data.draw(st.dictionaries(st.sampled_from(keys), VALUES, min_size=1, max_size=8))
     secret = {key for key in config if is_secret_name(key)}
     logins = {"hf_hub_token", "ms_hub_token", "om_hub_token"}  # which others have of their own
@@ -353,7 +353,7 @@ def test_commits_and_our_digests_stay(tmp_path) -> None:
         },
     }
     assert redacted(config) == (config, [])
-    assert redacted({"seed": commit})[0] == {"seed": LEFT_OUT}
+    assert redacted({"seed": commit})[0] == {"seed": REDACTED}
 
 
 def test_paths_become_relative_and_stay_apart(tmp_path, monkeypatch) -> None:
@@ -405,7 +405,7 @@ def test_what_yaml_cannot_say_is_left_out_and_what_is_in_itself_ends() -> None:
     endless: dict = {}
     endless["again"] = endless
     shown, changes = redacted({"a": b"\xff", "b": object(), "c": endless})
-    assert (shown["a"], shown["b"]) == (LEFT_OUT, LEFT_OUT)
+    assert (shown["a"], shown["b"]) == (REDACTED, REDACTED)
     assert len(changes) == 3
     configuration_text({"c": endless})
 

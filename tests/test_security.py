@@ -305,7 +305,7 @@ def test_environment_variables_that_are_read() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute)
         and node.attr in ("environ", "environb")
-        and path.name != "looking.py"  # which sets some for a time, and puts all back
+        and path.name != "no_side_effects.py"  # which sets some for a time, and puts all back
     ]
     # a host's command is given them as they are; `bdpo doctor` reads one of these again, and looks
     # at all to hide what is secret; those are looked for by which LLaMA-Factory asks other hubs;

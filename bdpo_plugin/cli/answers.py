@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bdpo_plugin.cli.looking import looking
+from bdpo_plugin.cli.no_side_effects import no_side_effects
 from bdpo_plugin.cli.trained import (
     load_model,
     load_tokenizer,
@@ -57,7 +57,7 @@ def answers(
     if not questions:
         raise click.ClickException(f"{prompts} has no prompt: put one user message on each line")
     logging.disable_progress_bar()
-    with looking():
+    with no_side_effects():
         check_model_name(base, f"BASE {base}")
         tokenizers = [load_trained_tokenizer(base, folder) for folder in trained]
         tokenizer = load_tokenizer(base, tokenizers[0].chat_template)

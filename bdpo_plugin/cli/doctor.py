@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bdpo_plugin.cli.looking import looking
+from bdpo_plugin.cli.no_side_effects import no_side_effects
 from bdpo_plugin.inspection.findings import FAILED, OK, UNKNOWN, WARNING, Finding, fix_in
 from bdpo_plugin.recipes.host_config import (
     Config,
@@ -23,7 +23,7 @@ from bdpo_plugin.recipes.host_config import (
     check_preference,
     read_config,
 )
-from bdpo_plugin.redact import LEFT_OUT, is_secret
+from bdpo_plugin.redact import REDACTED, is_secret
 from bdpo_plugin.settings import RECIPE
 from bdpo_plugin.terminal import visible
 
@@ -50,7 +50,7 @@ def doctor(config: Path | None, as_json: bool) -> None:
     """
     found = read_config(config) if config else None
     hide = hider(found.keys if found else {})
-    with looking():
+    with no_side_effects():
         findings, rows = _looked_at(config, found)
     findings = [f._replace(words=hide(f.words), fix=hide(f.fix)) for f in findings]
     rows = [{name: hide(text) for name, text in row.items()} for row in rows]
@@ -191,8 +191,8 @@ def hider(keys: Mapping[str, Any]) -> Callable[[str], str]:
 
     def hide(text: str) -> str:
         for secret in sorted(secrets, key=len, reverse=True):
-            text = text.replace(secret, LEFT_OUT)
-        return re.sub(r"[\w-]{19,}", lambda m: LEFT_OUT if is_secret("", m[0]) else m[0], text)
+            text = text.replace(secret, REDACTED)
+        return re.sub(r"[\w-]{19,}", lambda m: REDACTED if is_secret("", m[0]) else m[0], text)
 
     return hide
 

@@ -14,7 +14,7 @@ import click
 
 from bdpo_plugin.cli.doctor import hider
 from bdpo_plugin.cli.labels import find_labels, label_colours
-from bdpo_plugin.cli.looking import looking
+from bdpo_plugin.cli.no_side_effects import no_side_effects
 from bdpo_plugin.cli.plot import load_figures
 from bdpo_plugin.recipes.host_config import (
     check_installed,
@@ -148,7 +148,7 @@ def _score(
         check_preference(config, found)
         check_installed(found.host)
     try:
-        with _stdout_to_stderr(), looking():
+        with _stdout_to_stderr(), no_side_effects():
             if config is not None:
                 check_model(found.host, found.keys)
             else:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bdpo_plugin.output.run_folder import RECORD, evaluations
-from bdpo_plugin.redact import LEFT_OUT, redacted
+from bdpo_plugin.redact import REDACTED, redacted
 from bdpo_plugin.settings import RECIPE
 
 _HUB = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
@@ -152,7 +152,7 @@ def _shown(text: object, key: str = "base_model") -> str | None:
     if not isinstance(text, str) or not text:
         return None
     shown: str = redacted({key: text})[0][key]
-    return None if shown == LEFT_OUT else shown
+    return None if shown == REDACTED else shown
 
 
 def _log(folder: Path) -> Iterable[Mapping[str, Any]]:

@@ -103,7 +103,7 @@ class StreamFilter:
         ]
 
 
-class TellStreams(TrainerCallback):
+class ReportStreams(TrainerCallback):
     """Prints at the end of training the problems found in the streams.
 
     Args:

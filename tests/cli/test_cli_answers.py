@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("bitsandbytes")
 
 from commandline import bdpo
-from looking import nothing_but
+from guarded import nothing_but
 from running import trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 

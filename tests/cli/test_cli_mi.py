@@ -15,7 +15,7 @@ from browser import CHROMIUM, Browser
 from click import ClickException
 from commandline import bdpo
 from datasets import Dataset, load_dataset
-from looking import nothing_but
+from guarded import nothing_but
 from test_cli_pictures import assert_drawn
 
 from bdpo_plugin.cli.labels import label_colours

@@ -26,7 +26,7 @@ from bdpo_plugin.recipes.measured import (
 from bdpo_plugin.recipes.recipe_file import Recipe
 from bdpo_plugin.recipes.shareable import findings, local_data
 from bdpo_plugin.redact import (
-    LEFT_OUT,
+    REDACTED,
     Change,
     configuration_text,
     digest_of,
@@ -111,17 +111,17 @@ def shared_recipe(run_dir: Path, *, texts: bool) -> tuple[Recipe, list[Change]]:
     if not texts:
         config = without_texts(config)
     about, more = redacted(about_of(recipe, run_dir, texts=texts))
-    about = _without_left_out(about)  # training ignores this mapping, so it needs no placeholders
+    about = _without_redacted(about)  # training ignores this mapping, so it needs no placeholders
     changes += [Change((RECIPE, *change.place), *change[1:]) for change in more]
     made = Recipe(recipe.name, recipe.path, configuration_text(config), config, about)
     return Recipe(recipe.name, recipe.path, made.with_about(about), config, about), changes
 
 
-def _without_left_out(value: Any) -> Any:
+def _without_redacted(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _without_left_out(v) for k, v in value.items() if v != LEFT_OUT}
+        return {k: _without_redacted(v) for k, v in value.items() if v != REDACTED}
     if isinstance(value, list):
-        return [_without_left_out(each) for each in value if each != LEFT_OUT]
+        return [_without_redacted(each) for each in value if each != REDACTED]
     return value
 
 
@@ -146,7 +146,7 @@ def about_of(recipe: Recipe, run_dir: Path, *, texts: bool = False) -> dict[str,
     record = read_record(run_dir)
     batch = record["batch"]
     title = f"B-DPO, {recipe.method}, {Path(recipe.model).name}"
-    about = _without_left_out(recipe.about)
+    about = _without_redacted(recipe.about)
     return {
         "title": title,
         **about,

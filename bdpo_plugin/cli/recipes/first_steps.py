@@ -14,7 +14,7 @@ import click
 import yaml
 
 from bdpo_plugin.cli.doctor import hider
-from bdpo_plugin.cli.looking import looking
+from bdpo_plugin.cli.no_side_effects import no_side_effects
 from bdpo_plugin.cli.recipes.run import command, start
 from bdpo_plugin.output.run_folder import RECORD
 from bdpo_plugin.output.run_record import STEP
@@ -34,7 +34,7 @@ def run_first_steps(recipe: Recipe, arguments: tuple[str, ...]) -> Iterator[Path
         click.ClickException: the recipe has no expected numbers, its model cannot be loaded, or the
             host ended with an error.
     """
-    with tempfile.TemporaryDirectory(prefix="bdpo-recipe-") as name, looking():
+    with tempfile.TemporaryDirectory(prefix="bdpo-recipe-") as name, no_side_effects():
         folder = Path(name)
         started, environment = prepare(recipe, folder, arguments)
         check_model(recipe.host, recipe.config)
@@ -116,7 +116,7 @@ def prepare(
     else:
         from bdpo_plugin.hosts.llamafactory import side_effects as of_host
 
-    config = of_host.for_looking(recipe.config, folder)
+    config = of_host.without_side_effects(recipe.config, folder)
     config.pop("tokenized_path", None)  # LLaMA-Factory's data, prepared in an earlier run
     config["bdpo_cache_dir"] = str(folder / "scores")
     temporary = folder / "tmp"

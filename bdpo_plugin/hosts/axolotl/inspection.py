@@ -20,10 +20,10 @@ from transformers import AutoTokenizer
 from bdpo_plugin.data.pairs import Pair, Side
 from bdpo_plugin.data.user_rows import Source, recording_sources
 from bdpo_plugin.hosts.axolotl.limits import check_trained
-from bdpo_plugin.hosts.axolotl.loaded import load_for_looking
+from bdpo_plugin.hosts.axolotl.loaded import load_without_side_effects
 from bdpo_plugin.hosts.axolotl.plan import KEYS, plan_of
 from bdpo_plugin.hosts.axolotl.rewrite_config import ENTRIES, MARK
-from bdpo_plugin.hosts.axolotl.side_effects import LEFT_OUT, for_looking
+from bdpo_plugin.hosts.axolotl.side_effects import DROPPED, without_side_effects
 from bdpo_plugin.hosts.trl.tokenised import rendered
 from bdpo_plugin.inspection.configuration import SHOWN, Inspected, chat_template_of, longest
 from bdpo_plugin.settings import BDPOError, BDPOSettings
@@ -41,7 +41,7 @@ def inspect(keys: Mapping[str, Any]) -> Inspected:
             template that a dataset needs.
     """
     with TemporaryDirectory(prefix="bdpo-doctor-") as folder, recording_sources() as seen:
-        cfg = load_for_looking(keys, Path(folder))
+        cfg = load_without_side_effects(keys, Path(folder))
         _check_whole(keys)
         if cfg.get(MARK):
             check_trained(cfg)
@@ -106,13 +106,13 @@ def inspect(keys: Mapping[str, Any]) -> Inspected:
 
 
 def _check_whole(keys: Mapping[str, Any]) -> None:
-    """Validates the configuration with the keys that :func:`for_looking` removes.
+    """Validates the configuration with the keys that :func:`without_side_effects` removes.
 
     Raises whatever Axolotl's validation raises."""
-    if not LEFT_OUT & keys.keys():
+    if not DROPPED & keys.keys():
         return
     whole = DictDefault(copy.deepcopy(dict(keys)))
-    whole.plugins = for_looking(keys, Path()).get("plugins")
+    whole.plugins = without_side_effects(keys, Path()).get("plugins")
     prepare_plugins(whole)
     capabilities, of_environment = gpu_capabilities()
     validate_config(whole, capabilities=capabilities, env_capabilities=of_environment)

@@ -12,11 +12,11 @@ from axolotl.integrations.base import PluginManager
 from axolotl.telemetry.manager import TelemetryManager
 
 from bdpo_plugin.hosts.axolotl.rewrite_config import PLUGIN
-from bdpo_plugin.hosts.axolotl.side_effects import for_looking
+from bdpo_plugin.hosts.axolotl.side_effects import without_side_effects
 from bdpo_plugin.settings import BDPOError
 
 
-def load_for_looking(keys: Mapping[str, Any], folder: Path, **changes: Any) -> Any:
+def load_without_side_effects(keys: Mapping[str, Any], folder: Path, **changes: Any) -> Any:
     """Returns the configuration as Axolotl validates it, without its side effects.
 
     Args:
@@ -29,7 +29,7 @@ def load_for_looking(keys: Mapping[str, Any], folder: Path, **changes: Any) -> A
     """
     # `axolotl bdpo ...` has imported Axolotl before our command could turn its telemetry off
     TelemetryManager.get_instance().enabled = False
-    kept = for_looking(keys, folder) | changes
+    kept = without_side_effects(keys, folder) | changes
     kept = {key: value for key, value in kept.items() if value is not None}
     file = folder / "config.yml"
     file.write_text(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -15,7 +15,7 @@ from axolotl.train import setup_model_and_trainer
 from axolotl.utils.data.rl import _truncate_long_sequences_rl
 
 from bdpo_plugin.data.user_rows import Source, recording_sources
-from bdpo_plugin.hosts.axolotl.loaded import load_for_looking
+from bdpo_plugin.hosts.axolotl.loaded import load_without_side_effects
 from bdpo_plugin.hosts.axolotl.rewrite_config import PLUGIN
 from bdpo_plugin.hosts.axolotl.side_effects import SHARES
 from bdpo_plugin.hosts.trl.tokenised import dataset_pairs
@@ -39,7 +39,7 @@ def score(config: Path, output_dir: Path) -> Scored:
         keys = yaml.safe_load(config.read_text(encoding="utf-8"))
         named = [name for name in keys.get("plugins") or [] if name != PLUGIN]
         ours = {"rl": "bdpo", "bdpo_precompute": True, "plugins": [*named, PLUGIN]}
-        cfg = load_for_looking(keys | ours, Path(folder), **dict.fromkeys(SHARES))
+        cfg = load_without_side_effects(keys | ours, Path(folder), **dict.fromkeys(SHARES))
         plugins = PluginManager.get_instance()
         data = plugins.load_datasets(cfg, preprocess=False) or load_preference_datasets(
             cfg=cfg, cli_args=TrainerCliArgs()

@@ -163,9 +163,9 @@ PLUGINS = tuple(
     f"axolotl.integrations.{name}." for name in ("hatchery", "lm_eval", "nemo_gym", "swanlab")
 )
 #: Keys that a command which does not train removes.
-LEFT_OUT = PUSHES | REPORTS | PROFILES | RESUMES | SERVES
+DROPPED = PUSHES | REPORTS | PROFILES | RESUMES | SERVES
 #: All keys that Axolotl knows.
-KEYS = LEFT_OUT | SAVES | SHARES | OTHERS | WRITES.keys()
+KEYS = DROPPED | SAVES | SHARES | OTHERS | WRITES.keys()
 
 
 #: Keys that only say where a configuration was read from.
@@ -181,7 +181,7 @@ def for_sharing(keys: Mapping[str, Any]) -> dict[str, Any]:
         keys: the configuration, as the YAML file has it.
     """
     ours = (*BDPOSettings.keys(), RECIPE)
-    needed = (KEYS - LEFT_OUT).difference(_HERE).union(ours)
+    needed = (KEYS - DROPPED).difference(_HERE).union(ours)
     kept = {key: value for key, value in keys.items() if key in needed}
     return kept | _plugins(keys)
 
@@ -193,7 +193,7 @@ def _plugins(keys: Mapping[str, Any]) -> dict[str, Any]:
     return {"plugins": [name for name in plugins if not str(name).startswith(PLUGINS)]}
 
 
-def for_looking(keys: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def without_side_effects(keys: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Returns a configuration without side effects that writes into a temporary folder.
 
     Unknown keys stay, so that they are reported. Plugins of others stay too and may do anything, as
@@ -203,5 +203,5 @@ def for_looking(keys: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         keys: the configuration, as the YAML file has it.
         folder: the temporary folder.
     """
-    kept = {key: value for key, value in keys.items() if key not in LEFT_OUT}
+    kept = {key: value for key, value in keys.items() if key not in DROPPED}
     return kept | _plugins(keys) | {key: str(folder / name) for key, name in WRITES.items()}

@@ -21,7 +21,7 @@ from bdpo_plugin.data.user_rows import Source, recording_sources
 from bdpo_plugin.hosts.llamafactory.arguments import PREF_LOSS
 from bdpo_plugin.hosts.llamafactory.hooks import checking_rows
 from bdpo_plugin.hosts.llamafactory.plan import KEYS, plan_of
-from bdpo_plugin.hosts.llamafactory.side_effects import SHARES, for_looking, tokenised_data
+from bdpo_plugin.hosts.llamafactory.side_effects import SHARES, tokenised_data, without_side_effects
 from bdpo_plugin.hosts.llamafactory.tokenised import BEFORE, dataset_pairs, row_pair
 from bdpo_plugin.inspection.configuration import SHOWN, Inspected, chat_template_of, longest
 from bdpo_plugin.settings import BDPOSettings
@@ -35,7 +35,7 @@ def inspect(config: Path) -> Inspected:
     """
     keys: Any = OmegaConf.to_container(OmegaConf.load(config))
     with TemporaryDirectory(prefix="bdpo-doctor-") as folder:
-        args = for_looking(keys, Path(folder))
+        args = without_side_effects(keys, Path(folder))
         for key in SHARES:  # LLaMA-Factory would require their processes to exist
             args.pop(key, None)
         parts = get_train_args(args)

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from bdpo_plugin.data.user_rows import Source, recording_sources
 from bdpo_plugin.hosts.llamafactory.arguments import PREF_LOSS
-from bdpo_plugin.hosts.llamafactory.side_effects import SHARES, for_looking
+from bdpo_plugin.hosts.llamafactory.side_effects import SHARES, without_side_effects
 from bdpo_plugin.hosts.llamafactory.tokenised import TOKENISED, dataset_pairs
 from bdpo_plugin.inspection.scored_pairs import Scored, find_places, keep_scores, texts
 from bdpo_plugin.settings import BDPOError
@@ -52,7 +52,7 @@ def score(config: Path, output_dir: Path) -> Scored:
     """
     with TemporaryDirectory(prefix="bdpo-mi-") as folder:
         keys: Any = OmegaConf.to_container(OmegaConf.load(config))  # LLaMA-Factory's own reader
-        args = for_looking(keys, Path(folder))
+        args = without_side_effects(keys, Path(folder))
         args = {key: value for key, value in args.items() if key not in SHARES}
         args |= {"pref_loss": PREF_LOSS, "bdpo_precompute": True, "do_train": True}
         try:

@@ -132,9 +132,9 @@ OTHERS = _words("""
 """)
 
 #: Keys that a command which does not train removes.
-LEFT_OUT = PUSHES | REPORTS | PROFILES | RESUMES | SERVES | EXPORTS
+DROPPED = PUSHES | REPORTS | PROFILES | RESUMES | SERVES | EXPORTS
 #: All keys that LLaMA-Factory knows, except those of B-DPO.
-KEYS = LEFT_OUT | SAVES | SHARES | OTHERS | WRITES.keys()
+KEYS = DROPPED | SAVES | SHARES | OTHERS | WRITES.keys()
 
 
 #: Keys that hold a user's login tokens for a hub.
@@ -149,11 +149,11 @@ def for_sharing(keys: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         keys: the configuration, as the YAML file has it.
     """
-    needed = (KEYS - LEFT_OUT).difference(_LOGINS).union(BDPOSettings.keys(), (RECIPE,))
+    needed = (KEYS - DROPPED).difference(_LOGINS).union(BDPOSettings.keys(), (RECIPE,))
     return {key: value for key, value in keys.items() if key in needed}
 
 
-def for_looking(keys: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def without_side_effects(keys: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Returns a configuration without side effects that writes into a temporary folder.
 
     Unknown keys stay, so that LLaMA-Factory refuses them.
@@ -162,7 +162,7 @@ def for_looking(keys: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         keys: the configuration, as the YAML file has it.
         folder: the temporary folder.
     """
-    kept = {key: value for key, value in keys.items() if key not in LEFT_OUT}
+    kept = {key: value for key, value in keys.items() if key not in DROPPED}
     kept |= {key: str(folder / name) for key, name in WRITES.items()}
     del kept["tokenized_path"]
     if (path := tokenised_data(keys)) is not None:

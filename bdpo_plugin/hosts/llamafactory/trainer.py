@@ -31,7 +31,7 @@ from bdpo_plugin.training.datasets import Tokenised, drop_reserved
 from bdpo_plugin.training.mixin import RunMixin
 from bdpo_plugin.training.score_columns import ScoreCollator
 from bdpo_plugin.training.step import TOTAL, LossTerms
-from bdpo_plugin.training.streams import StreamFilter, TellStreams
+from bdpo_plugin.training.streams import ReportStreams, StreamFilter
 
 #: Log keys that `plot_loss: true` plots in addition to LLaMA-Factory's own.
 _CURVES = ("rewards/margins", "bdpo/imbalance", "bdpo/weight_chosen", "bdpo/scale")
@@ -75,7 +75,7 @@ class LlamaFactoryBDPOTrainer(RunMixin, CustomDPOTrainer):
             if ref_model is not None and ref_model is not model:
                 free_weights(ref_model)
         self.data_collator = ScoreCollator(self.data_collator)
-        self.add_callback(TellStreams(self.accelerator, self._stream_filters))
+        self.add_callback(ReportStreams(self.accelerator, self._stream_filters))
 
     @cached_property
     def _source(self) -> ReferenceSource:

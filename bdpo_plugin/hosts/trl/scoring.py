@@ -18,7 +18,7 @@ from bdpo_plugin.data.user_rows import Source
 from bdpo_plugin.hosts.trl.arguments import Arguments, parse
 from bdpo_plugin.hosts.trl.config import BDPOConfig
 from bdpo_plugin.hosts.trl.loading import as_trl, file_source, load_data, make_trainer
-from bdpo_plugin.hosts.trl.side_effects import SHARES, for_looking
+from bdpo_plugin.hosts.trl.side_effects import SHARES, without_side_effects
 from bdpo_plugin.hosts.trl.tokenised import dataset_pairs
 from bdpo_plugin.hosts.trl.trainer import BDPOTrainer
 from bdpo_plugin.inspection.scored_pairs import Place, Scored, find_places, keep_scores, texts
@@ -39,7 +39,9 @@ def score_config(keys: Mapping[str, Any], output_dir: Path) -> Scored:
     """
     seen: dict[str, Any] = {}
     with TemporaryDirectory(prefix="bdpo-mi-") as folder:
-        kept = {k: v for k, v in for_looking(keys, Path(folder)).items() if k not in SHARES}
+        kept = {
+            k: v for k, v in without_side_effects(keys, Path(folder)).items() if k not in SHARES
+        }
         arguments = parse({**kept, "bdpo_precompute": True})
         trainer = make_trainer(arguments, load_data(arguments, seen.__setitem__))
         table = keep_scores(Path(arguments.training.output_dir), output_dir)

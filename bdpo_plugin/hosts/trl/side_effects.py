@@ -75,9 +75,9 @@ OTHERS = _words("""
 
 #: Keys that a command which does not train removes. `env` sets environment variables, by which
 #: libraries report too.
-LEFT_OUT = PUSHES | REPORTS | RESUMES | {"env"}
+DROPPED = PUSHES | REPORTS | RESUMES | {"env"}
 #: All keys that `bdpo train` knows, except those of B-DPO.
-KEYS = LEFT_OUT | SHARES | OTHERS | WRITES.keys()
+KEYS = DROPPED | SHARES | OTHERS | WRITES.keys()
 
 
 def for_sharing(keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,11 +86,11 @@ def for_sharing(keys: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         keys: the configuration, as the YAML file has it.
     """
-    needed = (KEYS - LEFT_OUT).union(BDPOSettings.keys(), (RECIPE,))
+    needed = (KEYS - DROPPED).union(BDPOSettings.keys(), (RECIPE,))
     return {key: value for key, value in keys.items() if key in needed}
 
 
-def for_looking(keys: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def without_side_effects(keys: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Returns a configuration without side effects that writes into a temporary folder.
 
     Unknown keys stay, so that they are refused.
@@ -99,6 +99,6 @@ def for_looking(keys: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         keys: the configuration, as the YAML file has it.
         folder: the temporary folder.
     """
-    kept = {key: value for key, value in keys.items() if key not in LEFT_OUT}
+    kept = {key: value for key, value in keys.items() if key not in DROPPED}
     kept |= {key: str(folder / name) for key, name in WRITES.items()}
     return kept | {"report_to": "none"}

@@ -47,7 +47,7 @@ from bdpo_plugin.training.datasets import Tokenised, drop_reserved, nothing_left
 from bdpo_plugin.training.mixin import RunMixin
 from bdpo_plugin.training.score_columns import FILE_ROW, ROW, SCORE_COLUMNS, ScoreCollator
 from bdpo_plugin.training.step import TOTAL, LossTerms, MetricSums
-from bdpo_plugin.training.streams import StreamFilter, TellStreams
+from bdpo_plugin.training.streams import ReportStreams, StreamFilter
 from bdpo_plugin.training.weighing import Weigh
 
 
@@ -106,7 +106,7 @@ class BDPOTrainer(RunMixin, DPOTrainer):
         else:
             self._prepare_datasets()
         self.data_collator = ScoreCollator(self.data_collator)
-        self.add_callback(TellStreams(self.accelerator, self._stream_filters))
+        self.add_callback(ReportStreams(self.accelerator, self._stream_filters))
         self._made = True
 
     @cached_property

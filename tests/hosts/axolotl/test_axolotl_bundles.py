@@ -17,7 +17,7 @@ pytest.importorskip("axolotl")
 from axolotl_runs import axolotl, server, write_config
 from commandline import bdpo
 from fake_hub import FakeHub
-from looking import nothing_but
+from guarded import nothing_but
 from real_runs import make_tiny, run_command
 
 from bdpo_plugin.cli.recipes.first_steps import prepare

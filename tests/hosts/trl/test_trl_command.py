@@ -53,7 +53,7 @@ def test_every_key_is_in_one_list():
     known -= set(BDPOSettings.keys())
     newer = {"activation_checkpointing", "activation_checkpointing_kwargs"}
     assert known | newer == side_effects.KEYS - {"env"}
-    groups = (side_effects.LEFT_OUT, side_effects.SHARES, side_effects.OTHERS, side_effects.WRITES)
+    groups = (side_effects.DROPPED, side_effects.SHARES, side_effects.OTHERS, side_effects.WRITES)
     assert sum(len(group) for group in groups) == len(side_effects.KEYS)
     assert not [key for key in side_effects.OTHERS if SMELL.search(key)]
 

@@ -1,4 +1,4 @@
-"""A command that only looks, under the eyes of the guard: what it writes and whom it asks."""
+"""Runs a command under a guard that notes what it writes and refuses what it asks of the network."""
 
 from __future__ import annotations
 

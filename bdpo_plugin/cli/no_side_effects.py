@@ -26,7 +26,7 @@ QUIET = {
 
 
 @contextmanager
-def looking() -> Iterator[None]:
+def no_side_effects() -> Iterator[None]:
     """Context manager in which this process and its child processes report nothing.
 
     Must be entered before a host or one of its libraries is imported."""

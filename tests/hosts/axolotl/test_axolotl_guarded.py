@@ -11,10 +11,10 @@ pytest.importorskip("axolotl")
 from axolotl.utils.schemas.config import AxolotlInputConfig
 from axolotl_runs import write_config
 from commandline import bdpo
-from looking import cold, mi_of_two_sets, nothing_but, value_of
+from guarded import cold, mi_of_two_sets, nothing_but, value_of
 from real_runs import make_tiny
 
-from bdpo_plugin.hosts.axolotl.side_effects import LEFT_OUT, SAVES, SHARES
+from bdpo_plugin.hosts.axolotl.side_effects import DROPPED, SAVES, SHARES
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +60,7 @@ def write(folder, **changes):
     fields = AxolotlInputConfig.model_fields
     asked = {
         key: value_of(fields[key].annotation, key) if key in fields else f"a-{key}"
-        for key in sorted(LEFT_OUT | SAVES - SHARES)
+        for key in sorted(DROPPED | SAVES - SHARES)
     }
     data = {"ds_type": "json", "split": "train"}
     sets = [
@@ -91,7 +91,7 @@ def test_mi_of_text_and_of_messages(folder, monkeypatch):
     )
 
 
-def test_what_axolotl_refuses_of_the_keys_that_looking_goes_without(folder):
+def test_what_axolotl_refuses_of_the_keys_that_are_dropped(folder):
     code, shown = bdpo("doctor", str(write(folder, hf_use_auth_token=None)), "--json")
     assert code == 1
     assert "Require cfg.hf_use_auth_token to be True for push_dataset_to_hub" in shown

@@ -12,11 +12,11 @@ pytest.importorskip("llamafactory")
 
 from commandline import bdpo
 from doctor_runs import doctor
+from guarded import cold, mi_of_two_sets, nothing_but, value_of
 from llamafactory.hparams import parser
 from llamafactory_runs import config
-from looking import cold, mi_of_two_sets, nothing_but, value_of
 
-from bdpo_plugin.hosts.llamafactory.side_effects import LEFT_OUT, SHARES
+from bdpo_plugin.hosts.llamafactory.side_effects import DROPPED, SHARES
 
 pytestmark = pytest.mark.slow
 
@@ -48,10 +48,10 @@ def folder(tiny, tmp_path):
 def write(folder, **changes):
     """A configuration with all such keys."""
     types = {field.name: field.type for group in parser._TRAIN_ARGS for field in fields(group)}
-    asked = {key: value_of(types[key], key) for key in sorted(LEFT_OUT)}
+    asked = {key: value_of(types[key], key) for key in sorted(DROPPED)}
     asked |= {"tokenized_path": str(folder / "tokenised"), "offload_folder": str(folder / "off")}
     asked |= {"deepspeed": "z3.json", "fsdp": "full_shard", "report_to": "all"}
-    assert asked.keys() >= LEFT_OUT | SHARES - {"fsdp_config"}
+    assert asked.keys() >= DROPPED | SHARES - {"fsdp_config"}
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config(folder, folder / "out", **(asked | changes))))
     return path
