@@ -1,4 +1,4 @@
-"""Runs a command under a guard that notes what it writes and refuses what it asks of the network."""
+"""Runs a command under a guard that notes what it writes and refuses it the network."""
 
 from __future__ import annotations
 
