@@ -15,7 +15,11 @@ from bdpo_plugin.recipes.host_config import Config
 _REINSTALL = "pip install --force-reinstall --no-deps ./bdpo-plugin"
 
 #: The line by which a configuration of each host asks for PyTorch's own attention.
-_SDPA = {"axolotl": "attn_implementation: sdpa", "llamafactory": "flash_attn: sdpa"}
+_SDPA = {
+    "axolotl": "attn_implementation: sdpa",
+    "llamafactory": "flash_attn: sdpa",
+    "trl": "attn_implementation: sdpa",
+}
 
 
 def environment() -> Iterator[Finding]:

@@ -1,7 +1,8 @@
 """Prints the tables of a run: its settings, problems in the data, and the scores.
 
-Nothing is printed where the log level of transformers is `error` or higher (the host's `log_level`,
-`TRANSFORMERS_VERBOSITY`).
+Where the log level of transformers is `error` or higher (the host's `log_level`,
+`TRANSFORMERS_VERBOSITY`), only warnings and problems are printed: nobody should have to find out
+from a result that pairs were dropped.
 """
 
 from __future__ import annotations
@@ -41,13 +42,18 @@ def print_settings(
         batches: a description of the form of the reference pass's batches, if it is known by now.
         warnings: further warnings.
     """
+    warnings = (*null_prompt.warnings, *warnings)
+    if _quiet():
+        for warning in (*warnings, *([control_note(settings)] if settings.control else [])):
+            print_warning(warning)
+        return
     table = _table("B-DPO")
     table.add_row("reference", _shown(reference))
     matched = ""
     if null_prompt.match_rate is not None:
         matched = f"; {null_prompt.match_rate:.1%} of the prompts begin and end so"
     table.add_row("null prompt", _shown(f"{null_prompt.text!r}\n{null_prompt.source}{matched}"))
-    for warning in (*null_prompt.warnings, *warnings):
+    for warning in warnings:
         table.add_row("[bold red]WARNING", _shown(warning))
     if settings.control is not None:
         table.add_row("[bold red]CONTROL", f"[bold red]{_shown(control_note(settings))}")
@@ -120,6 +126,8 @@ def print_scores(
     name: str, settings: BDPOSettings, scores: PairScores, weights: BalanceWeights
 ) -> None:
     """Prints the table of one dataset's scores."""
+    if _quiet():
+        return
     table = _table(f"B-DPO: the {_shown(name)} data")
     total, computed = len(scores.computed), int(scores.computed.sum())
     table.add_row("pairs", f"{total}: {computed} scored now, {total - computed} reused")
@@ -154,9 +162,11 @@ def _table(title: str) -> Table:
     return table
 
 
+def _quiet() -> bool:
+    return bool(get_verbosity() > logging.WARNING)
+
+
 def _print(table: Table) -> None:
-    if get_verbosity() > logging.WARNING:
-        return
     console = Console()
     if not console.is_terminal:
         console = Console(width=100)
