@@ -18,6 +18,7 @@ from bdpo_plugin import BDPOSettings, redact
 from bdpo_plugin.cli.recipes.bundle import shared_recipe, shared_record
 from bdpo_plugin.hosts.axolotl import side_effects as of_axolotl
 from bdpo_plugin.hosts.llamafactory import side_effects as of_llamafactory
+from bdpo_plugin.hosts.trl import side_effects as of_trl
 from bdpo_plugin.output.model_card import complete_card
 from bdpo_plugin.recipes.recipe_file import is_sweep, read_recipe, recipe_files, recipe_root
 from bdpo_plugin.recipes.shareable import private_findings
@@ -33,7 +34,7 @@ from bdpo_plugin.redact import (
 )
 from bdpo_plugin.settings import RECIPE
 
-HOSTS = {"axolotl": of_axolotl, "llamafactory": of_llamafactory}
+HOSTS = {"axolotl": of_axolotl, "llamafactory": of_llamafactory, "trl": of_trl}
 
 
 def body(seed: int, length: int, alphabet: str = "") -> str:
@@ -274,7 +275,7 @@ def test_our_recipes_lose_nothing_that_they_need(name) -> None:
     assert redacted(config) == (config, [])
     kept = HOSTS[recipe.host].for_sharing(config)
     gone = config.keys() - kept.keys()
-    assert gone <= HOSTS[recipe.host].REDACTED
+    assert gone <= HOSTS[recipe.host].DROPPED
     assert list(kept) == [key for key in config if key not in gone]
     # texts are the exception, and told of
     assert {place[0] for place, _ in missing(without_texts(recipe.config))} <= {
@@ -330,7 +331,7 @@ VALUES = st.recursive(
 @FUZZ
 @given(st.data())
 def test_ordinary_recipes_lose_nothing_that_they_need(host, data) -> None:
-    keys = sorted(HOSTS[host].KEYS - HOSTS[host].REDACTED - {"axolotl_config_path", "plugins"})
+    keys = sorted(HOSTS[host].KEYS - HOSTS[host].DROPPED - {"axolotl_config_path", "plugins"})
     config = data.draw(st.dictionaries(st.sampled_from(keys), VALUES, min_size=1, max_size=8))
     secret = {key for key in config if is_secret_name(key)}
     logins = {"hf_hub_token", "ms_hub_token", "om_hub_token"}  # which others have of their own

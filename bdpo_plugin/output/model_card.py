@@ -117,6 +117,8 @@ def _fill_metadata(data: Any, facts: Facts) -> None:
 def _of_host(text: str, facts: Facts) -> tuple[str, bool]:
     """Returns the host's part of a card with the base model and the quick start as they are, and
     whether it has a quick start."""
+    title = Path(facts.trained).name or "a model trained with B-DPO"
+    text = text.replace("# Model Card for None\n", f"# Model Card for {title}\n")
     for name in {"None", facts.model or "None"}:
         text = text.replace(f"[{name}](https://huggingface.co/{name})", model_in_words(facts))
     text, count = _QUICK_START.subn(lambda _: f"## Quick start\n\n{quick_start(facts)}\n", text)

@@ -116,7 +116,7 @@ library_name: transformers
 licence: license
 ---
 
-# Model Card for x
+# Model Card for None
 
 This model is a fine-tuned version of [None](https://huggingface.co/None).
 
