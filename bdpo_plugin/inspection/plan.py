@@ -48,6 +48,24 @@ class Plan:
     attention: str | None = None
 
 
+#: Bits of a quantised weight -> its bytes, with the scales of its block.
+QUANTISED_BYTES = {4: 0.56, 8: 1.06}
+
+
+def optimizer_bytes(optimizer: object, trained_bytes: int, *, deepspeed: bool) -> float:
+    """Returns the bytes that an optimizer keeps for each trained weight.
+
+    Args:
+        optimizer: the name of the optimizer, by which those of 8 bits are known.
+        trained_bytes: bytes of a trained weight.
+        deepspeed: whether DeepSpeed trains, which keeps the weights in float32 beside those that it
+            trains in 16 bits.
+    """
+    if "8bit" in str(optimizer):
+        return 2
+    return 12 if deepspeed and trained_bytes == 2 else 2 * trained_bytes
+
+
 class HostKeys(NamedTuple):
     """The keys of a host, for lines that can be copied into a configuration.
 

@@ -14,7 +14,7 @@ from bdpo_plugin.inspection.configuration import Inspected
 from bdpo_plugin.inspection.cost import epoch_cost
 from bdpo_plugin.inspection.findings import FAILED, OK, UNKNOWN, WARNING, Finding
 from bdpo_plugin.inspection.memory import GIB, estimate, weightless
-from bdpo_plugin.inspection.plan import HostKeys, Plan
+from bdpo_plugin.inspection.plan import QUANTISED_BYTES, HostKeys, Plan
 from bdpo_plugin.inspection.shape import Shape
 from bdpo_plugin.model.traits import Traits, row_rules
 from bdpo_plugin.reference.null_prompt import NullPrompt
@@ -120,7 +120,7 @@ def smaller(shape: Shape, plan: Plan, keys: HostKeys, device: float) -> str:
         and plan.bytes_per_weight >= 2
         and not fits(estimate(shape, one).peak, device)
     ):
-        plan = dataclasses.replace(plan, bytes_per_weight=0.56)
+        plan = dataclasses.replace(plan, bytes_per_weight=QUANTISED_BYTES[4])
         lines.append(keys.quantised)
     rows = plan.rows
     while plan.rows > 1 and not fits(estimate(shape, plan).peak, device):

@@ -113,7 +113,8 @@ def data_sets(configuration: Mapping[str, Any]) -> list[DataSet]:
     lists = [configuration.get(key) for key in ("datasets", "test_datasets")]
     entries = [entry for place in lists if isinstance(place, list) for entry in place]
     names = [name for entry in entries if isinstance(entry, dict) for name in _of_entry(entry)]
-    names += [str(configuration[key]) for key in ("dataset_name",) if configuration.get(key)]
+    if configuration.get("dataset_name"):
+        names.append(str(configuration["dataset_name"]))
     if names or "model_name_or_path" not in configuration:
         return [DataSet(name, not is_local(name) or "://" in name) for name in names]
     folder = Path(str(configuration.get("dataset_dir", "data")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,19 +89,22 @@ def compared(recipe: Recipe, output: Path) -> list[Compared]:
     return rows
 
 
-def compare(recipe: Recipe, output: Path) -> Iterator[Finding]:
+def compare(
+    recipe: Recipe, output: Path, rows: Sequence[Compared] | None = None
+) -> Iterator[Finding]:
     """Yields the differences between a run and what its recipe expects and records.
 
     Args:
         recipe: a recipe with `expected` numbers.
         output: the output folder of the run, or of its first steps.
+        rows: the result of :func:`compared`, where it is known already.
     """
     recorded = (recipe.about.get("measured") or {}).get("hardware")
     hardware = hardware_of(output)
     if recorded is not None and hardware != recorded:
         what = f"{hardware} here, {recorded} there: the tolerances are for the same kind"
         yield Finding(False, f"`{RECIPE}.measured.hardware`", what)
-    rows = compared(recipe, output)
+    rows = compared(recipe, output) if rows is None else rows
     apart: dict[str, list[Compared]] = {}
     for row in rows:
         if not row.same:

@@ -55,9 +55,10 @@ class PreferenceBatch:
 
     def pairs(self) -> list[Pair]:
         """Returns the B pairs without padding."""
+        ids, mask, completion_mask = self.on_cpu
         sides = [
-            split_sequence(ids[attended.bool()].numpy(), completion_mask[attended.bool()].numpy())
-            for ids, attended, completion_mask in zip(*self.on_cpu, strict=True)
+            split_sequence(row[attended].numpy(), of_completion[attended].numpy())
+            for row, attended, of_completion in zip(ids, mask.bool(), completion_mask, strict=True)
         ]
         half = len(sides) // 2
         return [Pair(*of_pair) for of_pair in zip(sides[:half], sides[half:], strict=True)]

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from bdpo_plugin.atomic import written_whole
 from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.sources.forms import read_pairs, read_text
 from bdpo_plugin.sources.selection import digest
@@ -211,10 +212,8 @@ def _run(
                 screen.print(f"[red]FAILED[/] {job.name}\n{escape(error)}")
             else:
                 text = json.dumps(record, ensure_ascii=False) + "\n"
-                file = folder / f"{job.name}.json.gz"
-                temporary = file.with_suffix(".tmp")
-                temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
-                temporary.replace(file)
+                with written_whole(folder / f"{job.name}.json.gz") as temporary:
+                    temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
             bar.advance(task)
     return failed
 

@@ -68,9 +68,7 @@ def check(
     Exit status 1: something is wrong. Warnings leave it 0.
     """
     recipe = find_recipe(name)
-    checked = examine(recipe)
-    if first_steps and not checked.wrong:
-        checked = examine_run(recipe, checked, arguments)
+    checked = examine_run(recipe, arguments) if first_steps else examine(recipe)
     if as_json:
         click.echo(json.dumps(_as_json(checked), indent=1))
     else:
@@ -96,15 +94,19 @@ def examine(recipe: Recipe) -> Checked:
         return Checked([*findings(recipe), *_host(recipe), *_versions(recipe)])
 
 
-def examine_run(recipe: Recipe, checked: Checked, arguments: tuple[str, ...]) -> Checked:
-    """Adds to a check the comparison of the first steps of the recipe, which it runs."""
+def examine_run(recipe: Recipe, arguments: tuple[str, ...]) -> Checked:
+    """Checks a recipe and, if nothing is wrong, compares its first steps, which it runs."""
     from bdpo_plugin.cli.recipes.first_steps import run_first_steps
     from bdpo_plugin.recipes.expected import compare, compared
     from bdpo_plugin.recipes.measured import hardware_of
 
+    checked = examine(recipe)
+    if checked.wrong:
+        return checked
     with run_first_steps(recipe, arguments) as output:
-        found = [*checked.findings, *compare(recipe, output)]
-        return Checked(found, compared(recipe, output), hardware_of(output))
+        rows = compared(recipe, output)
+        found = [*checked.findings, *compare(recipe, output, rows)]
+        return Checked(found, rows, hardware_of(output))
 
 
 def show(checked: Checked) -> None:

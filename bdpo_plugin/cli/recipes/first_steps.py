@@ -19,7 +19,6 @@ from bdpo_plugin.cli.recipes.run import command, start
 from bdpo_plugin.output.run_folder import RECORD
 from bdpo_plugin.output.run_record import STEP
 from bdpo_plugin.recipes.host_config import check_model
-from bdpo_plugin.recipes.measured import STEPS
 from bdpo_plugin.recipes.recipe_file import Recipe
 from bdpo_plugin.terminal import visible
 
@@ -123,9 +122,8 @@ def prepare(
     temporary.mkdir()
     file = folder / "recipe.yml"
     file.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    steps = max(STEPS, *losses) if max(losses) > STEPS else max(losses)
     environment = {
-        "BDPO_FIRST_STEPS": str(steps),
+        "BDPO_FIRST_STEPS": str(max(losses)),
         "BDPO_FIRST_STEPS_IN": config["output_dir"],
         "TMPDIR": str(temporary),
     }

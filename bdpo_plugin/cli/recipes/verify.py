@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bdpo_plugin.cli.recipes.check import examine, examine_run, show
+from bdpo_plugin.cli.recipes.check import examine_run, show
 from bdpo_plugin.recipes.recipe_file import find_recipe, recipe_root
 from bdpo_plugin.redact import private_in
 from bdpo_plugin.settings import RECIPE
@@ -33,9 +33,7 @@ def verify(name: str, arguments: tuple[str, ...], by: str) -> None:
         )
     if (why := private_in(by)) is not None:
         raise click.ClickException(f"`--by {by}` {why}, which no recipe may have")
-    checked = examine(recipe)
-    if not checked.wrong:
-        checked = examine_run(recipe, checked, arguments)
+    checked = examine_run(recipe, arguments)
     show(checked)
     if checked.wrong:
         raise click.ClickException("nothing was written, as the run is not that of the recipe")

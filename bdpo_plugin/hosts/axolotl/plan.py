@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bdpo_plugin.inspection.plan import HostKeys, Plan
+from bdpo_plugin.inspection.plan import QUANTISED_BYTES, HostKeys, Plan, optimizer_bytes
 
 KEYS = HostKeys(
     length="sequence_len",
@@ -18,7 +18,7 @@ KEYS = HostKeys(
     new_tokens="tokens: [{}]\nlora_modules_to_save: [embed_tokens, lm_head]",
     no_thinking="bdpo recipes show axolotl/qwen3-0.6b  # copy its chat_template_jinja",
 )
-_QUANTISED = {"load_in_4bit": 0.56, "load_in_8bit": 1.06}
+_QUANTISED = {"load_in_4bit": QUANTISED_BYTES[4], "load_in_8bit": QUANTISED_BYTES[8]}
 
 
 def plan_of(keys: Mapping[str, Any]) -> Plan:
@@ -45,10 +45,7 @@ def plan_of(keys: Mapping[str, Any]) -> Plan:
         rows=keys.get("micro_batch_size") or 1,
         max_length=keys.get("sequence_len") or 512,
         checkpointing=bool(keys.get("gradient_checkpointing")),
-        # DeepSpeed keeps the weights in float32 beside those that it trains in 16 bits
-        optimizer_bytes=2
-        if "8bit" in str(keys.get("optimizer"))
-        else (12 if deepspeed and trained == 2 else 2 * trained),
+        optimizer_bytes=optimizer_bytes(keys.get("optimizer"), trained, deepspeed=deepspeed),
         pass_tokens=keys.get("bdpo_score_tokens"),
         batch=(keys.get("micro_batch_size") or 1) * (keys.get("gradient_accumulation_steps") or 1),
         sharded=deepspeed or bool(keys.get("fsdp_config") or keys.get("fsdp")),

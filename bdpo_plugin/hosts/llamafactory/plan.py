@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bdpo_plugin.inspection.plan import HostKeys, Plan
+from bdpo_plugin.inspection.plan import QUANTISED_BYTES, HostKeys, Plan, optimizer_bytes
 
 KEYS = HostKeys(
     length="cutoff_len",
@@ -37,7 +37,7 @@ def plan_of(keys: Mapping[str, Any]) -> Plan:
         model=str(keys["model_name_or_path"]),
         bytes_per_weight=trained
         if kind == "full"
-        else {4: 0.56, 8: 1.06}.get(keys.get("quantization_bit") or 0, half),
+        else QUANTISED_BYTES.get(keys.get("quantization_bit") or 0, half),
         trained_bytes=trained,
         computed_bytes=half,
         rank=keys.get("lora_rank", 8) if kind == "lora" else (0 if kind == "full" else None),
@@ -45,10 +45,7 @@ def plan_of(keys: Mapping[str, Any]) -> Plan:
         rows=rows,
         max_length=keys.get("cutoff_len", 2048),
         checkpointing=not keys.get("disable_gradient_checkpointing"),
-        # DeepSpeed keeps the weights in float32 beside those that it trains in 16 bits
-        optimizer_bytes=2
-        if "8bit" in str(keys.get("optim"))
-        else (12 if sharded and trained == 2 else 2 * trained),
+        optimizer_bytes=optimizer_bytes(keys.get("optim"), trained, deepspeed=sharded),
         pass_tokens=keys.get("bdpo_score_tokens"),
         batch=rows * keys.get("gradient_accumulation_steps", 1),
         sharded=sharded,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bdpo_plugin.inspection.plan import Plan
+from bdpo_plugin.inspection.plan import QUANTISED_BYTES, Plan, optimizer_bytes
 
 
 def plan_of(keys: Mapping[str, Any]) -> Plan:
@@ -14,13 +14,14 @@ def plan_of(keys: Mapping[str, Any]) -> Plan:
     whole = not keys.get("use_peft")
     trained = 2 if keys.get("dtype") in ("bfloat16", "float16") else 4
     computed = 2 if keys.get("fp16") or keys.get("bf16", True) else 4
-    quantised = 0.56 if keys.get("load_in_4bit") else 1.06 if keys.get("load_in_8bit") else trained
+    bits = 4 if keys.get("load_in_4bit") else 8 if keys.get("load_in_8bit") else None
+    deepspeed = keys.get("deepspeed") is not None
     targets = keys.get("lora_target_modules")
     targets = [targets] if isinstance(targets, str) else targets
     rows = keys.get("per_device_train_batch_size", 8)
     return Plan(
         model=str(keys["model_name_or_path"]),
-        bytes_per_weight=trained if whole else quantised,
+        bytes_per_weight=trained if whole or bits is None else QUANTISED_BYTES[bits],
         trained_bytes=trained,
         computed_bytes=computed,
         rank=0 if whole else keys.get("lora_r", 16),
@@ -28,9 +29,9 @@ def plan_of(keys: Mapping[str, Any]) -> Plan:
         rows=rows,
         max_length=keys.get("max_length", 1024),
         checkpointing=keys.get("gradient_checkpointing", True),
-        optimizer_bytes=2 if "8bit" in str(keys.get("optim")) else 2 * trained,
+        optimizer_bytes=optimizer_bytes(keys.get("optim"), trained, deepspeed=deepspeed),
         pass_tokens=keys.get("bdpo_score_tokens"),
         batch=rows * keys.get("gradient_accumulation_steps", 1),
-        sharded=keys.get("deepspeed") is not None or bool(keys.get("fsdp")),
+        sharded=deepspeed or bool(keys.get("fsdp")),
         attention=keys.get("attn_implementation"),
     )
