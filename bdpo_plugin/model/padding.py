@@ -30,7 +30,8 @@ _PADDING = _READ = 64
 #: Fields of a configuration that limit how many tokens a layer looks at. Only a longer sequence
 #: shows an effect of such a limit.
 _REACH = re.compile(r"window|chunk_size|block_size|top_?k(_tokens)?$")
-_FIELDS_OF_EXPERTS = re.compile(r"expert|moe|group|router")
+#: Fields that do not, although they are named alike: of experts, and `max_window_layers`.
+_OTHER_FIELDS = re.compile(r"expert|moe|group|router|layers")
 
 
 class PaddingEffect(NamedTuple):
@@ -66,7 +67,7 @@ def reach(config: Any) -> int:
     found = [
         value
         for name, value in vars(config).items()
-        if isinstance(value, int) and _REACH.search(name) and not _FIELDS_OF_EXPERTS.search(name)
+        if isinstance(value, int) and _REACH.search(name) and not _OTHER_FIELDS.search(name)
     ]
     return max(found, default=0)
 
