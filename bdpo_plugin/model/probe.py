@@ -300,7 +300,7 @@ class _Trial:
                 (self._ids[0] != self._neighbours[0]).any()
             ),
             "the common beginning is not read": self._rules.each_once
-            or _largest(row[1, after], beginning[1, after]) > 0,
+            or _largest(row[1, after:], beginning[1, after:]) > 0,
             "its layers do not read the positions that they are given": all(
                 _largest(row[i, after + 1 :], stretched[i, after + 1 :]) > 0 for i in range(3)
             ),
