@@ -134,7 +134,7 @@ test-llamafactory: .venv-llamafactory/.installed-test ## The tests beside LLaMA-
 	@echo "==> Tests beside $(LLAMAFACTORY)"
 	@python -m pytest $(CASES) tests/hosts/llamafactory tests/benchmarks/test_benchmarks.py \
 		tests/soak/test_soak_hosts.py tests/data/test_pairs.py tests/data/test_raw_rows.py \
-		$(addprefix tests/model/test_,kernels.py padding.py probe.py tree_attention.py) \
+		$(addprefix tests/model/test_,kernels.py padding.py row_probe.py tree_attention.py) \
 		$(addprefix tests/reference/test_,computation.py fingerprint.py scoring.py verification.py) \
 		tests/training/test_position_limit.py tests/demo/tiny tests/test_autoload.py $(MARKED)
 

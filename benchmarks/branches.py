@@ -27,7 +27,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import utils
 
-from bdpo_plugin.model import tree_attention
+from bdpo_plugin.model import tree_attention, varlen_kernel
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.objective import BalanceWeights, ChosenRejected, bdpo_loss
 from bdpo_plugin.training.batch import PreferenceBatch
@@ -281,7 +281,7 @@ def _counted() -> Iterator[Counter[str]]:
         return call
 
     places = [(tree_attention, "attend_shared"), (tree_attention, "_by_segments")]
-    places += [(tree_attention._VARLEN, "varlen_attn")] if tree_attention._VARLEN else []
+    places += [(varlen_kernel.TORCH, "varlen_attn")] if varlen_kernel.TORCH else []
     with ExitStack() as stack:
         for owner, name in places:
             call = counting(getattr(owner, name), name.removeprefix("_by_"))
@@ -297,7 +297,7 @@ def _wanted_kernel(case: Case, device: torch.device) -> str:
     if case.attention != "sdpa":
         return "flash"
     able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    takes = tree_attention._varlen_parameters() if able and case.on_kernel else set()
+    takes = varlen_kernel.parameters() if able and case.on_kernel else set()
     windowed = "sliding_window" in MODELS[case.model]
     can = "window_size" in takes or (bool(takes) and not windowed)
     return "varlen_attn" if can else "segments"

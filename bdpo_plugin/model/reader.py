@@ -31,7 +31,8 @@ from bdpo_plugin.model.head import (
     statistics,
 )
 from bdpo_plugin.model.padding import Padding
-from bdpo_plugin.model.probe import Capabilities, SharedPrefixSupport, probe, try_rows
+from bdpo_plugin.model.probe import Capabilities, probe
+from bdpo_plugin.model.row_probe import SharedPrefixSupport, try_rows
 from bdpo_plugin.model.shared_prefix import in_order, pack, plan_row
 from bdpo_plugin.model.traits import (
     RowRules,

@@ -11,12 +11,9 @@ Shapes: W tokens of the row, K keys, h heads, d head size.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from inspect import signature
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -24,21 +21,13 @@ from torch import Tensor, nn
 from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from bdpo_plugin.model.device import to_device
-
-_VARLEN: Any
-try:
-    from torch.nn.attention import varlen as _VARLEN
-except ImportError:  # an older release of torch
-    _VARLEN = None
+from bdpo_plugin.model import varlen_kernel
+from bdpo_plugin.model.varlen_kernel import Varlen
 
 #: The names of the attention functions of transformers that take a tree, even where a host has
 #: replaced the function. Others take it if they are transformers' flash function under another
 #: name.
 TREE_ATTENTION = ("sdpa", "flash_attention_2", "flash_attention_3")
-
-#: The dtypes that torch's kernel for variable-length sequences supports.
-KERNEL_DTYPES = (torch.float16, torch.bfloat16)
 
 #: The argument of a model's forward that takes a :class:`Tree`; or, to test a model, a callable
 #: that each layer calls with the name of its attention function, this function, the layer itself,
@@ -52,26 +41,6 @@ class PrefixGroup(NamedTuple):
 
     members: tuple[int, ...]
     shared: int = 0
-
-
-class Varlen(NamedTuple):
-    """The segments of a row in the form that a kernel for variable-length sequences takes.
-
-    Attributes:
-        keys: (K,) the indices in the row of the keys of all segments, one segment after another.
-        lengths: the cumulative lengths of the segments among the queries and among the keys,
-            (segments + 1,) int32 each, and the longest of each, under the names of transformers.
-    """
-
-    keys: Tensor
-    lengths: dict[str, Any]
-
-    def to(self, device: torch.device) -> Varlen:
-        """Moves the tensors to the device of a layer; a model may be spread over several."""
-        if self.keys.device == device:
-            return self
-        there = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.lengths.items()}
-        return Varlen(self.keys.to(device), there)
 
 
 @dataclass(frozen=True)
@@ -107,23 +76,8 @@ class Tree:
             for place, member in enumerate(members):
                 before.append(shared if place else 0)
                 sizes.append(lengths[member] - before[-1])
-        return cls(sizes, before, None if device.type == "cpu" else _varlen(sizes, before, device))
-
-
-def _varlen(sizes: list[int], before: list[int], device: torch.device) -> Varlen:
-    keys, first, start = [], 0, 0
-    for size, shared in zip(sizes, before, strict=True):
-        first = first if shared else start
-        keys += [torch.arange(first, first + shared), torch.arange(start, start + size)]
-        start += size
-    lengths: dict[str, Any] = {}
-    for kind, of_kind in (("q", sizes), ("k", [a + b for a, b in zip(sizes, before, strict=True)])):
-        ends = torch.tensor([0, *accumulate(of_kind)], dtype=torch.int32)
-        lengths |= {
-            f"cu_seq_lens_{kind}": to_device(ends, device),
-            f"max_length_{kind}": max(of_kind),
-        }
-    return Varlen(to_device(torch.cat(keys), device), lengths)
+        varlen = None if device.type == "cpu" else Varlen.of(sizes, before, device)
+        return cls(sizes, before, varlen)
 
 
 def takes_tree(name: str) -> bool:
@@ -193,9 +147,9 @@ def attend_shared(
         key, value = (states[:, :, varlen.keys] for states in (key, value))
         return attend(module, query, key, value, None, **kwargs, **varlen.lengths)[0]
     if varlen:
-        states = _autocast(query, key, value)
-        if _kernel_takes(*states, **kwargs):
-            return _torch_varlen(varlen, *states, **kwargs)
+        states = varlen_kernel.autocast(query, key, value)
+        if varlen_kernel.takes(*states, **kwargs):
+            return varlen_kernel.attend(varlen, *states, **kwargs)
     return _by_segments(attend, tree, module, query, key, value, **kwargs)
 
 
@@ -247,60 +201,3 @@ def window_mask(begin: int, end: int, window: int, device: torch.device) -> Tens
     window: (1, 1, end - begin, end) bool."""
     back = torch.arange(begin, end, device=device)[:, None] - torch.arange(end, device=device)
     return ((back >= 0) & (back < window))[None, None]
-
-
-def _autocast(*states: Tensor) -> Sequence[Tensor]:
-    """Casts the states to the dtype of autocast, if it is on, as torch does for its own
-    attention."""
-    kind = states[0].device.type
-    if not torch.is_autocast_enabled(kind):
-        return states
-    return [tensor.to(torch.get_autocast_dtype(kind)) for tensor in states]
-
-
-def _varlen_parameters() -> Set[str]:
-    """Names of the parameters of torch's kernel for variable-length sequences. They differ between
-    releases of torch; before 2.10 there is no such kernel."""
-    return signature(_VARLEN.varlen_attn).parameters.keys() if _VARLEN else set()
-
-
-def _kernel_takes(query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> bool:
-    """Whether torch's kernel for variable-length sequences supports the arguments of a layer."""
-    takes, size = _varlen_parameters(), query.shape[-1]
-    scaling = kwargs.get("scaling")
-    return (
-        ("window_size" in takes or ("is_causal" in takes and not kwargs.get("sliding_window")))
-        and ("scale" in takes or scaling is None or math.isclose(scaling, size**-0.5))
-        and query.dtype == key.dtype == value.dtype
-        and query.dtype in KERNEL_DTYPES
-        and size == value.shape[-1] <= 256
-        and size % 8 == 0
-        and not kwargs.get("dropout")
-        and kwargs.get("is_causal") is not False
-        and (not query.is_cuda or torch.cuda.get_device_capability(query.device) >= (8, 0))
-    )
-
-
-def _torch_varlen(
-    varlen: Varlen, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
-) -> Tensor:
-    """Computes the result of :func:`_by_segments` by PyTorch's kernel for half precision."""
-    takes, lengths = _varlen_parameters(), varlen.lengths
-    key, value = (states[:, :, varlen.keys] for states in (key, value))
-    groups = query.shape[1] // key.shape[1]
-    options: dict[str, Any] = {}
-    if "window_size" in takes:
-        options["window_size"] = ((kwargs.get("sliding_window") or 0) - 1, 0)
-    else:
-        options["is_causal"] = True
-    if "scale" in takes:
-        options["scale"] = kwargs.get("scaling")
-    if "enable_gqa" in takes:
-        options["enable_gqa"] = groups > 1
-    else:
-        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
-    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
-    ends = (lengths["cu_seq_lens_q"], lengths["cu_seq_lens_k"])
-    longest = (lengths["max_length_q"], lengths["max_length_k"])
-    output: Tensor = _VARLEN.varlen_attn(query, key, value, *ends, *longest, **options)
-    return output[None]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bdpo_plugin.data.pairs import Pair
 from bdpo_plugin.model.padding import Padding
-from bdpo_plugin.model.probe import SharedPrefixSupport
+from bdpo_plugin.model.row_probe import SharedPrefixSupport
 from bdpo_plugin.training.score_columns import longest
 
 

@@ -13,7 +13,7 @@ from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from bdpo_plugin.model import tree_attention as tree
+from bdpo_plugin.model import varlen_kernel
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.model.tree_attention import Tree
 
@@ -27,7 +27,7 @@ def as_on_a_gpu(monkeypatch):
 
     def made(cls, groups, lengths, device):
         found = of(cls, groups, lengths, device)
-        return replace(found, varlen=tree._varlen(found.sizes, found.before, device))
+        return replace(found, varlen=varlen_kernel.Varlen.of(found.sizes, found.before, device))
 
     monkeypatch.setattr(Tree, "of", classmethod(made))
 
@@ -42,8 +42,8 @@ def kernel(monkeypatch, calls):
     """torch's, in a release; in float32 too, so that all can be compared to its digits."""
 
     def put(release):
-        monkeypatch.setattr(tree, "_VARLEN", varlen(release, calls))
-        monkeypatch.setattr(tree, "KERNEL_DTYPES", (torch.float32, torch.bfloat16))
+        monkeypatch.setattr(varlen_kernel, "TORCH", varlen(release, calls))
+        monkeypatch.setattr(varlen_kernel, "KERNEL_DTYPES", (torch.float32, torch.bfloat16))
 
     return put
 
@@ -76,7 +76,7 @@ def test_lora_and_layers_that_are_computed_again(batch, kernel, calls, checkpoin
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_half_precision_takes_the_kernel(batch, monkeypatch, calls, name, autocast):
     """Under autocast the states are float32, and rotary embeddings make the queries so."""
-    monkeypatch.setattr(tree, "_VARLEN", varlen("2.13", calls))
+    monkeypatch.setattr(varlen_kernel, "TORCH", varlen("2.13", calls))
     model = model_of(name, 90)
     exact = gradients(model, plain(model, batch))
     model = model if autocast else model.bfloat16()
@@ -94,10 +94,10 @@ def test_half_precision_takes_the_kernel(batch, monkeypatch, calls, name, autoca
 
 
 def test_what_the_kernel_cannot_goes_by_segments(batch, monkeypatch, calls):
-    monkeypatch.setattr(tree, "_VARLEN", varlen("2.13", calls))
+    monkeypatch.setattr(varlen_kernel, "TORCH", varlen("2.13", calls))
     assert_as_plain(model_of("Llama", 90), batch)  # float32
     assert_as_plain(model_of("Llama", 90, hidden_size=48, head_dim=12), batch)
-    monkeypatch.setattr(tree, "_VARLEN", None)  # an older release
+    monkeypatch.setattr(varlen_kernel, "TORCH", None)  # an older release
     assert_as_plain(model_of("Llama", 90), batch)
     assert not calls
 

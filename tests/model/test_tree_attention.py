@@ -11,7 +11,8 @@ from torch import nn
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.model.shared_prefix import pack, prefix_groups
 from bdpo_plugin.model.traits import RowRules
-from bdpo_plugin.model.tree_attention import ARGUMENT, PrefixGroup, Tree, _varlen
+from bdpo_plugin.model.tree_attention import ARGUMENT, PrefixGroup, Tree
+from bdpo_plugin.model.varlen_kernel import Varlen
 
 #: Configuration class -> its fields beside the usual ones. All windows are longer than a sequence.
 ATTENDING = {
@@ -236,7 +237,7 @@ def test_the_segments_for_a_kernel_are_those_of_the_loop():
     attend = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS["sdpa"]
     mine, _ = attend(Layer(), query, key, value, None, **{ARGUMENT: tree})
 
-    keys, ends = _varlen(tree.sizes, tree.before, torch.device("cpu"))
+    keys, ends = Varlen.of(tree.sizes, tree.before, torch.device("cpu"))
     bounds = [ends[f"cu_seq_lens_{kind}"].tolist() for kind in "qk"]
     assert [b[-1] for b in bounds] == [width, len(keys)]
     assert (ends["max_length_q"], ends["max_length_k"]) == (7, 9)

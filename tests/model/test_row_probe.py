@@ -11,8 +11,8 @@ from transformers import Qwen2ForCausalLM
 from bdpo_plugin.model import probe as trial
 from bdpo_plugin.model import reader
 from bdpo_plugin.model import tree_attention as tree
-from bdpo_plugin.model.probe import SharedPrefixSupport, try_rows
 from bdpo_plugin.model.reader import ResponseReader
+from bdpo_plugin.model.row_probe import SharedPrefixSupport, try_rows
 from bdpo_plugin.model.traits import Traits, evaluation, output_layer, row_rules
 
 
