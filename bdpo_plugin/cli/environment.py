@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 
 from bdpo_plugin import __version__
+from bdpo_plugin.hosts import part
 from bdpo_plugin.inspection.findings import FAILED, OK, UNKNOWN, WARNING, Finding
 from bdpo_plugin.recipes.host_config import Config
 
@@ -20,6 +21,8 @@ _SDPA = {
     "llamafactory": "flash_attn: sdpa",
     "trl": "attn_implementation: sdpa",
 }
+#: Host -> its module that names the tested releases.
+_TESTED_IN = {"axolotl": "rewrite_config", "llamafactory": "arguments", "trl": "limits"}
 
 
 def environment() -> Iterator[Finding]:
@@ -78,7 +81,7 @@ def _host(package: str, name: str) -> Finding:
     if package == "trl" and installed("llamafactory"):
         return Finding(name, OK, f"{release}, as LLaMA-Factory wants it")
     try:
-        tested = _tested(package)
+        tested = part(package, _TESTED_IN[package]).TESTED
     except Exception as error:  # a broken installation can raise anything
         words = f"{release} cannot be imported: {words_of(error)}"
         return Finding(name, FAILED, words, f"pip install --force-reinstall '{package}=={release}'")
@@ -91,20 +94,6 @@ def _host(package: str, name: str) -> Finding:
         f"{release} is {'refused' if refused else 'not tested'}; tested: {', '.join(tested)}",
         f"pip install '{package}=={tested[0]}'",
     )
-
-
-def _tested(package: str) -> Sequence[str]:
-    if package == "axolotl":
-        from bdpo_plugin.hosts.axolotl.rewrite_config import TESTED as OF_AXOLOTL
-
-        return OF_AXOLOTL
-    if package == "llamafactory":
-        from bdpo_plugin.hosts.llamafactory.arguments import TESTED as OF_LLAMAFACTORY
-
-        return OF_LLAMAFACTORY
-    from bdpo_plugin.hosts.trl.limits import TESTED as OF_TRL
-
-    return OF_TRL
 
 
 def _entry_point_off() -> Finding | None:

@@ -16,6 +16,7 @@ from bdpo_plugin.cli.doctor import hider
 from bdpo_plugin.cli.labels import find_labels, label_colours
 from bdpo_plugin.cli.no_side_effects import no_side_effects
 from bdpo_plugin.cli.plot import load_figures
+from bdpo_plugin.hosts import part
 from bdpo_plugin.recipes.host_config import (
     check_installed,
     check_model,
@@ -149,25 +150,15 @@ def _score(
         check_installed(found.host)
     try:
         with _stdout_to_stderr(), no_side_effects():
+            scored: Scored
             if config is not None:
                 check_model(found.host, found.keys)
+                scored = part(found.host, "scoring").score(config, output)
             else:
                 check_model_name(str(model), f"--model {model}")
-            if config is None:
-                from bdpo_plugin.hosts.trl import scoring
-
-                return scoring.score(str(model), str(dataset), output, max_length)
-            if found.host == "trl":
-                from bdpo_plugin.hosts.trl import scoring
-
-                return scoring.score_config(found.keys, output)
-            if found.host == "axolotl":
-                from bdpo_plugin.hosts.axolotl import scoring as of_axolotl
-
-                return of_axolotl.score(config, output)
-            from bdpo_plugin.hosts.llamafactory import scoring as of_llamafactory
-
-            return of_llamafactory.score(config, output)
+                score = part("trl", "scoring").score_dataset
+                scored = score(str(model), str(dataset), output, max_length)
+            return scored
     except BDPOError as error:
         hide = hider({} if config is None else found.keys)
         raise click.ClickException(hide(str(error))) from error

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 #: Environment variables that turn off the reporting of hosts and their libraries. Reporting that a
-#: configuration turns on by its keys is handled by the `side_effects` module of each host.
+#: configuration turns on by its keys is handled by `side_effects.py` of each host.
 QUIET = {
     "AXOLOTL_DO_NOT_TRACK": "1",
     "DO_NOT_TRACK": "1",  # vLLM and others read it too

@@ -13,8 +13,7 @@ import click
 
 from bdpo_plugin.cli.plot import load_figures
 from bdpo_plugin.cli.recipes.check import tell
-from bdpo_plugin.hosts.axolotl import side_effects as of_axolotl
-from bdpo_plugin.hosts.llamafactory import side_effects as of_llamafactory
+from bdpo_plugin.hosts import part
 from bdpo_plugin.output.run_folder import Run, read_run
 from bdpo_plugin.recipes.measured import (
     expected_of,
@@ -99,15 +98,8 @@ def shared_recipe(run_dir: Path, *, texts: bool) -> tuple[Recipe, list[Change]]:
         run_dir: the output folder of the run.
         texts: whether to keep prompts and templates. If not, their digests replace them.
     """
-    from bdpo_plugin.hosts.trl import side_effects as of_trl  # imports TRL
-
     recipe = recipe_of(run_dir)
-    hosts: dict[str, Any] = {
-        "axolotl": of_axolotl,
-        "llamafactory": of_llamafactory,
-        "trl": of_trl,
-    }
-    config, changes = redacted(hosts[recipe.host].for_sharing(recipe.config))
+    config, changes = redacted(part(recipe.host, "side_effects").for_sharing(recipe.config))
     if not texts:
         config = without_texts(config)
     about, more = redacted(about_of(recipe, run_dir, texts=texts))

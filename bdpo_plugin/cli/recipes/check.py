@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from bdpo_plugin.hosts import part
 from bdpo_plugin.recipes.measured import yaml_lines
 from bdpo_plugin.recipes.recipe_file import Recipe, find_recipe
 from bdpo_plugin.recipes.shareable import Finding, findings
@@ -158,19 +159,7 @@ def _host(recipe: Recipe) -> Iterator[Finding]:
         return
     processes = recipe.about.get("processes")
     processes = processes if isinstance(processes, int) else 1
-    if recipe.host == "axolotl":
-        from bdpo_plugin.hosts.axolotl.recipe_validation import problems as of_axolotl
-
-        found = of_axolotl(recipe.config, processes)
-    elif recipe.host == "trl":
-        from bdpo_plugin.hosts.trl.recipe_validation import problems as of_trl
-
-        found = of_trl(recipe.config)
-    else:
-        from bdpo_plugin.hosts.llamafactory.recipe_validation import problems as of_llamafactory
-
-        found = of_llamafactory(recipe.config)
-    for problem in found:
+    for problem in part(recipe.host, "recipe_validation").problems(recipe.config, processes):
         yield Finding(True, recipe.host, problem)
 
 

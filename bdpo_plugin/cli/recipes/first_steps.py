@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 import yaml
@@ -16,6 +15,7 @@ import yaml
 from bdpo_plugin.cli.doctor import hider
 from bdpo_plugin.cli.no_side_effects import no_side_effects
 from bdpo_plugin.cli.recipes.run import command, start
+from bdpo_plugin.hosts import part
 from bdpo_plugin.output.run_folder import RECORD
 from bdpo_plugin.output.run_record import STEP
 from bdpo_plugin.recipes.host_config import check_model
@@ -107,15 +107,7 @@ def prepare(
             f"{recipe.path} says of no number what to expect: run it, and `bdpo recipes bundle` "
             "writes a recipe with its numbers"
         )
-    of_host: Any
-    if recipe.host == "axolotl":
-        from bdpo_plugin.hosts.axolotl import side_effects as of_host
-    elif recipe.host == "trl":
-        from bdpo_plugin.hosts.trl import side_effects as of_host
-    else:
-        from bdpo_plugin.hosts.llamafactory import side_effects as of_host
-
-    config = of_host.without_side_effects(recipe.config, folder)
+    config = part(recipe.host, "side_effects").without_side_effects(recipe.config, folder)
     config.pop("tokenized_path", None)  # LLaMA-Factory's data, prepared in an earlier run
     config["bdpo_cache_dir"] = str(folder / "scores")
     temporary = folder / "tmp"

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from bdpo_plugin.hosts import part
 from bdpo_plugin.recipes.recipe_file import (
     Recipe,
     is_sweep,
@@ -54,14 +55,10 @@ def entries() -> list[dict[str, Any]]:
 def _estimate(recipe: Recipe) -> dict[str, Any]:
     """Returns what the formulas of `bdpo doctor` give: the memory of each GPU, and the hours of
     20,000 pairs on GPUs of three sizes, None where the run does not fit."""
-    from bdpo_plugin.hosts.axolotl.plan import plan_of as of_axolotl
-    from bdpo_plugin.hosts.llamafactory.plan import plan_of as of_llamafactory
-    from bdpo_plugin.hosts.trl.plan import plan_of as of_trl
     from bdpo_plugin.inspection.cards import CARDS, needs_of
     from bdpo_plugin.inspection.shape import known_shapes
 
-    plans = {"axolotl": of_axolotl, "llamafactory": of_llamafactory, "trl": of_trl}
-    plan = plans[recipe.host](recipe.config)
+    plan = part(recipe.host, "plan").plan_of(recipe.config)
     needs = needs_of(known_shapes()[recipe.model], plan, recipe.about.get("processes", 1))
     hours = {f"{card.gigabytes} GB": h for card, h in zip(CARDS, needs.hours, strict=True)}
     return {"memory_gib": needs.memory.peak, "hours": hours}

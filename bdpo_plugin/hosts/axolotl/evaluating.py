@@ -5,8 +5,6 @@ Axolotl's own command loads only the base model for a DPO trainer, so that every
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
@@ -15,8 +13,8 @@ from typing import Any
 import wrapt
 from peft import PeftConfig
 
-from bdpo_plugin.hosts.axolotl.loading import given
 from bdpo_plugin.hosts.axolotl.rewrite_config import MARK
+from bdpo_plugin.hosts.wrapping import Arguments, Call, wrap
 from bdpo_plugin.model.device import dtypes_kept
 from bdpo_plugin.settings import BDPOError
 
@@ -34,46 +32,32 @@ def is_evaluation() -> bool:
 
 
 def _wrap(module: ModuleType) -> None:
-    for name, wrapper in (
-        ("setup_model_and_tokenizer", _setup_model_and_tokenizer),
-        ("setup_trainer", _setup_trainer),
-    ):
-        if not hasattr(getattr(module, name), "__wrapped__"):
-            wrapt.wrap_function_wrapper(module, name, wrapper)
+    wrap(module, "setup_model_and_tokenizer", _setup_model_and_tokenizer)
+    wrap(module, "setup_trainer", _setup_trainer)
 
 
-def _setup_model_and_tokenizer(
-    wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    cfg = given(wrapped, args, kwargs)["cfg"]
+def _setup_model_and_tokenizer(call: Call, given: Arguments) -> Any:
+    cfg = given["cfg"]
     if not cfg.get(MARK):
-        return wrapped(*args, **kwargs)
+        return call()
     _check_adapter(cfg)
-    with _evaluating():
-        return wrapped(*args, **kwargs)
+    token = _evaluation.set(True)
+    try:
+        return call()
+    finally:
+        _evaluation.reset(token)
 
 
-def _setup_trainer(
-    wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    values = given(wrapped, args, kwargs)
-    if not (cfg := values["cfg"]).get(MARK):
-        return wrapped(*args, **kwargs)
+def _setup_trainer(call: Call, given: Arguments) -> Any:
+    if not (cfg := given["cfg"]).get(MARK):
+        return call()
     # As in training, add a new adapter to the base model: the model without it is the reference.
-    trainer = wrapped(**values, peft_config=PeftConfig.from_pretrained(cfg.lora_model_dir))
+    given["peft_config"] = PeftConfig.from_pretrained(cfg.lora_model_dir)
+    trainer = call()
     model = trainer.accelerator.unwrap_model(trainer.model)
     with dtypes_kept(model):
         model.load_adapter(cfg.lora_model_dir, model.active_adapters[0], is_trainable=True)
     return trainer
-
-
-@contextmanager
-def _evaluating() -> Iterator[None]:
-    token = _evaluation.set(True)
-    try:
-        yield
-    finally:
-        _evaluation.reset(token)
 
 
 def _check_adapter(cfg: Any) -> None:

@@ -7,21 +7,18 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-import wrapt
-
 from bdpo_plugin.hosts.axolotl.rewrite_config import PLUGIN, resolve
+from bdpo_plugin.hosts.wrapping import Arguments, Call, wrap
 from bdpo_plugin.settings import BDPOSettings
 
 
 def wrap_validate_config(module: ModuleType) -> None:
     """Wraps `axolotl.utils.config.validate_config`, so that `rl: bdpo` activates the plugin."""
-    wrapt.wrap_function_wrapper(module, "validate_config", _validate_config)
+    wrap(module, "validate_config", _validate_config)
 
 
-def _validate_config(
-    wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    cfg = args[0] if args else kwargs["cfg"]
+def _validate_config(call: Call, given: Arguments) -> Any:
+    cfg = given["cfg"]
     if cfg.get("rl") == "bdpo":
         from axolotl.integrations.base import PluginManager
 
@@ -32,7 +29,7 @@ def _validate_config(
         manager.plugins[PLUGIN].register(cfg)
     else:
         resolve(cfg)  # raises if there are keys that Axolotl would silently drop
-    return wrapped(*args, **kwargs)
+    return call()
 
 
 def add_options(module: Any) -> None:

@@ -9,13 +9,11 @@ whose rows have not been checked.
 from __future__ import annotations
 
 import hashlib
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import wrapt
 from axolotl.utils.data import utils
 from axolotl.utils.data.shared import get_dataset_type
 from datasets import Dataset, DatasetDict, ReadInstruction
@@ -23,6 +21,7 @@ from datasets import Dataset, DatasetDict, ReadInstruction
 from bdpo_plugin.data.files import json_problem
 from bdpo_plugin.hosts.axolotl.entries import NAME, given_back
 from bdpo_plugin.hosts.axolotl.rewrite_config import MARK
+from bdpo_plugin.hosts.wrapping import Arguments, Call, wrap
 from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.training.score_columns import FILE_ROW
 
@@ -36,37 +35,23 @@ def wrap_loading(module: ModuleType) -> None:
     """Wraps the functions of `axolotl.utils.data.rl`, unless they are wrapped already."""
     from bdpo_plugin.hosts.axolotl.raw_rows import map_dataset
 
-    for where, name, wrapper in (
-        (module, "_load_or_create_dataset_split", _load_or_create_dataset_split),
-        (module, "generate_dataset_hash_from_config", _generate_dataset_hash),
-        (module, "load_dataset_with_config", _load_dataset_with_config),
-        (module, "_map_dataset", map_dataset),
-        (utils, "_deduplicate_dataset", _deduplicate_dataset),
-    ):
-        if not hasattr(getattr(where, name), "__wrapped__"):
-            wrapt.wrap_function_wrapper(where, name, wrapper)
+    wrap(module, "_load_or_create_dataset_split", _load_or_create_dataset_split)
+    wrap(module, "generate_dataset_hash_from_config", _generate_dataset_hash)
+    wrap(module, "load_dataset_with_config", _load_dataset_with_config)
+    wrap(module, "_map_dataset", map_dataset)
+    wrap(utils, "_deduplicate_dataset", _deduplicate_dataset)
 
 
-def given(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """Returns the arguments of a call by their names."""
-    return inspect.signature(function).bind(*args, **kwargs).arguments
-
-
-def _load_or_create_dataset_split(
-    wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    values = given(wrapped, args, kwargs)
-    cfg = values["cfg"]
+def _load_or_create_dataset_split(call: Call, given: Arguments) -> Any:
+    cfg = given["cfg"]
     if not cfg.get(MARK):
-        return wrapped(*args, **kwargs)
-    if values["split"] == "train":
+        return call()
+    if given["split"] == "train":
         for place in ("datasets", "test_datasets"):
             for number, entry in enumerate(cfg.get(place) or []):
                 _check_there(f"{place}[{number}].path", str(entry.path))
-    with given_back(cfg, values["split"]):
-        dataset = wrapped(*args, **kwargs)
+    with given_back(cfg, given["split"]):
+        dataset = call()
         if not len(dataset):
             raise _all_too_long(cfg)
     return dataset
@@ -86,11 +71,9 @@ def _all_too_long(cfg: Any) -> BDPOError:
     )
 
 
-def _generate_dataset_hash(
-    wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    theirs = wrapped(*args, **kwargs)
-    cfg = given(wrapped, args, kwargs)["cfg"]
+def _generate_dataset_hash(call: Call, given: Arguments) -> Any:
+    theirs = call()
+    cfg = given["cfg"]
     if not cfg.get(MARK):
         return theirs
     # Axolotl's hash is the same for both strategies
@@ -98,14 +81,12 @@ def _generate_dataset_hash(
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
-def _load_dataset_with_config(
-    wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    entry = given(wrapped, args, kwargs)["dataset_config"]
+def _load_dataset_with_config(call: Call, given: Arguments) -> Any:
+    entry = given["dataset_config"]
     if NAME not in entry:
-        return wrapped(*args, **kwargs)
+        return call()
     try:
-        loaded = wrapped(*args, **kwargs)
+        loaded = call()
     except BDPOError:
         raise
     except Exception as error:  # the readers of the file formats can raise anything
@@ -139,14 +120,11 @@ def _numbers(dataset: Dataset) -> Iterator[int]:
     return iter(range(len(dataset)))
 
 
-def _deduplicate_dataset(
-    wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _deduplicate_dataset(call: Call, given: Arguments) -> Any:
     """Deduplicates without the column of row numbers, in which all rows differ."""
-    values = given(wrapped, args, kwargs)
-    if FILE_ROW in values["dataset"].column_names:
-        values["dataset"] = _Unnumbered(values["dataset"])
-    return wrapped(**values)
+    if FILE_ROW in given["dataset"].column_names:
+        given["dataset"] = _Unnumbered(given["dataset"])
+    return call()
 
 
 class _Unnumbered:

@@ -6,28 +6,24 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import wrapt
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from bdpo_plugin.hosts.axolotl.loading import given
 from bdpo_plugin.hosts.axolotl.rewrite_config import MARK
+from bdpo_plugin.hosts.wrapping import Arguments, Call, wrap
 from bdpo_plugin.settings import BDPOError
 
 
 def wrap_model_config(module: ModuleType) -> None:
     """Wraps `axolotl.utils.config.load_model_config`, unless it is wrapped already."""
-    if not hasattr(module.load_model_config, "__wrapped__"):
-        wrapt.wrap_function_wrapper(module, "load_model_config", _load_model_config)
+    wrap(module, "load_model_config", _load_model_config)
 
 
-def _load_model_config(
-    wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    cfg = given(wrapped, args, kwargs)["cfg"]
+def _load_model_config(call: Call, given: Arguments) -> Any:
+    cfg = given["cfg"]
     if not cfg.get(MARK):
-        return wrapped(*args, **kwargs)
+        return call()
     try:
-        config = wrapped(*args, **kwargs)
+        config = call()
     except (OSError, ValueError) as error:
         raise _not_loaded(cfg, error) from error
     kind = getattr(config, "model_type", None)

@@ -26,9 +26,9 @@ from bdpo_plugin.data.raw_rows import (
     raise_problems,
 )
 from bdpo_plugin.data.user_rows import record_source
-from bdpo_plugin.hosts.axolotl.loading import given
 from bdpo_plugin.hosts.axolotl.responses import Conversations, Responses
 from bdpo_plugin.hosts.axolotl.rewrite_config import LOG, MARK
+from bdpo_plugin.hosts.wrapping import Arguments, Call
 from bdpo_plugin.output.tables import print_problems
 from bdpo_plugin.training.score_columns import FILE_ROW
 
@@ -70,12 +70,11 @@ _LAST = "End it with an answer of the role `assistant`."
 _ARGILLA = "Use `type: chat_template.argilla_chat`, which reads conversations of any length."
 
 
-def map_dataset(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def map_dataset(call: Call, given: Arguments) -> Any:
     """Wraps Axolotl's `_map_dataset`: checks a B-DPO run's rows before and after formatting."""
-    values = given(wrapped, args, kwargs)
-    cfg, dataset, transform = (values[k] for k in ("cfg", "dataset", "ds_transform_fn"))
+    cfg, dataset, transform = (given[k] for k in ("cfg", "dataset", "ds_transform_fn"))
     if not cfg.get(MARK):
-        return wrapped(*args, **kwargs)
+        return call()
     if isinstance(dataset, DatasetDict):
         dataset = dataset["train"]
     numbers: Sequence[str] | None = None
@@ -85,9 +84,9 @@ def map_dataset(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dic
     name = next(iter(dataset.info.download_checksums or {}), "raw")
     strategy = _Strategy(transform)
     check_rows(rows, name, strategy.problems, numbers)
-    tokenizer = values.get("tokenizer") or load_tokenizer(cfg)
+    tokenizer = given.get("tokenizer") or load_tokenizer(cfg)
     try:
-        mapped = wrapped(*args, **kwargs)
+        mapped = call()
     except Exception:
         more = {"tokenizer": tokenizer} if strategy.wants_tokenizer else {}
 

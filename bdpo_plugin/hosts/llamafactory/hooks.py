@@ -9,7 +9,7 @@ refuses `pref_loss: bdpo`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
@@ -18,8 +18,14 @@ from typing import Any
 import wrapt
 
 from bdpo_plugin.hosts.llamafactory.arguments import KEYS, PREF_LOSS, is_tested, with_bdpo
+from bdpo_plugin.hosts.wrapping import Arguments, Call, wrap
 from bdpo_plugin.limits import check_complete
 from bdpo_plugin.settings import PREFIX, RECIPE, BDPOError, BDPOSettings, unknown_key_message
+
+
+def _wrap(module: ModuleType, name: str, around: Callable[[Call, Arguments], Any]) -> None:
+    if is_tested():
+        wrap(module, name, around)
 
 
 def put_arguments(module: Any) -> None:
@@ -41,12 +47,11 @@ def wrap_read_args(module: ModuleType) -> None:
 
     The wrapper raises a helpful error for an unknown ``bdpo_*`` key, and removes the recipe's
     description, which LLaMA-Factory's parser would refuse."""
-    if is_tested():
-        wrapt.wrap_function_wrapper(module, "read_args", _read_args)
+    _wrap(module, "read_args", _read_args)
 
 
-def _read_args(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    found = wrapped(*args, **kwargs)
+def _read_args(call: Call, given: Arguments) -> Any:
+    found = call()
     for key in _keys(found):
         if key.startswith(PREFIX) and key not in (*KEYS, RECIPE):
             raise BDPOError(unknown_key_message(key))
@@ -112,20 +117,18 @@ def checking_rows(on: bool = True) -> Iterator[None]:
 
 def wrap_workflow(module: ModuleType) -> None:
     """Wraps `llamafactory.train.dpo.workflow.run_dpo`, to check models and rows of B-DPO runs."""
-    if is_tested():
-        wrapt.wrap_function_wrapper(module, "run_dpo", _run_dpo)
+    _wrap(module, "run_dpo", _run_dpo)
 
 
-def _run_dpo(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    finetuning_args = kwargs["finetuning_args"] if "finetuning_args" in kwargs else args[3]
-    training_args = kwargs["training_args"] if "training_args" in kwargs else args[2]
+def _run_dpo(call: Call, given: Arguments) -> Any:
+    finetuning_args, training_args = given["finetuning_args"], given["training_args"]
     ours = finetuning_args.pref_loss == PREF_LOSS
     if ours:
         from bdpo_plugin.hosts.llamafactory.reference import check_models
 
-        check_models(kwargs["model_args"] if "model_args" in kwargs else args[0], finetuning_args)
+        check_models(given["model_args"], finetuning_args)
     with checking_rows(ours):
-        done = wrapped(*args, **kwargs)
+        done = call()
     # With `save_on_each_node` one process on each machine saves, but only one process in total
     # writes the model card.
     if ours and training_args.do_train and training_args.process_index == 0:
@@ -142,39 +145,33 @@ def wrap_loader(module: ModuleType) -> None:
     """Wraps two functions of `llamafactory.data.loader` for B-DPO runs.
 
     The wrappers explain why a file cannot be loaded, and check its rows."""
-    if is_tested():
-        wrapt.wrap_function_wrapper(module, "_load_single_dataset", _load_single_dataset)
-        wrapt.wrap_function_wrapper(module, "align_dataset", _align_dataset)
+    _wrap(module, "_load_single_dataset", _load_single_dataset)
+    _wrap(module, "align_dataset", _align_dataset)
 
 
-def _load_single_dataset(
-    wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _load_single_dataset(call: Call, given: Arguments) -> Any:
     if not _running.get():
-        return wrapped(*args, **kwargs)
+        return call()
     from bdpo_plugin.hosts.llamafactory.raw_rows import load
 
-    return load(wrapped, *args, **kwargs)
+    return load(call, given)
 
 
-def _align_dataset(
-    wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _align_dataset(call: Call, given: Arguments) -> Any:
     if not _running.get():
-        return wrapped(*args, **kwargs)
+        return call()
     from bdpo_plugin.hosts.llamafactory.raw_rows import align
 
-    return align(wrapped, *args, **kwargs)
+    return align(call, given)
 
 
 def wrap_train_tab(module: ModuleType) -> None:
     """Wraps LlamaBoard's `create_train_tab`, to add `bdpo` to the choices of the loss."""
-    if is_tested():
-        wrapt.wrap_function_wrapper(module, "create_train_tab", _train_tab)
+    _wrap(module, "create_train_tab", _train_tab)
 
 
-def _train_tab(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    components = wrapped(*args, **kwargs)
+def _train_tab(call: Call, given: Arguments) -> Any:
+    components = call()
     loss = components["pref_loss"]
     loss.choices.append((PREF_LOSS, PREF_LOSS))
     # gradio makes the field anew from these when the page sets its language
@@ -186,10 +183,9 @@ def _train_tab(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict
 def wrap_clean_cmd(module: ModuleType) -> None:
     """Wraps LlamaBoard's `_clean_cmd`, which leaves out what is false: our keys may be true by
     default."""
-    if is_tested():
-        wrapt.wrap_function_wrapper(module, "_clean_cmd", _clean_cmd)
+    _wrap(module, "_clean_cmd", _clean_cmd)
 
 
-def _clean_cmd(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    given = kwargs["args"] if "args" in kwargs else args[0]
-    return {**wrapped(given), **{k: v for k, v in given.items() if k in KEYS and v is False}}
+def _clean_cmd(call: Call, given: Arguments) -> Any:
+    ours = {k: v for k, v in given["args"].items() if k in KEYS and v is False}
+    return {**call(), **ours}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from bdpo_plugin.data.raw_rows import (
     raise_row,
 )
 from bdpo_plugin.data.user_rows import record_source
+from bdpo_plugin.hosts.wrapping import Arguments, Call
 from bdpo_plugin.output.tables import print_problems
 from bdpo_plugin.settings import BDPOError
 
@@ -28,20 +29,20 @@ _NAME = "Name it in `columns` of dataset_info.json."
 _ROLES = "Name it in `tags` of dataset_info.json."
 
 
-def load(load_single_dataset: Callable[..., Any], attributes: Any, *rest: Any, **more: Any) -> Any:
-    """Calls LLaMA-Factory's `_load_single_dataset` and explains its errors.
+def load(call: Call, given: Arguments) -> Any:
+    """Calls LLaMA-Factory's `_load_single_dataset` with these arguments, and explains its errors.
 
     Raises:
         BDPOError: raised in place of LLaMA-Factory's error, if a local file does not exist or if a
             JSON file is empty or invalid.
     """
     try:
-        return load_single_dataset(attributes, *rest, **more)
+        return call()
     except BDPOError:
         raise
     except Exception as error:  # the reader can raise anything
+        attributes, data_args = given["dataset_attr"], given["data_args"]
         if attributes.load_from == "file":
-            data_args = more["data_args"] if "data_args" in more else rest[1]
             path = Path(data_args.dataset_dir, attributes.dataset_name)
             if not path.exists():
                 raise BDPOError(
@@ -57,19 +58,21 @@ def load(load_single_dataset: Callable[..., Any], attributes: Any, *rest: Any, *
         raise
 
 
-def align(align_dataset: Callable[..., Any], dataset: Any, attributes: Any, *rest: Any) -> Any:
+def align(call: Call, given: Arguments) -> Any:
     """Checks the rows of a dataset, then calls LLaMA-Factory's `align_dataset` on it.
 
     Raises:
         BDPOError: rows are not preference pairs. For a stream, it is raised when such a row is
             read.
     """
+    dataset, attributes = given["dataset"], given["dataset_attr"]
     problems = partial(_problems, attributes)
     name = attributes.dataset_name
     if isinstance(dataset, IterableDataset):
-        return align_dataset(_checked_stream(dataset, name, problems), attributes, *rest)
+        given["dataset"] = _checked_stream(dataset, name, problems)
+        return call()
     check_rows(dataset, name, problems)
-    aligned = align_dataset(dataset, attributes, *rest)
+    aligned = call()
     print_problems(_dropped(aligned, name))
     record_source(dataset, aligned)
     return aligned

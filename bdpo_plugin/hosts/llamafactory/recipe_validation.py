@@ -16,11 +16,12 @@ from bdpo_plugin.settings import unknown_key_message
 _ELSEWHERE = ("deepspeed", "fsdp", "fsdp_config", "bf16", "fp16", "tf32", "report_to")
 
 
-def problems(config: dict[str, Any]) -> Iterator[str]:
+def problems(config: dict[str, Any], processes: int = 1) -> Iterator[str]:
     """Yields what LLaMA-Factory would refuse in a configuration.
 
     Args:
         config: the configuration, as its YAML file has it, without `bdpo_recipe`.
+        processes: the number of GPUs that it is meant for, of which the parser asks nothing.
     """
     known = {field.name for group in parser._TRAIN_ARGS for field in fields(group) if field.init}
     unknown = sorted(set(map(str, config)) - known)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,6 @@ from bdpo_plugin.settings import BDPOError
 
 #: Suffix of a file -> the loader of the package datasets.
 _LOADERS = {".json": "json", ".jsonl": "json", ".gz": "json", ".parquet": "parquet"}
-#: Is called with the name of a set and its rows.
-Look = Callable[[str, Any], None]
 
 
 def file_source(name: str) -> dict[str, Any]:
@@ -28,12 +26,11 @@ def file_source(name: str) -> dict[str, Any]:
     return {"path": _LOADERS.get(path.suffix, "json"), "data_files": name}
 
 
-def load_data(arguments: Arguments, look: Look = lambda name, rows: None) -> dict[str, Any]:
+def load_data(arguments: Arguments) -> dict[str, Any]:
     """Loads the training rows (``train``) and, if the run evaluates, the others (``eval``).
 
     Args:
         arguments: the configuration. Its `dataset_name` may be a file, which `trl dpo` cannot read.
-        look: is called with the rows of each set as they were loaded.
 
     Raises:
         BDPOError: there is no such data, or no such split in it.
@@ -67,8 +64,7 @@ def load_data(arguments: Arguments, look: Look = lambda name, rows: None) -> dic
     for name, split in wanted.items():
         if split not in splits:
             raise _no_split(arguments, name, split, named, splits)
-        look(name, splits[split])
-        loaded[name] = as_trl(splits[split])
+        loaded[name] = splits[split]
     return loaded
 
 
@@ -93,6 +89,10 @@ def _no_split(
 def make_trainer(arguments: Arguments, data: Mapping[str, Any]) -> BDPOTrainer:
     """Makes the trainer of a configuration, which scores the data.
 
+    Args:
+        arguments: the configuration.
+        data: the rows of `load_data`.
+
     Raises:
         BDPOError: a setting cannot be honoured, or the data cannot be trained on.
     """
@@ -108,14 +108,14 @@ def make_trainer(arguments: Arguments, data: Mapping[str, Any]) -> BDPOTrainer:
     return BDPOTrainer(
         model.model_name_or_path,
         args=training,
-        train_dataset=data["train"],
-        eval_dataset=data.get("eval"),
+        train_dataset=_as_trl(data["train"]),
+        eval_dataset=_as_trl(data["eval"]) if "eval" in data else None,
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
 
 
-def as_trl(rows: Any) -> Any:
+def _as_trl(rows: Any) -> Any:
     """Converts rows of messages and two single responses to TRL's form. Keeps other rows as is."""
     columns = rows.column_names or list(next(iter(rows), {}))
     before = next((c for c in ("messages", "conversations") if c in columns), None)

@@ -14,11 +14,12 @@ from bdpo_plugin.settings import BDPOError, unknown_key_message
 _ELSEWHERE = ("deepspeed", "fsdp", "fsdp_config", "bf16", "fp16", "tf32", "report_to", "env")
 
 
-def problems(config: dict[str, Any]) -> Iterator[str]:
+def problems(config: dict[str, Any], processes: int = 1) -> Iterator[str]:
     """Yields what `bdpo train` would refuse in a configuration.
 
     Args:
         config: the configuration, as its YAML file has it, without `bdpo_recipe`.
+        processes: the number of GPUs that it is meant for, of which the parser asks nothing.
     """
     unknown = sorted({*map(str, config)} - KNOWN - {"env"})
     for key in unknown:

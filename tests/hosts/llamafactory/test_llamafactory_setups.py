@@ -206,5 +206,6 @@ def test_only_the_first_process_of_all_completes_the_card(tmp_path, process):
     ours = SimpleNamespace(pref_loss="bdpo", bdpo_alpha=1.5, ref_model=None)
     given = ("moe_aux_loss_coef", "model_name_or_path", "adapter_name_or_path")
     model = SimpleNamespace(**dict.fromkeys(given))
-    activate._run_dpo(lambda *_: None, None, (model, None, training, ours), {})
+    arguments = {"model_args": model, "training_args": training, "finetuning_args": ours}
+    activate._run_dpo(lambda: None, arguments)
     assert ("## B-DPO" in (tmp_path / "README.md").read_text()) == (process == 0)
