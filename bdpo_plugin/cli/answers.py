@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bdpo_plugin.cli.no_side_effects import no_side_effects
+from bdpo_plugin.cli.options import EXISTING_FILE, EXISTING_FOLDER, JSON, cell, console
 from bdpo_plugin.cli.trained import (
     load_model,
     load_tokenizer,
@@ -17,7 +18,6 @@ from bdpo_plugin.cli.trained import (
 )
 from bdpo_plugin.output.run_folder import named
 from bdpo_plugin.recipes.host_config import check_model_name
-from bdpo_plugin.terminal import visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,20 +25,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("base")
-@click.argument(
-    "trained",
-    nargs=-1,
-    required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-)
+@click.argument("trained", nargs=-1, required=True, type=EXISTING_FOLDER)
 @click.option(
-    "--prompts",
-    required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A text file, one user message per line.",
+    "--prompts", required=True, type=EXISTING_FILE, help="A text file, one user message per line."
 )
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=96, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and no table.")
+@JSON
 def answers(
     base: str, trained: tuple[Path, ...], prompts: Path, max_new_tokens: int, as_json: bool
 ) -> None:
@@ -48,9 +40,7 @@ def answers(
     a full fine-tune), or the model that an adapter was merged into. An adapter is shown on the base
     as it was trained, quantised too.
     """
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
     from transformers.utils import logging
 
     questions = [line for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -71,14 +61,10 @@ def answers(
         return
     table = Table(show_lines=True)
     for heading in ("Prompt", *said):
-        table.add_column(Text(visible(heading)), ratio=1, overflow="fold")
+        table.add_column(cell(heading), ratio=1, overflow="fold")
     for row in zip(questions, *said.values(), strict=True):
-        table.add_row(*(Text(visible(cell)) for cell in row))
-    # Without a terminal, rich assumes 80 columns, which is too narrow for three columns of prose.
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(120, 40 * (1 + len(said))))
-    console.print(table)
+        table.add_row(*map(cell, row))
+    console(max(120, 40 * (1 + len(said)))).print(table)
 
 
 def generate(

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from bdpo_plugin.cli.options import EXISTING_FOLDER, JSON, cell, console
 from bdpo_plugin.output.run_folder import ADAPTER, BDPO, ENDED, Run, evaluations, named, read_run
 from bdpo_plugin.terminal import visible
 
@@ -41,13 +42,8 @@ _DIGEST = re.compile("[0-9a-f]{32}")
 
 
 @click.command()
-@click.argument(
-    "run_dirs",
-    nargs=-1,
-    required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and no table.")
+@click.argument("run_dirs", nargs=-1, required=True, type=EXISTING_FOLDER)
+@JSON
 def compare(run_dirs: tuple[Path, ...], as_json: bool) -> None:
     """Show in which settings the runs in RUN_DIRS differ, and their final figures.
 
@@ -65,21 +61,17 @@ def compare(run_dirs: tuple[Path, ...], as_json: bool) -> None:
         click.echo(json.dumps(said, indent=1))
         return
 
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(100, 32 + 24 * len(runs)))
+    screen = console(max(100, 32 + 24 * len(runs)))
 
     def show(title: str, rows: Mapping[str, Sequence[Any]]) -> None:
-        table = Table("", title=Text(visible(title)), title_justify="left")
+        table = Table("", title=cell(title), title_justify="left")
         for run in runs:
-            table.add_column(Text(visible(run.name)), overflow="fold")
+            table.add_column(cell(run.name), overflow="fold")
         for name, values in rows.items():
-            table.add_row(Text(visible(name)), *(Text(visible(_cell(value))) for value in values))
-        console.print(table)
+            table.add_row(cell(name), *(cell(_shown(value)) for value in values))
+        screen.print(table)
 
     if different:
         show("Settings that differ", {_WORDS.get(k, k): of for k, of in different.items()})
@@ -175,13 +167,13 @@ def _figures(log: Sequence[Mapping[str, Any]], parts: int) -> dict[str, Any]:
     return found
 
 
-def _cell(value: Any) -> str:
+def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:
         return "–"
     if isinstance(value, list):
-        return shorten(", ".join(map(_cell, value)), 160)
+        return shorten(", ".join(map(_shown, value)), 160)
     if isinstance(value, str) and _DIGEST.fullmatch(value):
         return value[:8]
     return f"{value:.4g}" if isinstance(value, float) else shorten(str(value), 160)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bdpo_plugin.cli.options import EXISTING_FOLDER
 from bdpo_plugin.settings import BDPOError
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def hh_rlhf(
 @click.option(
     "--data",
     required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=EXISTING_FOLDER,
     help="The folder with the labelled answers: a CSV file, also as .gz, for each model.",
 )
 @click.option("--types", help="Types of prompts, with commas between.  [default: all]")

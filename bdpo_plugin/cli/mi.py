@@ -15,6 +15,7 @@ import click
 from bdpo_plugin.cli.doctor import hider
 from bdpo_plugin.cli.labels import find_labels, label_colours
 from bdpo_plugin.cli.no_side_effects import no_side_effects
+from bdpo_plugin.cli.options import EXISTING_FILE, FOLDER, JSON, console
 from bdpo_plugin.cli.plot import load_figures
 from bdpo_plugin.hosts import part
 from bdpo_plugin.recipes.host_config import (
@@ -33,9 +34,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument(
-    "config", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path)
-)
+@click.argument("config", required=False, type=EXISTING_FILE)
 @click.option("--model", help="Name or folder, where there is no CONFIG.")
 @click.option("--dataset", help="A JSON, JSONL or Parquet file, or a name on the hub.")
 @click.option(
@@ -46,9 +45,7 @@ if TYPE_CHECKING:
     help="Tokens of a pair's longer sequence, with --model.",
 )
 @click.option(
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the output; default: bdpo-mi/ beside CONFIG.",
+    "--output", type=FOLDER, help="Folder for the output; default: bdpo-mi/ beside CONFIG."
 )
 @click.option(
     "--label",
@@ -69,7 +66,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, 1, min_open=True),
     help="Share of the pairs that --split writes.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and no table.")
+@JSON
 def mi(
     config: Path | None,
     model: str | None,
@@ -228,7 +225,6 @@ def _show(
     label: str | None,
     top: int,
 ) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -236,9 +232,7 @@ def _show(
         line = " ".join(visible(text).split())
         return Text(line if len(line) <= 160 else line[:159] + "…")
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
+    screen = console(120)
     if top:
         table = Table(title="The most imbalanced pairs", title_justify="left", show_lines=True)
         for heading in ("MI chosen", "MI rejected"):
@@ -254,7 +248,7 @@ def _show(
             ]
             cells += [short(labels[i])] if labels else []
             table.add_row(*cells, *map(short, (texts.query, texts.chosen, texts.rejected)))
-        console.print(table)
+        screen.print(table)
     table = Table(show_header=False)
     table.add_row("pairs", f"{result['pairs']:,}")
     table.add_row("chosen understood better", f"{result['chosen higher']:.1%}")
@@ -265,4 +259,4 @@ def _show(
     for split in ("balanced", "imbalanced"):
         for file in result.get(split, ()):
             table.add_row(f"{split}, {result[f'{split} pairs']:,} pairs", Text(file))
-    console.print(table)
+    screen.print(table)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from bdpo_plugin.cli.options import EXISTING_FOLDER, FOLDER
 from bdpo_plugin.output.run_folder import SCORES, named, read_run
 from bdpo_plugin.terminal import visible
 
@@ -15,17 +16,8 @@ MOST_PANELS = 8
 
 
 @click.command()
-@click.argument(
-    "output_dirs",
-    nargs=-1,
-    required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-)
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the pictures; default: the first OUTPUT_DIR.",
-)
+@click.argument("output_dirs", nargs=-1, required=True, type=EXISTING_FOLDER)
+@click.option("--out", type=FOLDER, help="Folder for the pictures; default: the first OUTPUT_DIR.")
 def plot(output_dirs: tuple[Path, ...], out: Path | None) -> None:
     """Draw the runs in OUTPUT_DIRS: curves.png and mi_scatter.png.
 

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
+from bdpo_plugin.cli.options import EXISTING_FILE, FOLDER
+
 
 @click.command()
-@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("directory", type=FOLDER)
 @click.option(
     "--pairs",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=EXISTING_FILE,
     help="Your own preferences: JSON or JSONL, also as .gz, in the columns messages, chosen, "
     "rejected (or conversations, as in LLaMA-Factory), or hh-rlhf's transcripts.",
 )
@@ -27,7 +29,7 @@ import click
 @click.option("--seed", default=0, show_default=True, help="Of the choice of pairs.")
 @click.option(
     "--cache-dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     help="Where the two downloaded files are kept, 98 MB; default: under the user's cache.",
 )
 def real(

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import click
 
+from bdpo_plugin.cli.options import FOLDER
+
 
 @click.command()
-@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("directory", type=FOLDER)
 @click.option("--seed", default=0, show_default=True, help="Of the weights, the text, the pairs.")
 @click.option(
     "--steps",

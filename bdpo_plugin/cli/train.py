@@ -7,13 +7,14 @@ from typing import Any
 
 import click
 
+from bdpo_plugin.cli.options import EXISTING_FILE
 from bdpo_plugin.recipes.host_config import check_installed, check_model, read_config
 
 _OTHERS = {"axolotl": "axolotl train", "llamafactory": "llamafactory-cli train"}
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("config", type=EXISTING_FILE)
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def train(config: Path, options: tuple[str, ...]) -> None:
     """Train with TRL's DPO trainer and B-DPO, by the YAML file CONFIG.

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from bdpo_plugin.cli.options import EXISTING_FOLDER, FOLDER
 from bdpo_plugin.cli.plot import load_figures
 from bdpo_plugin.cli.recipes.check import tell
 from bdpo_plugin.hosts import part
@@ -40,12 +41,8 @@ _SHARES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
 @click.command()
-@click.argument("run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "--to",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="The folder to make.  [default: recipe in RUN_DIR]",
-)
+@click.argument("run_dir", type=EXISTING_FOLDER)
+@click.option("--to", type=FOLDER, help="The folder to make.  [default: recipe in RUN_DIR]")
 @click.option(
     "--with-texts",
     is_flag=True,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from bdpo_plugin.cli.options import cell, console
 from bdpo_plugin.hosts import part
 from bdpo_plugin.recipes.measured import yaml_lines
 from bdpo_plugin.recipes.recipe_file import Recipe, find_recipe
@@ -113,26 +114,21 @@ def examine_run(recipe: Recipe, arguments: tuple[str, ...]) -> Checked:
 def show(checked: Checked) -> None:
     """Prints a check: what was compared and how near it is, then the findings."""
     if checked.rows:
-        from rich.console import Console
         from rich.table import Table
-        from rich.text import Text
 
         table = Table(title="The first steps", title_justify="left")
         for heading in ("", "here", "expected", "apart", "tolerance", ""):
             table.add_column(heading, overflow="fold")
         for row in checked.rows:
-            cells = [row.what, _cell(row.here), _cell(row.expected)]
+            values = [row.what, _shown(row.here), _shown(row.expected)]
             near = ["", ""] if row.apart is None else [f"{row.apart:.2g}", str(row.tolerance)]
-            mark = Text("same", "green") if row.same else Text("DIFFERS", "bold red")
-            table.add_row(*(Text(visible(cell)) for cell in [*cells, *near]), mark)
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=100)
-        console.print(table)
+            mark = cell("same", "green") if row.same else cell("DIFFERS", "bold red")
+            table.add_row(*map(cell, [*values, *near]), mark)
+        console(100).print(table)
     tell(checked.findings)
 
 
-def _cell(value: Any) -> str:
+def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return f"{text[:8]}…" if re.fullmatch("[0-9a-f]{32}", text) else text
 

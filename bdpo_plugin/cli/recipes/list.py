@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from bdpo_plugin.cli.options import console
 from bdpo_plugin.hosts import part
 from bdpo_plugin.recipes.recipe_file import (
     Recipe,
@@ -83,7 +84,6 @@ def list_(as_json: bool = False) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title="Recipes", title_justify="left")
@@ -98,10 +98,8 @@ def list_(as_json: bool = False) -> None:
         verified = ", ".join(v["hardware"] for v in entry["verified"]) or "[dim]no[/]"
         memory = f"{estimate['memory_gib']:.1f}"
         table.add_row(entry["name"], entry["needs"], memory, *hours, verified)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
-    console.print(table)
-    console.print(_CAPTION, highlight=False)
+    screen = console(120)
+    screen.print(table)
+    screen.print(_CAPTION, highlight=False)
     sweeps = [name for name in recipe_files(recipe_root()) if is_sweep(name)]
-    console.print(f"For `axolotl train RECIPE --sweep FILE`: {', '.join(sweeps)}", highlight=False)
+    screen.print(f"For `axolotl train RECIPE --sweep FILE`: {', '.join(sweeps)}", highlight=False)

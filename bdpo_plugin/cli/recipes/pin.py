@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from bdpo_plugin.cli.options import EXISTING_FILE
 from bdpo_plugin.output.card_facts import is_local
 from bdpo_plugin.recipes.hub import asking
 from bdpo_plugin.recipes.recipe_file import Recipe, read_recipe
@@ -15,7 +16,7 @@ from bdpo_plugin.recipes.shareable import is_pinned, revision
 
 
 @click.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=EXISTING_FILE)
 def pin(file: Path) -> None:
     """Write the commits of the model and of the data that the hub has now into FILE.
 

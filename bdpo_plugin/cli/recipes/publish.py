@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from bdpo_plugin.cli.options import EXISTING_FOLDER
 from bdpo_plugin.cli.recipes.check import tell
 from bdpo_plugin.output.card_facts import is_local
 from bdpo_plugin.recipes.hub import asking
@@ -39,7 +40,7 @@ _SHOWN = 5
 
 
 @click.command()
-@click.argument("run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("run_dir", type=EXISTING_FOLDER)
 @click.option("--repo", metavar="NAMESPACE/NAME", help="Of the hub; needed to upload.")
 @click.option("--push", is_flag=True, help="Upload. Without it, only say what would be.")
 @click.option("--private", is_flag=True, help="Make the repository private, if it is new.")
