@@ -14,21 +14,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recorded_run import NULL_PROMPT, recorded_run
 
-from bdpo_plugin import BDPOSettings, redact
+from bdpo_plugin import BDPOSettings, private_text
 from bdpo_plugin.cli.recipes.bundle import shared_recipe, shared_record
 from bdpo_plugin.hosts.axolotl import side_effects as of_axolotl
 from bdpo_plugin.hosts.llamafactory import side_effects as of_llamafactory
 from bdpo_plugin.hosts.trl import side_effects as of_trl
 from bdpo_plugin.output.model_card import complete_card
+from bdpo_plugin.private_text import is_secret_name, private_in
 from bdpo_plugin.recipes.recipe_file import is_sweep, read_recipe, recipe_files, recipe_root
 from bdpo_plugin.recipes.shareable import private_findings
 from bdpo_plugin.redact import (
     REDACTED,
     configuration_text,
     digest_of,
-    is_secret_name,
     missing,
-    private_in,
     redacted,
     without_texts,
 )
@@ -258,8 +257,8 @@ def test_names_of_secrets(name) -> None:
 def test_the_detectors_are_those_of_detect_secrets(monkeypatch) -> None:
     artifactory = "AKC" + body(5, 14, LETTERS)  # of which we have no rule
     assert private_in(artifactory) == "looks like a token or a key"
-    assert len(redact._detectors()) >= 20
-    monkeypatch.setattr(redact, "_detectors", lambda: ())
+    assert len(private_text._detectors()) >= 20
+    monkeypatch.setattr(private_text, "_detectors", lambda: ())
     assert private_in(artifactory) is None
 
 

@@ -11,14 +11,13 @@ import yaml
 
 from bdpo_plugin.limits import missing_message
 from bdpo_plugin.output.card_facts import READERS, data_sets, is_local
+from bdpo_plugin.private_text import is_secret_name, private_in
 from bdpo_plugin.recipes.recipe_file import Recipe
 from bdpo_plugin.recipes.schema import problems
 from bdpo_plugin.redact import (
     Place,
-    is_secret_name,
     missing,
     place_words,
-    private_in,
     reason,
 )
 from bdpo_plugin.settings import RECIPE, BDPOError, BDPOSettings

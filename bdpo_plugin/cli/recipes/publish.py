@@ -13,11 +13,12 @@ import click
 from bdpo_plugin.cli.options import EXISTING_FOLDER
 from bdpo_plugin.cli.recipes.check import tell
 from bdpo_plugin.output.card_facts import is_local
+from bdpo_plugin.private_text import private_in, secret_in
 from bdpo_plugin.recipes.hub import asking
 from bdpo_plugin.recipes.measured import read_record
 from bdpo_plugin.recipes.recipe_file import read_recipe
 from bdpo_plugin.recipes.shareable import Finding, findings, private_findings
-from bdpo_plugin.redact import place_words, private_in, redacted, secret_in
+from bdpo_plugin.redact import place_words, redacted
 from bdpo_plugin.settings import RECIPE, BDPOSettings
 
 #: Files of an output folder that are uploaded, beside the weights and the bundle.

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from bdpo_plugin.cli.recipes.check import examine_run, show
+from bdpo_plugin.private_text import private_in
 from bdpo_plugin.recipes.recipe_file import find_recipe, recipe_root
-from bdpo_plugin.redact import private_in
 from bdpo_plugin.settings import RECIPE
 from bdpo_plugin.terminal import visible
 
