@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich.console import Console
@@ -14,9 +14,10 @@ from rich.table import Table
 
 from bdpo_plugin.cli.options import EXISTING_FOLDER
 from bdpo_plugin.settings import BDPOError
-
-if TYPE_CHECKING:
-    from bdpo_plugin.sources.selection import Sorted
+from bdpo_plugin.sources import hh_rlhf as hh
+from bdpo_plugin.sources import pku_saferlhf as pku
+from bdpo_plugin.sources import xstest as xs
+from bdpo_plugin.sources.selection import Sorted, select, write
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -39,7 +40,7 @@ def data() -> None:
 
 
 @data.command("pku-saferlhf")
-@click.option("--data", default="PKU-Alignment/PKU-SafeRLHF", show_default=True, help=_FORM)
+@click.option("--data", default=pku.HUB, show_default=True, help=_FORM)
 @_REVISION
 @click.option(
     "--unsafe",
@@ -65,26 +66,19 @@ def pku_saferlhf(
     The paper's sizes are the defaults. A row of two unsafe responses has no pair.
     """
 
-    def rows() -> Iterable[Sorted]:
-        from bdpo_plugin.sources.pku_saferlhf import load_rows, sort
-
-        return sort(load_rows(data, revision))
-
     sizes = {"unsafe": unsafe, "safe": safe}
-    source = _source("pku-saferlhf", data, revision, unsafe=unsafe, safe=safe)
-    _make(rows, sizes, output, seed, source)
+    source = _source("pku-saferlhf", data, revision, **sizes)
+    _make(pku.sort(pku.load_rows(data, revision)), sizes, output, seed, source)
 
 
 @data.command("hh-rlhf")
-@click.option("--data", default="Anthropic/hh-rlhf", show_default=True, help=_FORM)
+@click.option("--data", default=hh.HUB, show_default=True, help=_FORM)
 @_REVISION
 @click.option(
     "--subset",
-    default="harmless-base",
+    default=hh.SUBSETS[0],
     show_default=True,
-    type=click.Choice(
-        ["harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled"]
-    ),
+    type=click.Choice(hh.SUBSETS),
     help="Its folder on the hub. The label is its first word.",
 )
 @click.option("--pairs", type=click.IntRange(min=1), help="[default: all]")
@@ -95,13 +89,9 @@ def hh_rlhf(
 ) -> None:
     """Pairs of conversations from hh-rlhf (MIT), of several turns, a pair for each beginning."""
 
-    def rows() -> Iterable[Sorted]:
-        from bdpo_plugin.sources.hh_rlhf import sort
-
-        return sort(data, subset, revision)
-
     sizes = {subset.partition("-")[0]: pairs} if pairs else {}
-    _make(rows, sizes, output, seed, _source("hh-rlhf", data, revision, subset=subset, pairs=pairs))
+    source = _source("hh-rlhf", data, revision, subset=subset, pairs=pairs)
+    _make(hh.sort(data, subset, revision), sizes, output, seed, source)
 
 
 @data.command()
@@ -130,18 +120,13 @@ def xstest(data: Path, types: str | None, per_prompt: int, output: Path, seed: i
     (older: xstest), with the files that have a column final_label.
     """
 
-    def rows() -> Iterable[Sorted]:
-        from bdpo_plugin.sources.xstest import read_answers, sort
-
-        answers = read_answers(data)
-        chosen = [part.strip() for part in types.split(",")] if types is not None else None
-        known = {answer.type for answer in answers}
-        if unknown := sorted(set(chosen or []) - known):
-            raise BDPOError(f"--types: {', '.join(unknown)} is none of {', '.join(sorted(known))}")
-        return sort(answers, chosen)
-
+    answers = xs.read_answers(data)
+    chosen = [part.strip() for part in types.split(",")] if types is not None else None
+    known = {answer.type for answer in answers}
+    if unknown := sorted(set(chosen or []) - known):
+        raise BDPOError(f"--types: {', '.join(unknown)} is none of {', '.join(sorted(known))}")
     source = _source("xstest", str(data), None, types=types, per_prompt=per_prompt)
-    _make(rows, {}, output, seed, source, per_prompt=per_prompt)
+    _make(xs.sort(answers, chosen), {}, output, seed, source, per_prompt=per_prompt)
 
 
 def _source(name: str, data: str, revision: str | None, **options: Any) -> dict[str, Any]:
@@ -154,24 +139,19 @@ def _source(name: str, data: str, revision: str | None, **options: Any) -> dict[
 
 
 def _make(
-    rows: Callable[[], Iterable[Sorted]],
+    rows: Iterable[Sorted],
     sizes: dict[str, int],
     output: Path,
     seed: int,
     source: dict[str, Any],
     per_prompt: int = 1,
 ) -> None:
-    from bdpo_plugin.sources.selection import select, write
-
     screen = Console(stderr=True)
-    try:
-        with screen.status("Reading and choosing"):
-            pairs, counts = select(rows(), sizes, seed=seed, per_prompt=per_prompt)
-        if not pairs:
-            raise BDPOError(f"there is no pair in it: {counts}")
-        write(pairs, output, counts=counts, source=source | {"seed": seed})
-    except BDPOError as error:
-        raise click.ClickException(str(error)) from error
+    with screen.status("Reading and choosing"):
+        pairs, counts = select(rows, sizes, seed=seed, per_prompt=per_prompt)
+    if not pairs:
+        raise BDPOError(f"there is no pair in it: {counts}")
+    write(pairs, output, counts=counts, source=source | {"seed": seed})
     table = Table(title=f"{source['name']}: {len(pairs)} pairs", title_justify="left")
     table.add_column("rows")
     table.add_column("", justify="right")

@@ -57,18 +57,14 @@ def real(
             "gguf is not installed: pip install 'bdpo-plugin[real]'"
         ) from error
     from bdpo_plugin.reference.store import default_cache_dir
-    from bdpo_plugin.settings import BDPOError
 
-    try:
-        write(
-            directory,
-            cache=cache_dir or default_cache_dir() / "packages",
-            pairs=pairs,
-            train_pairs=train_pairs,
-            eval_pairs=eval_pairs,
-            max_tokens=max_tokens,
-            seed=seed,
-        )
-    except BDPOError as error:
-        raise click.ClickException(str(error)) from error
+    write(
+        directory,
+        cache=cache_dir or default_cache_dir() / "packages",
+        pairs=pairs,
+        train_pairs=train_pairs,
+        eval_pairs=eval_pairs,
+        max_tokens=max_tokens,
+        seed=seed,
+    )
     click.echo(f"Wrote model/, train.jsonl, eval.jsonl and prompts.txt to {directory}")

@@ -26,16 +26,9 @@ PREFERENCE = ("bdpo", "dpo", "ipo", "simpo")
 _LOADED = ("ds_type", "name", "trust_remote_code")
 
 
-class Keys(NamedTuple):
-    """The keys that a value may contain.
-
-    Attributes:
-        known: for a mapping, each key and the keys that its value may contain; for a list, those of
-            its entries. None for a mapping that may have any key, and for a value that is no
-            mapping.
-    """
-
-    known: Mapping[str, Keys] | None = None
+#: The keys that a value may contain. For a mapping, each key and what its value may contain; for a
+#: list, the keys of its entries. None for a mapping that may have any key, and for other values.
+Keys = Mapping[str, "Keys"] | None
 
 
 class Dropped(NamedTuple):
@@ -58,7 +51,7 @@ class Dropped(NamedTuple):
         return "".join(parts).removeprefix(".")
 
 
-def known_keys(rl: str | None = "dpo") -> Keys:
+def known_keys(rl: str | None = "dpo") -> dict[str, Keys]:
     """Returns all keys that Axolotl knows, including nested ones and those of list entries.
 
     Includes the keys of B-DPO and of the plugins that are registered in this process.
@@ -70,33 +63,31 @@ def known_keys(rl: str | None = "dpo") -> Keys:
     plugins = PluginManager.get_instance().get_input_args()
     for path in ("bdpo_plugin.hosts.axolotl.arguments.BDPOArgs", *plugins):
         module, _, name = path.rpartition(".")
-        known |= of_schema(getattr(import_module(module), name)).known or {}
-    known |= of_schema(AxolotlInputConfig).known or {}
+        known |= of_schema(getattr(import_module(module), name)) or {}
+    known |= of_schema(AxolotlInputConfig) or {}
     if rl in PREFERENCE:
-        entry = of_schema(DPODataset).known or {}
-        known["datasets"] = Keys(entry)
-        known["test_datasets"] = Keys({**entry, **dict.fromkeys(_LOADED, Keys())})
+        entry = of_schema(DPODataset) or {}
+        known["datasets"] = entry
+        known["test_datasets"] = {**entry, **dict.fromkeys(_LOADED)}
     # Axolotl strips this prefix
-    sharding = known["fsdp_config"].known or {}
-    known["fsdp_config"] = Keys({**sharding, **{f"fsdp_{key}": sharding[key] for key in sharding}})
+    sharding = known["fsdp_config"] or {}
+    known["fsdp_config"] = {**sharding, **{f"fsdp_{key}": sharding[key] for key in sharding}}
     # options of Axolotl's commands, which the command line adds to a configuration
     for options in vars(command_line).values():
         if isinstance(options, type) and options.__module__ == command_line.__name__:
-            known |= {field.name: known.get(field.name, Keys()) for field in fields(options)}
-    return Keys(known)
+            known |= {field.name: known.get(field.name) for field in fields(options)}
+    return known
 
 
 def only_known(value: Any, keys: Keys) -> Any:
     """Returns a value without the unknown keys in it, nested ones included."""
-    if keys.known is None:
+    if keys is None:
         return value
     if isinstance(value, (list, tuple)):
         return [only_known(entry, keys) for entry in value]
     if not isinstance(value, Mapping):
         return value
-    return {
-        key: only_known(inner, keys.known[key]) for key, inner in value.items() if key in keys.known
-    }
+    return {key: only_known(inner, keys[key]) for key, inner in value.items() if key in keys}
 
 
 def for_sharing(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,11 +99,11 @@ def for_sharing(config: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         config: the configuration as its YAML file has it, with changes from the command line.
     """
-    known = dict(known_keys(None).known or {})
+    known = known_keys(None)
     for place in ("datasets", "test_datasets"):  # `type` is not checked, as it has many schemas
-        known[place] = Keys({**(known[place].known or {}), "type": Keys()})
+        known[place] = {**(known[place] or {}), "type": None}
     return {
-        key: only_known(value, known.get(key, Keys()))
+        key: only_known(value, known.get(key))
         for key, value in side_effects.for_sharing(config).items()
     }
 
@@ -167,7 +158,7 @@ def dropped_words(config: Mapping[str, Any]) -> list[str]:
 def of_schema(schema: type[BaseModel]) -> Keys:
     """Returns the keys of a pydantic schema, including aliases."""
     if schema.model_config.get("extra") == "allow":
-        return Keys()
+        return None
     known: dict[str, Keys] = {}
     for name, field in schema.model_fields.items():
         keys = _of_type(field.annotation)
@@ -175,7 +166,7 @@ def of_schema(schema: type[BaseModel]) -> Keys:
         if isinstance(field.validation_alias, AliasChoices):
             names |= {alias for alias in field.validation_alias.choices if isinstance(alias, str)}
         known |= dict.fromkeys((name for name in names if name), keys)
-    return Keys(known)
+    return known
 
 
 def _of_type(annotation: Any) -> Keys:
@@ -187,10 +178,10 @@ def _of_type(annotation: Any) -> Keys:
         return _of_type(inner[0])
     if origin in (Union, types.UnionType, list, tuple, Sequence):
         kinds = [_of_type(each) for each in inner]
-        known = [keys.known for keys in kinds if keys.known is not None]
+        known = [keys for keys in kinds if keys is not None]
         if known and not any(map(_is_free, inner)):
-            return Keys({name: keys for mapping in known for name, keys in mapping.items()})
-    return Keys()
+            return {name: keys for mapping in known for name, keys in mapping.items()}
+    return None
 
 
 def _is_free(annotation: Any) -> bool:
@@ -199,14 +190,14 @@ def _is_free(annotation: Any) -> bool:
 
 
 def _dropped(value: Any, keys: Keys, path: tuple[str | int, ...]) -> Iterator[Dropped]:
-    if keys.known is None:
+    if keys is None:
         return
     if isinstance(value, list):
         for number, entry in enumerate(value):
             yield from _dropped(entry, keys, (*path, number))
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            if key in keys.known:
-                yield from _dropped(inner, keys.known[key], (*path, key))
+            if key in keys:
+                yield from _dropped(inner, keys[key], (*path, key))
             elif inner is not None:
-                yield Dropped((*path, str(key)), inner, tuple(keys.known))
+                yield Dropped((*path, str(key)), inner, tuple(keys))
