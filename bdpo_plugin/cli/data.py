@@ -23,7 +23,9 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 _OUTPUT = click.option("--output", type=_FILE, required=True, help="JSON lines are written to it.")
-_SEED = click.option("--seed", default=0, show_default=True, help="Of the choice and the order.")
+_SEED = click.option(
+    "--seed", default=0, show_default=True, help="Seed of the random choice and order."
+)
 _REVISION = click.option("--revision", help="Commit of the hub's dataset.  [default: the newest]")
 _FORM = "A file in that one's form, or a dataset of the hub."
 

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 #: The palette of Okabe and Ito, which colour-blind readers can distinguish.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-#: Those of the labels that `bdpo data` and the demos write.
+#: The colours of the labels that `bdpo data` and the demos write.
 _USUAL = {"safe": COLOURS[0], "unsafe": COLOURS[1]}
-#: The colour of all labels that are too many for the palette.
+#: The colour of the labels that the palette has no colour for.
 OTHERS = "#999999"
 
 

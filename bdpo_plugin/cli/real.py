@@ -26,7 +26,7 @@ from bdpo_plugin.cli.options import EXISTING_FILE, FOLDER
     show_default=True,
     help="Longer conversations are left out.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the choice of pairs.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the choice of pairs.")
 @click.option(
     "--cache-dir",
     type=FOLDER,

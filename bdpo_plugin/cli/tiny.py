@@ -9,13 +9,15 @@ from bdpo_plugin.cli.options import FOLDER
 
 @click.command()
 @click.argument("directory", type=FOLDER)
-@click.option("--seed", default=0, show_default=True, help="Of the weights, the text, the pairs.")
+@click.option(
+    "--seed", default=0, show_default=True, help="Seed of the weights, the text and the pairs."
+)
 @click.option(
     "--steps",
     type=click.IntRange(min=0),
     default=300,
     show_default=True,
-    help="Of pretraining, about 0.1 s each on two cores; 0 leaves the weights random.",
+    help="Steps of pretraining, about 0.1 s each on two cores; 0 leaves the weights random.",
 )
 @click.option("--train-pairs", type=click.IntRange(min=2), default=256, show_default=True)
 @click.option("--eval-pairs", type=click.IntRange(min=2), default=64, show_default=True)

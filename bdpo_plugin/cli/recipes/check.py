@@ -44,7 +44,7 @@ class Checked(NamedTuple):
         return any(finding.wrong for finding in self.findings)
 
     def verified(self, by: str) -> dict[str, str]:
-        """Returns the entry of `verified` that this check is worth."""
+        """Returns the entry that this check adds to `verified`."""
         return {"by": by, "hardware": self.hardware, "date": datetime.now(UTC).date().isoformat()}
 
 

@@ -3,8 +3,8 @@
 Under `rl: dpo` Axolotl silently drops most keys of an entry, including some that its own loader and
 the function named by `type` would read. It also formats an evaluation set with the entry of
 `datasets` in the same position. A B-DPO run restores the keys of each entry while it is loaded
-(:func:`given_back`). Keys that nothing would read raise an error before anything is loaded
-(:func:`check_entries`).
+(:func:`written_entries_restored`). Keys that nothing would read raise an error before anything is
+loaded (:func:`check_entries`).
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def makes_no_difference(entry: Mapping[str, Any], key: str | int | None) -> bool
     return bool(entry[key] == get_dataset_type(path))
 
 
-def kept(cfg: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def written_entries(cfg: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Returns the entries as the user wrote them, to be stored under :data:`ENTRIES`."""
     return {
         place: [DictDefault(entry).to_dict() for entry in cfg.get(place) or []]
@@ -175,7 +175,7 @@ def kept(cfg: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 @contextmanager
-def given_back(cfg: DictDefault, split: str) -> Iterator[None]:
+def written_entries_restored(cfg: DictDefault, split: str) -> Iterator[None]:
     """Context manager in which a validated configuration has the entries that the user wrote.
 
     The entries of the split that is being loaded are in `datasets` too, as the functions that

@@ -19,7 +19,7 @@ from axolotl.utils.data.shared import get_dataset_type
 from datasets import Dataset, DatasetDict, ReadInstruction
 
 from bdpo_plugin.data.files import json_problem
-from bdpo_plugin.hosts.axolotl.entries import NAME, given_back
+from bdpo_plugin.hosts.axolotl.entries import NAME, written_entries_restored
 from bdpo_plugin.hosts.axolotl.rewrite_config import MARK
 from bdpo_plugin.hosts.wrapping import Arguments, Call, wrap
 from bdpo_plugin.settings import BDPOError
@@ -50,7 +50,7 @@ def _load_or_create_dataset_split(call: Call, given: Arguments) -> Any:
         for place in ("datasets", "test_datasets"):
             for number, entry in enumerate(cfg.get(place) or []):
                 _check_there(f"{place}[{number}].path", str(entry.path))
-    with given_back(cfg, given["split"]):
+    with written_entries_restored(cfg, given["split"]):
         dataset = call()
         if not len(dataset):
             raise _all_too_long(cfg)

@@ -100,7 +100,7 @@ def map_dataset(call: Call, given: Arguments) -> Any:
         check_rows(rows, name, raised, numbers)
         raise
     if strategy.known is not None:
-        mapped = _put_right(rows, mapped, Responses(strategy.known, tokenizer), name, numbers)
+        mapped = _corrected(rows, mapped, Responses(strategy.known, tokenizer), name, numbers)
     elif not cfg.skip_prepare_dataset:  # the next step of Axolotl needs text
         made = mapped.select_columns([c for c in _MADE if c in mapped.column_names])
         check_rows(made, name, _made, numbers)
@@ -108,7 +108,7 @@ def map_dataset(call: Call, given: Arguments) -> Any:
     return mapped
 
 
-def _put_right(
+def _corrected(
     rows: Dataset,
     mapped: Dataset,
     responses: Responses,
@@ -119,11 +119,11 @@ def _put_right(
     problems, notes = (RowReport(name, numbers=numbers, total=len(rows)) for _ in range(2))
     columns: dict[int, dict[str, str]] = {}
     for number, (raw, made) in enumerate(zip(rows, mapped, strict=True)):
-        right = responses.right(raw, made)
-        problems.add(number, right.problems)
-        notes.add(number, right.notes)
-        if right.columns:
-            columns[number] = right.columns
+        found = responses.corrections(raw, made)
+        problems.add(number, found.problems)
+        notes.add(number, found.notes)
+        if found.columns:
+            columns[number] = found.columns
     raise_problems([problems])
     notes.general.extend(sorted(responses.notes))
     print_problems([f"{name}: {line}" for line in notes.lines()])

@@ -35,7 +35,7 @@ class _Frame(NamedTuple):
     after: str
 
 
-class Right(NamedTuple):
+class Corrections(NamedTuple):
     """The corrections of a row.
 
     Attributes:
@@ -128,14 +128,14 @@ class Responses:
         self._frames: dict[tuple[str, ...], _Frame | None] = {}
         self.notes: set[str] = set()
 
-    def right(self, raw: Mapping[str, Any], made: Mapping[str, Any]) -> Right:
+    def corrections(self, raw: Mapping[str, Any], made: Mapping[str, Any]) -> Corrections:
         """Returns the corrections of a row.
 
         Args:
             raw: the row before formatting.
             made: the row as Axolotl formatted it.
         """
-        found = Right({}, [], [])
+        found = Corrections({}, [], [])
         messages = self._read.prompt(raw)
         found.problems.extend(self._left_out(raw, messages))
         for side, field in self._read.sides.items():
@@ -152,14 +152,14 @@ class Responses:
                 or made[side] != text + frame.after.rstrip()
                 or _overlap(frame.before, text)
             ):
-                self._put_right(found, side, field, messages, response, made)
+                self._correct(found, side, field, messages, response, made)
             elif not made[side]:
                 found.problems.append((f"`{field}` is empty", "Remove these rows."))
         return found
 
-    def _put_right(
+    def _correct(
         self,
-        found: Right,
+        found: Corrections,
         side: str,
         field: str,
         messages: Sequence[Message],

@@ -82,11 +82,11 @@ def check_resolved(cfg: MutableMapping[str, Any]) -> None:
 
 def _keep_entries(cfg: MutableMapping[str, Any]) -> None:
     """Checks the keys that Axolotl drops, and keeps the dataset entries that a run restores."""
-    from bdpo_plugin.hosts.axolotl.entries import check_entries, kept
+    from bdpo_plugin.hosts.axolotl.entries import check_entries, written_entries
     from bdpo_plugin.hosts.axolotl.schema import dropped_words
 
     check_entries(cfg)
-    cfg[ENTRIES] = kept(cfg)
+    cfg[ENTRIES] = written_entries(cfg)
     for words in dropped_words(cfg):
         LOG.warning(f"B-DPO: {words}")
 

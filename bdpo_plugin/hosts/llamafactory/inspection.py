@@ -22,7 +22,7 @@ from bdpo_plugin.hosts.llamafactory.arguments import PREF_LOSS
 from bdpo_plugin.hosts.llamafactory.hooks import checking_rows
 from bdpo_plugin.hosts.llamafactory.plan import KEYS, plan_of
 from bdpo_plugin.hosts.llamafactory.side_effects import SHARES, tokenised_data, without_side_effects
-from bdpo_plugin.hosts.llamafactory.tokenised import BEFORE, dataset_pairs, row_pair
+from bdpo_plugin.hosts.llamafactory.tokenised import BEFORE, dataset_pairs, row_pair, tokenised_row
 from bdpo_plugin.inspection.configuration import SHOWN, Inspected, chat_template_of, longest
 from bdpo_plugin.settings import BDPOSettings
 
@@ -51,19 +51,15 @@ def inspect(config: Path) -> Inspected:
     tokenizer = module["tokenizer"]
     processor = PairwiseDatasetProcessor(template=template, data_args=data_args, **module)
 
-    def tokens(row: Mapping[str, Any], processor: Any = processor) -> dict[str, list[Any]]:
-        made: dict[str, list[Any]] = processor.preprocess_dataset({k: [v] for k, v in row.items()})
-        return made
-
     def texts(source: Source) -> Iterator[str]:
         for row in source.made:
-            made = tokens(row)
+            made = tokenised_row(processor, row)
             sides = [made[f"{side}_input_ids"] for side in ("chosen", "rejected")] if made else []
-            yield "".join(tokenizer.decode(ids) for side in sides for ids in side)
+            yield "".join(map(tokenizer.decode, sides))
 
     def pairs_of(rows: Iterable[Mapping[str, Any]], processor: Any = processor) -> list[Pair]:
-        made = [tokens(row, processor) for row in rows]
-        return [row_pair({k: v[0] for k, v in row.items()}) for row in made if row]
+        made = (tokenised_row(processor, row) for row in rows)
+        return [row_pair(row) for row in made if row]
 
     @cache
     def uncut() -> int:

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from bdpo_plugin.data.user_rows import Source, recording_sources
 from bdpo_plugin.hosts.llamafactory.arguments import PREF_LOSS
 from bdpo_plugin.hosts.llamafactory.side_effects import SHARES, without_side_effects
-from bdpo_plugin.hosts.llamafactory.tokenised import TOKENISED, dataset_pairs
+from bdpo_plugin.hosts.llamafactory.tokenised import TOKENISED, dataset_pairs, tokenised_row
 from bdpo_plugin.inspection.scored_pairs import Scored, find_places, keep_scores, texts
 from bdpo_plugin.settings import BDPOError
 
@@ -71,8 +71,8 @@ def score(config: Path, output_dir: Path) -> Scored:
 
     def made(source: Source) -> Iterator[tuple[Any, ...] | None]:
         for row in source.made:
-            tokens = processor.preprocess_dataset({name: [value] for name, value in row.items()})
-            yield _key({k: v[0] for k, v in tokens.items()}) if tokens else None
+            tokens = tokenised_row(processor, row)
+            yield _key(tokens) if tokens else None
 
     sources = seen[: len(data_args.dataset or ())]  # sources of training data are recorded first
     return Scored(

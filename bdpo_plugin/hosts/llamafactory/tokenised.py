@@ -86,6 +86,12 @@ def stream_pair(row: Mapping[str, Any], name: str) -> tuple[Pair, tuple[int, int
     return row_pair(row), BEFORE
 
 
+def tokenised_row(processor: Any, row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Tokenises an aligned row with LLaMA-Factory's processor. None if that drops it."""
+    made = processor.preprocess_dataset({column: [value] for column, value in row.items()})
+    return {column: value[0] for column, value in made.items()} if made else None
+
+
 def row_pair(row: Mapping[str, Any]) -> Pair:
     """Returns the pair of a tokenised row."""
     return Pair(

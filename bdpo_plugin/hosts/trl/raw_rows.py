@@ -19,7 +19,7 @@ from bdpo_plugin.training.score_columns import FILE_ROW, ROW
 
 #: Columns that may mislead TRL when it distinguishes text from conversations. It reads them for
 #: nothing else.
-_MISTAKEN = ("messages", "completion")
+_MISLEADING = ("messages", "completion")
 
 _UNREADABLE = "Change or remove these rows, or choose another chat template."
 
@@ -82,7 +82,7 @@ def check_scorable(datasets: Iterable[tuple[str, Any]], settings: BDPOSettings) 
         if isinstance(dataset, IterableDataset) and settings.precompute:
             raise stream_refusal(name)
         if isinstance(dataset, Dataset):
-            kept = [c for c in dataset.column_names if not (is_reserved(c) or c in _MISTAKEN)]
+            kept = [c for c in dataset.column_names if not (is_reserved(c) or c in _MISLEADING)]
             check_control_column(settings.control_column, kept, name)
 
 
@@ -186,10 +186,10 @@ def _render_problems(row: Mapping[str, Any], tokenizer: Any) -> list[Problem]:
     return []
 
 
-def without_mistaken(dataset: Any) -> Any:
+def without_misleading_columns(dataset: Any) -> Any:
     """Removes the columns that may make TRL mistake text for conversations, or the reverse."""
     columns = dataset.column_names or next(iter(dataset))
-    return dataset.remove_columns([column for column in _MISTAKEN if column in columns])
+    return dataset.remove_columns([column for column in _MISLEADING if column in columns])
 
 
 def without_rows(dataset: Dataset, empty: Sequence[int], name: str) -> tuple[Dataset, list[str]]:
@@ -211,7 +211,7 @@ def without_rows(dataset: Dataset, empty: Sequence[int], name: str) -> tuple[Dat
 
 
 @contextmanager
-def unreadable_told(dataset: Dataset, name: str, tokenizer: Any) -> Iterator[None]:
+def unreadable_rows_named(dataset: Dataset, name: str, tokenizer: Any) -> Iterator[None]:
     """Context manager that turns an error of TRL into one that lists all unreadable rows.
 
     These are the rows at which the chat template or the tokenizer raises.

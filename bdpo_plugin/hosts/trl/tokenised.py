@@ -48,7 +48,7 @@ _CUTS: dict[str, Callable[[int | None], slice]] = {
 #: where its tokens and those of prompt plus response begin to differ, so that the rest is right:
 #: the prompt has to be compared. TRL 1.9 leaves the prompt as it is, and removes as many tokens
 #: from the beginning of prompt plus response: these two have to be compared.
-_TELLING = ("prompt",) if hasattr(dpo_trainer, "common_prefix_length") else ("chosen", "rejected")
+_COMPARED = ("prompt",) if hasattr(dpo_trainer, "common_prefix_length") else ("chosen", "rejected")
 
 
 def preference_batch(batch: Mapping[str, Any]) -> PreferenceBatch:
@@ -161,9 +161,9 @@ def _has_boundary_mismatch(
         for row in zip(*(columns[name] for name in there), strict=True)
     ]
     special = isinstance(rows[0]["prompt"], str)
-    texts = zip(*(rendered(row, tokenizer, _TELLING) for row in rows), strict=True)
+    texts = zip(*(rendered(row, tokenizer, _COMPARED) for row in rows), strict=True)
     found = np.zeros(len(rows), dtype=bool)
-    for part, of_part in zip(_TELLING, texts, strict=True):
+    for part, of_part in zip(_COMPARED, texts, strict=True):
         tokens = tokenizer(list(of_part), add_special_tokens=special)["input_ids"]
         completion_mask = columns["prompt_ids"]
         if part != "prompt":

@@ -28,8 +28,8 @@ from bdpo_plugin.hosts.trl.raw_rows import (
     checked_stream,
     given_arguments,
     given_datasets,
-    unreadable_told,
-    without_mistaken,
+    unreadable_rows_named,
+    without_misleading_columns,
     without_rows,
 )
 from bdpo_plugin.hosts.trl.tokenised import (
@@ -123,14 +123,16 @@ class BDPOTrainer(RunMixin, DPOTrainer):
         if self._made:
             self._empty = check_datasets([(name, dataset)], self._tokenizer, args.pad_token)
         empty = self._empty.get(id(dataset), ())
-        dataset = drop_reserved(without_mistaken(dataset), name, main=args.process_index == 0)
+        dataset = drop_reserved(
+            without_misleading_columns(dataset), name, main=args.process_index == 0
+        )
         if isinstance(dataset, IterableDataset):
             return self._tokenised_stream(dataset, processing_class, args, name)
         dataset = dataset.add_column(ROW, list(range(len(dataset))))
         dataset, problems = without_rows(dataset, empty, name)
         if args.process_index == 0:
             print_problems(problems)
-        with unreadable_told(dataset, name, self._tokenizer):
+        with unreadable_rows_named(dataset, name, self._tokenizer):
             prepared = super()._prepare_dataset(dataset, processing_class, args, name)
         if lost := len(dataset) - len(prepared):
             # these are positions in `dataset`; ROW holds positions before `without_rows`
