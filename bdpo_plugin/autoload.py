@@ -24,12 +24,12 @@ HOOKS = {
     "axolotl.utils.config": "bdpo_plugin.hosts.axolotl.hooks:wrap_validate_config",
     "axolotl.cli.config_options": "bdpo_plugin.hosts.axolotl.hooks:add_options",
     _ARGUMENTS: f"{_LLAMAFACTORY}:put_arguments",
-    "llamafactory.hparams.parser": f"{_LLAMAFACTORY}:wrap_read_args",
-    "llamafactory.train.dpo.trainer": f"{_LLAMAFACTORY}:wrap_trainer",
-    "llamafactory.train.dpo.workflow": f"{_LLAMAFACTORY}:wrap_workflow",
-    "llamafactory.data.loader": f"{_LLAMAFACTORY}:wrap_loader",
-    "llamafactory.webui.components.train": f"{_LLAMAFACTORY}:wrap_train_tab",
-    "llamafactory.webui.common": f"{_LLAMAFACTORY}:wrap_clean_cmd",
+    "llamafactory.hparams.parser": f"{_LLAMAFACTORY}:wrap_functions",
+    "llamafactory.train.dpo.trainer": f"{_LLAMAFACTORY}:wrap_functions",
+    "llamafactory.train.dpo.workflow": f"{_LLAMAFACTORY}:wrap_functions",
+    "llamafactory.data.loader": f"{_LLAMAFACTORY}:wrap_functions",
+    "llamafactory.webui.components.train": f"{_LLAMAFACTORY}:wrap_functions",
+    "llamafactory.webui.common": f"{_LLAMAFACTORY}:wrap_functions",
 }
 
 

@@ -9,23 +9,16 @@ refuses `pref_loss: bdpo`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
-import wrapt
-
 from bdpo_plugin.hosts.llamafactory.arguments import KEYS, PREF_LOSS, is_tested, with_bdpo
 from bdpo_plugin.hosts.wrapping import Arguments, Call, wrap
 from bdpo_plugin.limits import check_complete
 from bdpo_plugin.settings import PREFIX, RECIPE, BDPOError, BDPOSettings, unknown_key_message
-
-
-def _wrap(module: ModuleType, name: str, around: Callable[[Call, Arguments], Any]) -> None:
-    if is_tested():
-        wrap(module, name, around)
 
 
 def put_arguments(module: Any) -> None:
@@ -42,15 +35,9 @@ def put_arguments(module: Any) -> None:
 _read: ContextVar[tuple[dict[str, Any], dict[str, Any]] | None] = ContextVar("read", default=None)
 
 
-def wrap_read_args(module: ModuleType) -> None:
-    """Wraps `llamafactory.hparams.parser.read_args`.
-
-    The wrapper raises a helpful error for an unknown ``bdpo_*`` key, and removes the recipe's
-    description, which LLaMA-Factory's parser would refuse."""
-    _wrap(module, "read_args", _read_args)
-
-
 def _read_args(call: Call, given: Arguments) -> Any:
+    """Raises a helpful error for an unknown ``bdpo_*`` key, and removes the recipe's description,
+    which LLaMA-Factory's parser would refuse."""
     found = call()
     for key in _keys(found):
         if key.startswith(PREFIX) and key not in (*KEYS, RECIPE):
@@ -75,19 +62,14 @@ def _keys(arguments: dict[str, Any] | list[str]) -> Iterable[str]:
     return (option.removeprefix("--").replace("-", "_") for option in options)
 
 
-def wrap_trainer(module: ModuleType) -> None:
-    """Wraps `CustomDPOTrainer`, so that a B-DPO run gets our subclass and any other run its own."""
-    if is_tested():
-        wrapt.wrap_function_wrapper(module, "CustomDPOTrainer", _trainer)
-
-
-def _trainer(wrapped: Any, instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    finetuning_args = kwargs["finetuning_args"] if "finetuning_args" in kwargs else args[2]
-    if finetuning_args.pref_loss != PREF_LOSS:
-        return wrapped(*args, **kwargs)
+def _trainer(call: Call, given: Arguments) -> Any:
+    """Makes our trainer for a B-DPO run, and LLaMA-Factory's own for any other run."""
+    if given["finetuning_args"].pref_loss != PREF_LOSS:
+        return call()
     from bdpo_plugin.hosts.llamafactory.trainer import LlamaFactoryBDPOTrainer
 
-    trainer = LlamaFactoryBDPOTrainer(*args, **kwargs)
+    more = given.pop("kwargs", {})
+    trainer = LlamaFactoryBDPOTrainer(**given, **more)
     trainer.configuration = _configuration()
     return trainer
 
@@ -115,12 +97,8 @@ def checking_rows(on: bool = True) -> Iterator[None]:
         _running.reset(before)
 
 
-def wrap_workflow(module: ModuleType) -> None:
-    """Wraps `llamafactory.train.dpo.workflow.run_dpo`, to check models and rows of B-DPO runs."""
-    _wrap(module, "run_dpo", _run_dpo)
-
-
 def _run_dpo(call: Call, given: Arguments) -> Any:
+    """Checks the models and the rows of a B-DPO run, and completes its model card."""
     finetuning_args, training_args = given["finetuning_args"], given["training_args"]
     ours = finetuning_args.pref_loss == PREF_LOSS
     if ours:
@@ -141,15 +119,8 @@ def _run_dpo(call: Call, given: Arguments) -> Any:
     return done
 
 
-def wrap_loader(module: ModuleType) -> None:
-    """Wraps two functions of `llamafactory.data.loader` for B-DPO runs.
-
-    The wrappers explain why a file cannot be loaded, and check its rows."""
-    _wrap(module, "_load_single_dataset", _load_single_dataset)
-    _wrap(module, "align_dataset", _align_dataset)
-
-
 def _load_single_dataset(call: Call, given: Arguments) -> Any:
+    """Explains why a file of a B-DPO run cannot be loaded."""
     if not _running.get():
         return call()
     from bdpo_plugin.hosts.llamafactory.raw_rows import load
@@ -158,6 +129,7 @@ def _load_single_dataset(call: Call, given: Arguments) -> Any:
 
 
 def _align_dataset(call: Call, given: Arguments) -> Any:
+    """Checks the rows of a B-DPO run."""
     if not _running.get():
         return call()
     from bdpo_plugin.hosts.llamafactory.raw_rows import align
@@ -165,12 +137,8 @@ def _align_dataset(call: Call, given: Arguments) -> Any:
     return align(call, given)
 
 
-def wrap_train_tab(module: ModuleType) -> None:
-    """Wraps LlamaBoard's `create_train_tab`, to add `bdpo` to the choices of the loss."""
-    _wrap(module, "create_train_tab", _train_tab)
-
-
 def _train_tab(call: Call, given: Arguments) -> Any:
+    """Adds `bdpo` to the choices of the loss in LlamaBoard."""
     components = call()
     loss = components["pref_loss"]
     loss.choices.append((PREF_LOSS, PREF_LOSS))
@@ -180,12 +148,28 @@ def _train_tab(call: Call, given: Arguments) -> Any:
     return components
 
 
-def wrap_clean_cmd(module: ModuleType) -> None:
-    """Wraps LlamaBoard's `_clean_cmd`, which leaves out what is false: our keys may be true by
-    default."""
-    _wrap(module, "_clean_cmd", _clean_cmd)
-
-
 def _clean_cmd(call: Call, given: Arguments) -> Any:
+    """Keeps our keys that are false, which LlamaBoard leaves out: they may be true by default."""
     ours = {k: v for k, v in given["args"].items() if k in KEYS and v is False}
     return {**call(), **ours}
+
+
+#: Module of LLaMA-Factory -> the names of functions and classes -> what is called in their place.
+_WRAPPERS = {
+    "llamafactory.hparams.parser": {"read_args": _read_args},
+    "llamafactory.train.dpo.trainer": {"CustomDPOTrainer": _trainer},
+    "llamafactory.train.dpo.workflow": {"run_dpo": _run_dpo},
+    "llamafactory.data.loader": {
+        "_load_single_dataset": _load_single_dataset,
+        "align_dataset": _align_dataset,
+    },
+    "llamafactory.webui.components.train": {"create_train_tab": _train_tab},
+    "llamafactory.webui.common": {"_clean_cmd": _clean_cmd},
+}
+
+
+def wrap_functions(module: ModuleType) -> None:
+    """Wraps the functions of a module that :data:`_WRAPPERS` names, in the tested releases only."""
+    if is_tested():
+        for name, around in _WRAPPERS[module.__name__].items():
+            wrap(module, name, around)
