@@ -1,7 +1,7 @@
 """Estimates the memory of a training run by formula, from the shape of its model.
 
-`benchmarks/memory.py` holds the formula against measured peaks. What a layer keeps for its backward
-pass is counted for a layer of the kind of Llama's: two norms, attention, and a gated MLP.
+`benchmarks/memory.py` compares the formula with measured peaks. What a layer keeps for its backward
+pass is counted for a layer like Llama's: two norms, attention, and a gated MLP.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ def run_findings(data: Inspected, null: NullPrompt | str) -> Iterator[Finding]:
     words = (
         f"padded, as the host's: {rules}"
         if isinstance(rules, str)
-        else "a row without padding, in which the prompt of a pair stands once, if the trial of "
-        "the model agrees"
+        else "a row without padding, in which the prompt of a pair stands once, if a probe of the "
+        "model confirms that"
     )
     yield Finding("batches", OK, f"{model.config._attn_implementation} attention; {words}")
     if data.pairs and not isinstance(null, str):

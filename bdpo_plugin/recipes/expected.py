@@ -167,8 +167,8 @@ def _other_rows(recipe: Recipe, output: Path) -> str:
             return "the responses are the same, so prompts or the order of words differ"
     if len(other) == len(ours) and not extra and lengths[0] == lengths[1]:
         return (
-            f"all {count} rows have responses of the same length, of which the model makes "
-            "something else: all prompts, the template or the model differ"
+            f"all {count} rows have responses of the same length, but other log-probabilities: all "
+            "prompts, the template or the model differ"
         )
     what = f"{len(other) + extra} of {count} rows are not the recipe's"
     if other:

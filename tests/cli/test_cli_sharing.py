@@ -235,7 +235,7 @@ SETTINGS = {"settings": {"bdpo_alpha": 2.0}}
         (
             {"rows": "b" * 32},
             {"ref_chosen_logps": [-9.0, -9.0]},
-            "all 2 rows have responses of the same length, of which the model makes something",
+            "all 2 rows have responses of the same length, but other log-probabilities",
         ),
         ({"rows": "b" * 32}, {}, "the responses are the same, so prompts or the order"),
     ],

@@ -138,6 +138,7 @@ class _Strategy:
     Attributes:
         known: the closure variables of the function if it renders a chat template, else None.
         wants_tokenizer: whether the function has a parameter for the tokenizer.
+        problems: a function that yields the problems of a row.
     """
 
     def __init__(self, transform: Callable[..., Any]) -> None:
@@ -152,50 +153,44 @@ class _Strategy:
             if f"field_{name}" in variables
         ]
         module = str(getattr(transform, "__module__", "")).rpartition("axolotl.prompt_strategies.")
-        self._module = module[2] if module[1] else ""
+        of_axolotl = module[2] if module[1] else ""
         self._function = str(getattr(transform, "__qualname__", "")).partition(".")[0]
-        self._problems: list[Callable[[Mapping[str, Any]], Iterator[Problem]]] = []
+        self.problems: Callable[[Mapping[str, Any]], Iterator[Problem]] = {
+            "dpo.chatml": self._format,
+            "dpo.llama3": self._format,
+            "dpo.user_defined": self._user_defined,
+        }.get(of_axolotl, self._any)
         if self.known is not None:
-            self._problems.append(self._conversation)
-        elif self._module in ("dpo.chatml", "dpo.llama3"):
-            self._problems += [self._texts, self._turns]
-        elif self._module == "dpo.user_defined":
-            self._problems.append(self._user_defined)
-        else:
-            self._problems.append(self._any)
-        if self._module == "dpo.zephyr":
+            self.problems = self._conversation
+        if of_axolotl == "dpo.zephyr":
             LOG.warning(
                 "B-DPO: `type: zephyr.nectar` takes the answer with the highest `rank` as chosen "
                 "and the one before it as rejected. In Nectar the best answer has rank 1: make the "
                 "pairs yourself if your ranks are so."
             )
 
-    def problems(self, row: Mapping[str, Any]) -> Iterator[Problem]:
-        """Yields the problems of a row."""
-        for look in self._problems:
-            yield from look(row)
-
     # Functions that render a chat template ------------------------------------------------------
 
     def _conversation(self, row: Mapping[str, Any]) -> Iterator[Problem]:
+        assert self.known is not None
         found = list(missing_columns(row, self._fields, "Name it in the dataset's `field_...`."))
-        whole = "field_messages" not in (self.known or {})
-        roles = (self.known or {}).get("role_map", {})
+        prompt = self.known.get("field_messages")
         for field in self._fields if not found else ():
             found += _value(field, row[field], self._form)
-            role = "user" if field == (self.known or {}).get("field_messages") else "assistant"
-            if isinstance(row[field], str) and role not in roles:
+            role = "user" if field == prompt else "assistant"
+            if isinstance(row[field], str) and role not in self.known["role_map"]:
                 words = f"`{field}` is text, which Axolotl takes for a message of the role {role!r}"
                 found.append((words, self._form.name_roles))
-            if whole and not found and (not isinstance(row[field], list) or len(row[field]) < 2):
+            whole = isinstance(row[field], list) and len(row[field]) >= 2
+            if prompt is None and not found and not whole:
                 words = f"`{field}` is no list of messages with a prompt and an answer"
                 found.append((words, "Use `type: chat_template.default`, or remove these rows."))
         yield from found or self._together(row)
 
     @cached_property
     def _form(self) -> MessageForm:
-        known = self.known or {}
-        mapping, roles = known["message_property_mappings"], known["role_map"]
+        assert self.known is not None
+        mapping, roles = self.known["message_property_mappings"], self.known["role_map"]
         named: dict[str, list[str]] = {}
         for source, target in roles.items():
             named.setdefault(target, []).append(source)
@@ -231,7 +226,7 @@ class _Strategy:
 
     # Functions that write a format --------------------------------------------------------------
 
-    def _texts(self, row: Mapping[str, Any]) -> Iterator[Problem]:
+    def _format(self, row: Mapping[str, Any]) -> Iterator[Problem]:
         for group in _TEXTS.get(self._function, ()):
             column = next((name for name in group if name in row), None)
             if column is None:
@@ -240,8 +235,6 @@ class _Strategy:
                 yield from _text(column, row[column])
         if row.get("system"):
             yield from _text("system", row["system"])
-
-    def _turns(self, row: Mapping[str, Any]) -> Iterator[Problem]:
         for column in _TURNS.get(self._function, ()):
             yield from missing_columns(row, [column], _RENAME)
             value = row.get(column)
