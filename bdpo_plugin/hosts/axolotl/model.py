@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,10 +10,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from bdpo_plugin.hosts.axolotl.rewrite_config import MARK
 from bdpo_plugin.hosts.wrapping import Arguments, Call, wrap
 from bdpo_plugin.settings import BDPOError
+from bdpo_plugin.training.model_files import check_decoder, check_model
 
 
 def wrap_model_config(module: ModuleType) -> None:
-    """Wraps `axolotl.utils.config.load_model_config`, unless it is wrapped already."""
+    """Wraps `axolotl.utils.config.load_model_config`."""
     wrap(module, "load_model_config", _load_model_config)
 
 
@@ -25,24 +25,10 @@ def _load_model_config(call: Call, given: Arguments) -> Any:
     try:
         config = call()
     except (OSError, ValueError) as error:
-        raise _not_loaded(cfg, error) from error
-    kind = getattr(config, "model_type", None)
-    if getattr(config, "is_encoder_decoder", False) and (
-        kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    ):
-        raise BDPOError(
-            f"`base_model: {cfg.base_model}` is an encoder-decoder model ({kind}), which gives no "
-            "probability of a response behind its prompt. Name a causal language model."
-        )
+        key = "base_model_config" if cfg.base_model_config != cfg.base_model else "base_model"
+        check_model(key, str(cfg[key]), revision=cfg.revision_of_model)
+        told = " ".join(str(error).split())[:300]
+        raise BDPOError(f"`{key}: {cfg[key]}` cannot be loaded: {told}") from error
+    if getattr(config, "model_type", None) not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        check_decoder(config, f"`base_model: {cfg.base_model}`")
     return config
-
-
-def _not_loaded(cfg: Any, error: Exception) -> BDPOError:
-    key = "base_model_config" if cfg.base_model_config != cfg.base_model else "base_model"
-    name = str(cfg[key])
-    told = " ".join(str(error).split())[:300]
-    if Path(name).is_dir():
-        words = "is a folder, but none with a model that transformers can read"
-    else:
-        words = f"is no folder in {Path.cwd()}, and could not be read from the Hugging Face hub"
-    return BDPOError(f"`{key}: {name}` {words}: {told}")

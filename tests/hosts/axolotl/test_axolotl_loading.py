@@ -94,11 +94,15 @@ def test_rows_that_are_all_too_long(refusal, loaded) -> None:
 def test_a_model_that_is_none(config, tiny, tmp_path) -> None:
     with pytest.raises(BDPOError) as refusal:
         load_cfg(config(base_model="./no-such-model"))
-    assert "`base_model: ./no-such-model` is no folder in " in str(refusal.value)
+    assert "`base_model: ./no-such-model` cannot be loaded: there is no such folder" in str(
+        refusal.value
+    )
     with pytest.raises(BDPOError) as refusal:
         load_cfg(config(base_model=str(tmp_path)))
-    assert f"`base_model: {tmp_path}` is a folder, but none with a model" in str(refusal.value)
+    assert f"`base_model: {tmp_path}` cannot be loaded: this folder has no config" in str(
+        refusal.value
+    )
     T5Config(num_layers=1, d_model=8).save_pretrained(tmp_path / "t5")
     with pytest.raises(BDPOError) as refusal:
         load_cfg(config(base_model=str(tmp_path / "t5")))
-    assert "is an encoder-decoder model (t5)" in str(refusal.value)
+    assert "is an encoder-decoder model (`model_type: t5`)" in str(refusal.value)
