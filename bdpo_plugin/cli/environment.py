@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from bdpo_plugin import __version__
 from bdpo_plugin.hosts import part
 from bdpo_plugin.inspection.findings import FAILED, OK, UNKNOWN, WARNING, Finding
-from bdpo_plugin.recipes.host_config import Config
+from bdpo_plugin.recipes.host_config import HOSTS, Config
 
 _REINSTALL = "pip install --force-reinstall --no-deps ./bdpo-plugin"
 
@@ -28,9 +28,8 @@ _TESTED_IN = {"axolotl": "rewrite_config", "llamafactory": "arguments", "trl": "
 def environment() -> Iterator[Finding]:
     """Yields what is installed, whether B-DPO is active, and which hardware there is."""
     yield Finding("bdpo-plugin", OK, f"{__version__}, Python {sys.version.split()[0]}")
-    hosts = {"axolotl": "Axolotl", "llamafactory": "LLaMA-Factory", "trl": "TRL"}
-    for package, name in hosts.items():
-        yield _host(package, name)
+    for package, host in HOSTS.items():
+        yield _host(package, host.name)
     off = _entry_point_off()
     yield off or Finding("entry point", OK, "active: PyTorch calls it when it is imported")
     if installed("axolotl"):

@@ -8,9 +8,7 @@ from typing import Any
 import click
 
 from bdpo_plugin.cli.options import EXISTING_FILE
-from bdpo_plugin.recipes.host_config import check_installed, check_model, read_config
-
-_OTHERS = {"axolotl": "axolotl train", "llamafactory": "llamafactory-cli train"}
+from bdpo_plugin.recipes.host_config import HOSTS, check_installed, check_model, read_config
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -31,7 +29,8 @@ def train(config: Path, options: tuple[str, ...]) -> None:
             f"{config} names no data: set `dataset_name`, a data set of the hub or a file of "
             "pairs, or `datasets`, a list of them"
         )
-    if (other := _OTHERS.get(found.host)) is not None:
+    if found.host != "trl":
+        other = HOSTS[found.host].command
         raise click.ClickException(
             f"{config} is a configuration of another host: call `{other} {config}`. One of TRL has "
             "`model_name_or_path`, and `dataset_name` or `datasets`"

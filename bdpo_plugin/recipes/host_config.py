@@ -12,21 +12,39 @@ import click
 
 
 class Config(NamedTuple):
-    """The contents of a YAML file: its host (a key of :data:`MODEL_KEYS`) and its keys."""
+    """The contents of a YAML file: its host (a key of :data:`HOSTS`) and its keys."""
 
     host: str
     keys: dict[str, Any]
 
 
-#: Host -> the key of its configuration that names the model.
-MODEL_KEYS = {
-    "axolotl": "base_model",
-    "llamafactory": "model_name_or_path",
-    "trl": "model_name_or_path",
+class Host(NamedTuple):
+    """A host: its name, its command, and its keys of the model, the revision of the model, and the
+    pairs that a process has in a batch."""
+
+    name: str
+    tool: str
+    model: str
+    revision: str
+    batch: str
+
+    @property
+    def command(self) -> str:
+        """The command that trains with a configuration."""
+        return f"{self.tool} train"
+
+
+_BATCH = "per_device_train_batch_size"
+HOSTS = {
+    "axolotl": Host("Axolotl", "axolotl", "base_model", "revision_of_model", "micro_batch_size"),
+    "llamafactory": Host(
+        "LLaMA-Factory", "llamafactory-cli", "model_name_or_path", "model_revision", _BATCH
+    ),
+    "trl": Host("TRL", "bdpo", "model_name_or_path", "model_revision", _BATCH),
 }
-#: The same, for messages.
+#: The keys that name a model, and the same for messages.
+MODEL_KEYS = {host.model for host in HOSTS.values()}
 MODEL_KEYS_SHOWN = "`base_model` (Axolotl) nor `model_name_or_path` (LLaMA-Factory, TRL)"
-_NAMES = {"axolotl": "Axolotl", "llamafactory": "LLaMA-Factory", "trl": "TRL"}
 #: Keys that name TRL's data, and that LLaMA-Factory does not have.
 _DATA_OF_TRL = {"dataset_name", "datasets"}
 
@@ -35,7 +53,7 @@ def hosts_of(keys: Mapping[str, Any]) -> list[str]:
     """Returns the hosts whose key of the model a configuration has: more than one is a mistake."""
     of_trl = bool(_DATA_OF_TRL & keys.keys())
     other = "llamafactory" if of_trl else "trl"
-    return [host for host, key in MODEL_KEYS.items() if key in keys and host != other]
+    return [name for name, host in HOSTS.items() if host.model in keys and name != other]
 
 
 def read_config(path: Path) -> Config:
@@ -57,7 +75,7 @@ def read_config(path: Path) -> Config:
             f"{MODEL_KEYS_SHOWN}. Begin with a complete one: "
             "`bdpo recipes copy axolotl/qwen2-7b-qlora`"
             if not hosts
-            else f"{path} has keys of two hosts: {', '.join(sorted(set(MODEL_KEYS.values())))}. "
+            else f"{path} has keys of two hosts: {', '.join(sorted(MODEL_KEYS))}. "
             "Remove those of one of them"
         )
     return Config(hosts[0], keys)
@@ -81,7 +99,7 @@ def check_installed(host: str) -> None:
     """Raises click.ClickException if a host is not installed."""
     if find_spec(host) is None:
         raise click.ClickException(
-            f"this is a configuration of {_NAMES[host]}, which is not installed in this "
+            f"this is a configuration of {HOSTS[host].name}, which is not installed in this "
             "environment: call `bdpo` in the one where you train"
         )
 
@@ -94,11 +112,10 @@ def check_model(host: str, keys: Mapping[str, Any]) -> None:
     """Raises click.ClickException if the model of a host's configuration cannot be loaded."""
     if host == "llamafactory" and _OTHER_HUBS & os.environ.keys():
         return  # the model may be on another hub
-    key = MODEL_KEYS[host]
+    key = HOSTS[host].model
     if host == "axolotl" and keys.get("base_model_config"):
         key = "base_model_config"  # `base_model` may then have nothing but weights
-    revision = keys.get("revision_of_model" if host == "axolotl" else "model_revision")
-    check_model_name(str(keys[key]), f"`{key}: {keys[key]}`", revision)
+    check_model_name(str(keys[key]), f"`{key}: {keys[key]}`", keys.get(HOSTS[host].revision))
 
 
 def check_model_name(name: str, said: str, revision: str | None = None) -> None:

@@ -15,28 +15,10 @@ import click
 import yaml
 
 import bdpo_plugin
-from bdpo_plugin.recipes.host_config import MODEL_KEYS, MODEL_KEYS_SHOWN, hosts_of
+from bdpo_plugin.recipes.host_config import HOSTS, MODEL_KEYS, MODEL_KEYS_SHOWN, hosts_of
 from bdpo_plugin.redact import Place
 from bdpo_plugin.settings import RECIPE
 
-#: Host -> its keys for the model, the model's revision and the batch size of a process.
-_KEYS = {
-    "axolotl": {
-        "model": MODEL_KEYS["axolotl"],
-        "revision": "revision_of_model",
-        "batch": "micro_batch_size",
-    },
-    "llamafactory": {
-        "model": MODEL_KEYS["llamafactory"],
-        "revision": "model_revision",
-        "batch": "per_device_train_batch_size",
-    },
-    "trl": {
-        "model": MODEL_KEYS["trl"],
-        "revision": "model_revision",
-        "batch": "per_device_train_batch_size",
-    },
-}
 #: The lines of the mapping `bdpo_recipe`, and the comment above it.
 _BLOCK = re.compile(
     rf"\n*(?:^#[^\n]*\n)?^{RECIPE}:[^\n]*\n(?:(?:[ \t#][^\n]*)?\n)*(?:[ \t][^\n]*\Z)?", re.MULTILINE
@@ -71,7 +53,7 @@ class Recipe:
 
     def key(self, meaning: str) -> str:
         """Returns the host's key for ``model``, ``revision`` or ``batch`` (pairs per process)."""
-        return _KEYS[self.host][meaning]
+        return str(getattr(HOSTS[self.host], meaning))
 
     @property
     def model(self) -> str:
@@ -230,7 +212,7 @@ def read_recipe(path: Path, name: str) -> Recipe:
         config = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise click.ClickException(f"{path} cannot be read as YAML: {error}") from error
-    if not isinstance(config, dict) or not set(MODEL_KEYS.values()) & set(config):
+    if not isinstance(config, dict) or not MODEL_KEYS & config.keys():
         raise click.ClickException(f"{path} is no recipe: it has neither {MODEL_KEYS_SHOWN}")
     if _size(config) > _MAX_VALUES:
         raise click.ClickException(f"{path} is no recipe: it is longer, or nested deeper, than one")

@@ -7,14 +7,9 @@ from pathlib import Path
 
 import click
 
+from bdpo_plugin.recipes.host_config import HOSTS
 from bdpo_plugin.recipes.recipe_file import find_file, is_sweep, read_recipe, recipe_root
 from bdpo_plugin.terminal import visible
-
-COMMANDS = {
-    "axolotl": "axolotl train",
-    "llamafactory": "llamafactory-cli train",
-    "trl": "bdpo train",
-}
 
 
 @click.command()
@@ -39,4 +34,4 @@ def copy(name: str, destination: Path) -> None:
     recipe = read_recipe(source, name)
     if command := recipe.about.get("data", {}).get("command"):
         click.echo(f"Its data, relative to where you run it: {visible(command)}")
-    click.echo(f"Then: {COMMANDS[recipe.host]} {target}")
+    click.echo(f"Then: {HOSTS[recipe.host].command} {target}")

@@ -15,10 +15,9 @@ from typing import Any
 import click
 
 from bdpo_plugin.limits import check_complete
+from bdpo_plugin.recipes.host_config import HOSTS
 from bdpo_plugin.recipes.recipe_file import Recipe, find_recipe
 from bdpo_plugin.settings import BDPOError
-
-_TOOLS = {"axolotl": "axolotl", "llamafactory": "llamafactory-cli", "trl": "bdpo"}
 
 
 def command(recipe: Recipe, file: Path, arguments: tuple[str, ...]) -> list[str]:
@@ -27,7 +26,7 @@ def command(recipe: Recipe, file: Path, arguments: tuple[str, ...]) -> list[str]
     Raises:
         click.ClickException: the host is not installed in this environment.
     """
-    tool = _TOOLS[recipe.host]
+    tool = HOSTS[recipe.host].tool
     beside = Path(sys.executable).with_name(tool)
     found = str(beside) if beside.is_file() else shutil.which(tool)
     if found is None:
