@@ -60,12 +60,8 @@ PROBLEMS = {
 
 
 def first_rows(rows: Sequence[int], numbers: Sequence[int | str] | None = None) -> str:
-    """Formats the first five of some rows for a message.
-
-    Args:
-        rows: the positions of the rows.
-        numbers: the names by which the user knows all rows of the dataset; default: positions.
-    """
+    """Formats the first five of some rows for a message, by the names that the user knows
+    (`numbers`; default: positions)."""
     shown = [row if numbers is None else numbers[row] for row in rows[:5]]
     return ", ".join(map(str, shown)) + (", ..." if len(rows) > 5 else "")
 

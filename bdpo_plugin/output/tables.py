@@ -105,21 +105,13 @@ def print_warning(warning: str) -> None:
     _print(table)
 
 
-def print_problems(problems: Sequence[str]) -> None:
-    """Prints the table of problems in the data, if there are any."""
+def print_problems(problems: Sequence[str], where: str = "in the data") -> None:
+    """Prints the table of problems, if there are any."""
     if problems:
-        table = _table("[bold red]B-DPO: problems in the data")
+        table = _table(f"[bold red]B-DPO: problems {where}")
         for problem in problems:
             table.add_row(_shown(problem))
         _print(table)
-
-
-def print_store_problems(problems: Sequence[str]) -> None:
-    """Prints the table of problems with the scores on disk."""
-    table = _table("[bold red]B-DPO: problems with the stored scores")
-    for problem in problems:
-        table.add_row(_shown(problem))
-    _print(table)
 
 
 def print_scores(
@@ -158,8 +150,7 @@ def _shown(text: str) -> str:
 
 
 def _table(title: str) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False)
-    return table
+    return Table(title=title, title_justify="left", show_header=False)
 
 
 def _quiet() -> bool:

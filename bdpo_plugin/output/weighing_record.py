@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from platform import python_version
 from types import CodeType, FunctionType
@@ -20,6 +20,7 @@ import datasets
 import torch
 from datasets.fingerprint import Hasher
 
+from bdpo_plugin.reference.callables import names_in
 from bdpo_plugin.settings import BDPOSettings
 
 _RELEASES = ", ".join(
@@ -150,20 +151,13 @@ def _functions(function: FunctionType) -> list[FunctionType]:
     """Returns a function and all functions of its module that it calls by name, also indirectly."""
     found = [function]
     for one in found:  # the list grows during the loop
-        for name in _names(one.__code__):
+        for name in names_in(one.__code__):
             called = one.__globals__.get(name)
             if not isinstance(called, FunctionType) or called in found:
                 continue
             if called.__module__ == function.__module__:
                 found.append(called)
     return found
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
 
 
 def _content(given: Any) -> Any:
@@ -192,7 +186,7 @@ def _nowhere(function: FunctionType, others: list[FunctionType]) -> FunctionType
         others: functions that are hashed separately, and so are left out of its globals.
     """
     code, known = _without_file(function.__code__), function.__globals__
-    used = {name: known[name] for name in _names(code) if name in known}
+    used = {name: known[name] for name in names_in(code) if name in known}
     used = {name: value for name, value in used.items() if not any(value is f for f in others)}
     copied = FunctionType(
         code, used, function.__name__, function.__defaults__, function.__closure__

@@ -22,9 +22,7 @@ SIZE = 2 * 2**30
 IN_USE = 1 * DAY
 
 _FOLDER = re.compile(rf"[0-9a-f]{{32}}({re.escape(ASIDE)}[0-9a-f]{{8}})?")
-_FILE = re.compile(
-    r"[0-9a-f]{32}(-[0-9a-f]{8})?\.parquet(\.damaged)?|\.[0-9a-f]{32}\.tmp"  # files of a store
-)
+_FILE = re.compile(r"[0-9a-f]{32}(-[0-9a-f]{8})?\.parquet|\.[0-9a-f]{32}\.tmp")
 
 
 class _Stored(NamedTuple):

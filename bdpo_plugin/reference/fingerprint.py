@@ -12,8 +12,9 @@ import torch
 from accelerate.utils.modeling import align_module_device, has_offloaded_params
 from torch import Tensor, nn
 
+from bdpo_plugin.reference.callables import package_of
 from bdpo_plugin.reference.computation import computation
-from bdpo_plugin.reference.content import Words, package_of, tensor_digest
+from bdpo_plugin.reference.content import Words, tensor_digest
 from bdpo_plugin.reference.scoring import VERSION
 from bdpo_plugin.settings import BDPOError
 

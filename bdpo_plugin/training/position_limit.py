@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bdpo_plugin.data.pairs import Pair
+from bdpo_plugin.data.pairs import Pair, first_rows
 from bdpo_plugin.settings import BDPOError
 
 
@@ -42,12 +42,8 @@ def check_room(
         names = rows if rows is not None else range(len(pairs))
         found = [row for row, length in zip(names, longest, strict=True) if length > limit]
         if found:
-            where = "of this batch" if rows is None else f"(rows {_few(found)})"
+            where = "of this batch" if rows is None else f"(rows {first_rows(found)})"
             raise BDPOError(
                 f"{len(found)} of {len(pairs)} pairs {where}: {what} have up to {max(longest)} "
                 f"tokens, and this model has positions for {limit}. {remedy}."
             )
-
-
-def _few(rows: Sequence[int]) -> str:
-    return ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")

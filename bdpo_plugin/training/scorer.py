@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,7 @@ from bdpo_plugin.model.probe import Capabilities
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.objective import BalanceWeights
 from bdpo_plugin.output.score_file import save_scores
-from bdpo_plugin.output.tables import (
-    print_scores,
-    print_settings,
-    print_store_problems,
-    print_warning,
-)
+from bdpo_plugin.output.tables import print_problems, print_scores, print_settings, print_warning
 from bdpo_plugin.output.weighing_record import CallableRecord, active_settings
 from bdpo_plugin.reference.batches import token_budget
 from bdpo_plugin.reference.fingerprint import UnreadableReference
@@ -43,7 +39,7 @@ from bdpo_plugin.training.model_warnings import (
     length_warnings,
     padding_warnings,
 )
-from bdpo_plugin.training.output_lock import OutputLock
+from bdpo_plugin.training.output_lock import lock_output
 from bdpo_plugin.training.position_limit import check_room
 from bdpo_plugin.training.score_columns import longest, score_columns
 from bdpo_plugin.training.weighing import Weigh, weights_of
@@ -92,7 +88,7 @@ class Scorer:
         self.identity: Identity | None = None
         by_main(
             accelerator.is_main_process,
-            lambda: setattr(self, "_lock", OutputLock.take(output_dir)),
+            lambda: setattr(self, "_lock", lock_output(output_dir)),
             f"lock {output_dir}",
         )
         self._stores: dict[tuple[str, ...], ScoreStore] = {}
@@ -229,7 +225,8 @@ class Scorer:
         """Returns the store of a reference. All its datasets use one store, so that a problem is
         reported once."""
         digests = None if identity is None else (*identity.weights, *identity.computation)
-        store = ScoreStore(self.settings.cache_dir, digests, print_store_problems)
+        show = partial(print_problems, where="with the stored scores")
+        store = ScoreStore(self.settings.cache_dir, digests, show)
         return self._stores.setdefault(digests or (), store)
 
     def scores_record(self) -> dict[str, Any] | None:
