@@ -133,14 +133,9 @@ def check_pairs(
     """Checks the pairs of a dataset for the problems of :data:`PROBLEMS`.
 
     Args:
-        pairs: the pairs after truncation, as training uses them.
-        name: the name of the dataset, for the messages.
         lengths: the numbers of response tokens (chosen, rejected) of each pair before truncation.
-        bos: the id of the BOS token.
         prompt_boundary_mismatch: the positions of the pairs whose prompt is known not to end where
             the response begins.
-        is_blank: returns whether the tokens of a response decode to no text.
-        numbers: see :class:`DataReport`.
     """
     report = DataReport(name, 0, numbers=numbers)
     boundary = set(prompt_boundary_mismatch)

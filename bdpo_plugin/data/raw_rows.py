@@ -92,12 +92,6 @@ def check_rows(
 ) -> None:
     """Checks the rows of a dataset and raises one error that lists all problems.
 
-    Args:
-        rows: the rows of the dataset.
-        name: the name of the dataset.
-        problems: returns the problems of a row.
-        numbers: the names by which the user knows the rows; default: positions.
-
     Raises:
         BDPOError: A row has a problem, or there are no rows.
     """
@@ -111,12 +105,7 @@ def check_rows(
 
 
 def raise_row(position: int, name: str, problems: Iterable[Problem]) -> None:
-    """Raises one error that lists all problems of a row of a stream.
-
-    Args:
-        position: the position of the row in the stream.
-        name: the name of the dataset.
-        problems: the problems of the row.
+    """Raises one error that lists all problems of the row at a position of a stream.
 
     Raises:
         BDPOError: The row has a problem.
@@ -139,14 +128,8 @@ def missing_columns(
 
 
 def missing_keys(where: str, message: Any, keys: Collection[str], remedy: str) -> Iterator[Problem]:
-    """Yields a problem for each of some keys that a message does not have.
-
-    Args:
-        where: a description of the message.
-        message: the message.
-        keys: the required keys.
-        remedy: how to fix a message that lacks a key.
-    """
+    """Yields a problem for each of some keys that a message does not have. `where` describes the
+    message, and `remedy` how to mend it."""
     if not isinstance(message, Mapping):
         wanted = " and ".join(f"`{key}`" for key in keys)
         words = f"{where} is {kind_of(message)}, not a dict with {wanted}"

@@ -74,10 +74,7 @@ def read_facts(
     """Reads what a model card says of a run, without what must not leave this machine.
 
     Args:
-        folder: the output folder.
-        configuration: the configuration that the host was started with.
         log: the log of the trainer; None: the folder's own, or that of its latest checkpoint.
-        repo: the name of the repository that the folder is uploaded to.
     """
     keys: dict[str, Any] = redacted(dict(configuration or {}))[0]
     about = keys.get(RECIPE)

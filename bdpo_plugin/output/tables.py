@@ -32,16 +32,8 @@ def print_settings(
     batches: str | None = None,
     warnings: Sequence[str] = (),
 ) -> None:
-    """Prints the table of the settings of a run.
-
-    Args:
-        settings: the settings of the run.
-        reference: a description of the reference model.
-        null_prompt: the null prompt of the run.
-        weighing: a description of the callable that weighs the pairs, if there is one.
-        batches: a description of the form of the reference pass's batches, if it is known by now.
-        warnings: further warnings.
-    """
+    """Prints the table of the settings of a run. The texts are descriptions for the user: of the
+    reference, of a callable that weighs the pairs, and of the form of the scoring batches."""
     warnings = (*null_prompt.warnings, *warnings)
     if _quiet():
         for warning in (*warnings, *([control_note(settings)] if settings.control else [])):
@@ -68,12 +60,8 @@ def print_settings(
 
 
 def weighting_in_words(settings: BDPOSettings, weighing: str | None = None) -> str:
-    """Describes how the pairs of a run are weighed.
-
-    Args:
-        settings: the settings of the run.
-        weighing: a description of the callable that weighs them, if there is one.
-    """
+    """Describes how the pairs of a run are weighed: by its settings, or by a callable, of which
+    `weighing` is a description."""
     if weighing is not None:
         return f"given as a callable: {weighing}"
     words = f"{settings.weighting}, alpha {settings.alpha:g}"

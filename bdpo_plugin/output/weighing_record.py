@@ -31,12 +31,8 @@ OVERRIDDEN = ("bdpo_alpha", "bdpo_weighting", "bdpo_balance", "bdpo_scaling")
 
 
 def active_settings(settings: BDPOSettings, *, weigh: bool) -> dict[str, Any]:
-    """Returns the settings that affect a run, by their keys. The folder of the scores does not.
-
-    Args:
-        settings: the settings of the run.
-        weigh: whether a callable replaces the settings in :data:`OVERRIDDEN`.
-    """
+    """Returns the settings that affect a run, by their keys. The folder of the scores does not,
+    nor do, with a callable (`weigh`), the settings that it replaces."""
     without = ("bdpo_cache_dir", *(OVERRIDDEN if weigh else ()))
     return {key: value for key, value in settings.to_keys().items() if key not in without}
 
@@ -182,7 +178,6 @@ def _nowhere(function: FunctionType, others: list[FunctionType]) -> FunctionType
     """Returns a copy of a function without its module, so that its code is hashed, not its name.
 
     Args:
-        function: the function to hash.
         others: functions that are hashed separately, and so are left out of its globals.
     """
     code, known = _without_file(function.__code__), function.__globals__

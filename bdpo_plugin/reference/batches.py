@@ -35,8 +35,6 @@ def budgeted_batches(
     has no such partner. A group stays in one batch, because its common prompt may be run once.
 
     Args:
-        requests: the requests to group.
-        token_budget: the most tokens of a batch.
         shared: whether batches run packed, with a common prefix once. If True, the tokens of the
             packed row count, else those of the padded batch.
 

@@ -88,7 +88,6 @@ def computation(root: nn.Module, packages: Iterable[str] = ()) -> str:
 
     Args:
         root: a model of transformers, or one whose `config` has `to_dict`; in any wrapper.
-        packages: further packages whose releases count.
 
     Raises:
         TypeError: A part of the model cannot be described.

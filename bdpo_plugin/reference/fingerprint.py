@@ -59,7 +59,6 @@ def model_fingerprint(model: Any, *, adapter: str | None = None, compute: str = 
     scoring.
 
     Args:
-        model: the model, with or without PEFT adapters.
         adapter: the PEFT adapter that is part of the reference; None: all adapters are off;
             :data:`AS_IT_IS`: the active adapters.
         compute: a description of autocast, if it is on.

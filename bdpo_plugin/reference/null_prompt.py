@@ -57,11 +57,6 @@ def find_null_prompt(
     chat template; if the prompts are not in the template's format, the longest beginning and end
     that all prompts share; the BOS token (EOS if there is no BOS token).
 
-    Args:
-        tokenizer: the tokenizer of the run.
-        prompts: the token ids of the training prompts, as trained on.
-        override: the value of ``bdpo_null_prompt``.
-
     Raises:
         BDPOError: The override has no token, or there is neither a BOS nor an EOS token to fall
             back on.

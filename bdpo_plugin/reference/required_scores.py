@@ -43,7 +43,6 @@ def pair_requests(
     chosen completion, then those of its rejected one.
 
     Args:
-        pairs: the B pairs.
         null_prompt: the null prompt; None if only log-probabilities after the prompt are needed.
         with_gain: whether to request the information gain over the null prompt instead of separate
             scores after the null prompt.
@@ -96,7 +95,6 @@ def difference(ranks: list[tuple[np.ndarray, list[int]]], name: str) -> str:
 
     Args:
         ranks: for each rank the (B, k) keys of its pairs and the B numbers of their rows.
-        name: the name of the dataset.
     """
     counts = [len(numbers) for _, numbers in ranks]
     most = max(range(len(ranks)), key=counts.__getitem__)

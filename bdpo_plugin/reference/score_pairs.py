@@ -71,11 +71,6 @@ def score_pairs(
 
     Args:
         pairs: B preference pairs, after truncation.
-        reference: the reference model.
-        null_prompt: the null prompt of the run.
-        settings: the settings of the run.
-        reader: the reader of the run.
-        device: the device of the run.
         with_mi: whether to measure the mutual information; if False, no response is run after the
             null prompt.
 
@@ -123,9 +118,6 @@ def score_dataset(
 
     Args:
         pairs: B preference pairs, after truncation; the same in every rank.
-        store: the store of the reference's scores.
-        name: the name of the dataset, for the progress bar.
-        rows: the row numbers of the pairs for error messages; default: positions.
 
     Raises:
         BDPOError: A score is missing or not finite (the message lists the rows), or the pairs

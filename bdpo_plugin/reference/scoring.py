@@ -87,14 +87,9 @@ def score_requests(
     yielded before it is raised.
 
     Args:
-        model: the reference model.
-        reader: the reader of the run.
         requests: the requests, either all with a null prompt or none.
-        batches: batches of indices into `requests`.
-        device: the device on which the model takes its inputs.
         lockstep: whether to run exactly the given batches, and to read each at once; needed for a
             sharded model, of which all ranks must run the same number of batches.
-        packed: whether batches may run without padding.
 
     Raises:
         BDPOError: A single sequence, or a batch with `lockstep`, does not fit in the device's

@@ -73,7 +73,6 @@ class ScoreStore:
     :meth:`tell`, and the scores are computed again.
 
     Args:
-        directory: the cache directory of the user.
         identity: the fingerprints that the scores depend on; None: they are unknown, and no score
             is stored.
         show: shows lines to the user; default: a Python warning.
@@ -119,7 +118,6 @@ class ScoreStore:
 
         Args:
             wanted: (n,) keys, sorted.
-            names: the names of the files to read; default: all files.
 
         Returns:
             (m,) indices into `wanted`, and (m, 2) their stored log-probability and information gain
@@ -168,9 +166,6 @@ class ScoreStore:
     def set_aside(self, problem: str) -> None:
         """Renames the folder, so that its scores are not found again. If that fails, the scores of
         this run stay in memory only.
-
-        Args:
-            problem: the reason, for the message to the user.
         """
         if self.path is None:
             return

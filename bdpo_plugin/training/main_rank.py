@@ -13,11 +13,6 @@ def by_main(main: bool, act: Callable[[], None], what: str) -> None:
     """Runs an action that can fail, such as writing a file, in the main process. Call it in every
     rank: if the action fails, all ranks stop, and none is left waiting for the main one.
 
-    Args:
-        main: whether this is the main process.
-        act: the action.
-        what: a description of the action, for the error message.
-
     Raises:
         BDPOError: In every rank, if the action failed.
     """

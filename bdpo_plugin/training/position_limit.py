@@ -14,9 +14,7 @@ def check_room(
     """Refuses pairs that are longer than the model's position limit.
 
     Args:
-        pairs: the pairs after truncation.
         rows: the row numbers of the pairs for the message; None if they are unknown.
-        null: the number of tokens of the null prompt.
         limit: the model's `position_limit`, of its :class:`~bdpo_plugin.model.traits.Traits`; None
             if it has no limit.
 

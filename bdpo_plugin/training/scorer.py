@@ -49,12 +49,7 @@ class Scorer:
     """Scores and weights the pairs of one run, and prints a summary for the user.
 
     Args:
-        settings: the settings of the run.
-        tokenizer: the tokenizer of the run.
-        accelerator: the accelerator of the run.
         output_dir: the output folder, to which ``bdpo/reference_scores*.parquet`` is written.
-        null_prompt: the null prompt of the run.
-        seed: the seed of the run, for its control.
         weigh: replaces :func:`balance_weights`; see :class:`BDPOTrainer`.
 
     Attributes:
@@ -167,7 +162,6 @@ class Scorer:
 
         Args:
             usable: the rows of the dataset that can be trained on, the same in every rank.
-            reference: the reference model.
         """
         try:
             self.identity = identify(reference, self.tokenizer, self.accelerator)
@@ -295,7 +289,6 @@ class Scorer:
         :func:`~bdpo_plugin.training.weighing.weights_of`.
 
         Args:
-            scores: the scores.
             usable: the dataset that they are of; None for a batch.
         """
         groups, columns = (usable.groups, usable.columns) if usable else (None, {})
