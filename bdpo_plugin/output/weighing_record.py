@@ -11,7 +11,6 @@ import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from platform import python_version
 from types import CodeType, FunctionType
 from typing import Any
@@ -37,51 +36,32 @@ def active_settings(settings: BDPOSettings, *, weigh: bool) -> dict[str, Any]:
     return {key: value for key, value in settings.to_keys().items() if key not in without}
 
 
-@dataclass(frozen=True)
-class CallableRecord:
-    """The record of a callable.
+def callable_record(given: Callable[..., Any]) -> dict[str, Any]:
+    """Returns the record of a callable, as JSON values. Never raises, whatever the callable is.
 
     It does not depend on memory addresses, so that another process creates the same record for the
     same callable. Functions of the same module that it calls are part of the record. Functions of
     other modules are recorded by name only.
 
-    Attributes:
-        name: module and qualified name.
-        source: digest of the source code, if it is in a file. None for a lambda, as its line may
-            contain other code; its bytecode is part of `content`.
-        values: the numbers that it computes with, by name: captured values, defaults, global
-            variables, attributes.
-        content: digest of everything that it computes with; None if a part cannot be read.
-        made_with: the releases of packages that `content` depends on.
+    Returns:
+        ``name``: module and qualified name. ``source``: digest of the source code, if it is in a
+        file; None for a lambda, as its line may contain other code; its bytecode is part of
+        ``content``. ``values``: the numbers that it computes with, by name (captured values,
+        defaults, global variables, attributes). ``content``: digest of everything that it computes
+        with; None if a part cannot be read. ``made_with``: the releases of packages that
+        ``content`` depends on.
     """
-
-    name: str
-    source: str | None
-    values: dict[str, str]
-    content: str | None
-    made_with: str = _RELEASES
-
-    @classmethod
-    def of(cls, given: Callable[..., Any]) -> CallableRecord:
-        """Creates the record of a callable. Never raises, whatever the callable is."""
-        return cls(
-            name=_or_none(_name, given) or _name(type(given)),
-            source=_or_none(_source, given),
-            values=_or_none(_numbers, given) or {},
-            content=_or_none(lambda given: Hasher.hash(_content(given)), given),
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def words(self) -> str:
-        """Returns the name, and the details that distinguish it from others of that name."""
-        return _words(self.to_dict())
+    return {
+        "name": _or_none(_name, given) or _name(type(given)),
+        "source": _or_none(_source, given),
+        "values": _or_none(_numbers, given) or {},
+        "content": _or_none(lambda given: Hasher.hash(_content(given)), given),
+        "made_with": _RELEASES,
+    }
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool | None:
-    """Whether two records, as :meth:`CallableRecord.to_dict` returns them, are of different
-    callables. None if that cannot be decided."""
+    """Whether two records are of different callables. None if that cannot be decided."""
     if any(before[part] != now[part] for part in ("name", "values")):
         return True
     if None not in (before["source"], now["source"]) and before["source"] != now["source"]:
@@ -94,11 +74,10 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool | None
 
 
 def in_words(record: Mapping[str, Any] | None) -> str:
-    """Formats a record, or the absence of one, for a message."""
-    return "none" if record is None else _words(record)
-
-
-def _words(record: Mapping[str, Any]) -> str:
+    """Returns the name in a record, and the details that distinguish it from others of that name;
+    "none" if there is no record."""
+    if record is None:
+        return "none"
     parts = [f"{name} = {value}" for name, value in record["values"].items()]
     digests = [f"{part} {record[part][:8]}" for part in ("source", "content") if record[part]]
     return f"{record['name']} ({', '.join([*parts, *digests]) or 'its source is not known'})"

@@ -68,8 +68,7 @@ _NOTES_BEGIN = ("ds_", "fp32_weights", "neftune")
 #: Matches names of attributes that a forward pass leaves behind (states of recurrent layers).
 _KEPT = re.compile("cache|_states?$")
 
-#: The types of the private attributes that are described; private attributes of other types are
-#: left out.
+#: The types of the private attributes that are described; others are left out.
 _PLAIN = (bool, int, float, str, FunctionType, MethodType)
 
 #: Packages whose hooks on forwards move tensors, gather shards, record outputs or let gradients
@@ -101,18 +100,10 @@ def computation(root: nn.Module, packages: Iterable[str] = ()) -> str:
 
 
 def without_notes(config: Any) -> Any:
-    """Returns a configuration's dictionary without the entries that do not affect a forward
-    pass."""
+    """Returns the dictionary of a configuration without the entries of :data:`_VOLATILE`."""
     if isinstance(config, dict):
         return {k: without_notes(v) for k, v in config.items() if k not in _VOLATILE}
     return [without_notes(v) for v in config] if isinstance(config, (list, tuple)) else config
-
-
-def autocast_in_words(device_type: str) -> str:
-    """Returns the dtype of autocast for a device type at this point, or ``none``."""
-    if not torch.is_autocast_enabled(device_type):
-        return "none"
-    return str(torch.get_autocast_dtype(device_type))
 
 
 def _arithmetic() -> list[str]:
@@ -140,8 +131,7 @@ def _release(package: str) -> str | None:
 
 
 def _bare(model: Any) -> nn.Module:
-    """Returns the model of transformers, without the wrappers of distributed training, compilation
-    and PEFT."""
+    """Returns a model without the wrappers of distributed training, compilation and PEFT."""
     bare = unwrapped(getattr(unwrapped(model), "_orig_mod", model))
     bare = bare.get_base_model() if hasattr(bare, "get_base_model") else bare
     found: nn.Module = getattr(bare, "_orig_mod", bare)
@@ -231,8 +221,8 @@ class _Computing(Words):
         """Digest of the code that a function of a class runs.
 
         It follows names from function to function within the class and within the files that define
-        the class and the function. For functions of other files it includes their own code only. A
-        function of PyTorch is included only if another package has replaced it.
+        the class and the function. Of functions in other files it includes their own code only, of
+        PyTorch's only those that another package has replaced.
         """
         files = {base.__module__ for base in cls.__mro__ if package_of(base) != "torch"}
         files |= {file_of(function) for function in functions_of(start)}
@@ -275,8 +265,7 @@ class _Computing(Words):
         }
 
     def _of_config(self, config: Any) -> str:
-        """Describes a configuration, with its sub-configurations and the functions that they
-        name."""
+        """Describes a configuration, its sub-configurations and the functions that they name."""
         parts = [self.of(without_notes(config.to_dict()))]
         known = [config, *(vars(config).get(name) for name in getattr(config, "sub_configs", ()))]
         for part in known:

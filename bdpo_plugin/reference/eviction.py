@@ -45,8 +45,8 @@ def evict(cache: Path, keep: Path | None = None) -> None:
     """Removes scores older than :data:`AGE` from a cache directory, and the least recently used
     ones while the directory is larger than :data:`SIZE`.
 
-    It never removes `keep`, scores in use, nor a folder that contains a file not written by a store. A run
-    that begins to use scores in the moment of their removal computes them again.
+    It never removes `keep`, scores in use, nor a folder with a file that no store has written. A
+    run that begins to use scores in the moment of their removal computes them again.
     """
     now = time.time()
     stored = sorted(_stored(cache))

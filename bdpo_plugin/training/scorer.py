@@ -22,7 +22,7 @@ from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.objective import BalanceWeights
 from bdpo_plugin.output.score_file import save_scores
 from bdpo_plugin.output.tables import print_problems, print_scores, print_settings, print_warning
-from bdpo_plugin.output.weighing_record import CallableRecord, active_settings
+from bdpo_plugin.output.weighing_record import active_settings, callable_record, in_words
 from bdpo_plugin.reference.batches import token_budget
 from bdpo_plugin.reference.fingerprint import UnreadableReference
 from bdpo_plugin.reference.frozen_model import Reference
@@ -78,7 +78,7 @@ class Scorer:
         self.seed = seed
         self.weigh = weigh
         # recorded before the first call, because a call may change the callable
-        self.weighing = None if weigh is None else CallableRecord.of(weigh)
+        self.weighing = None if weigh is None else callable_record(weigh)
         self.reader = ResponseReader()
         self.identity: Identity | None = None
         by_main(
@@ -121,7 +121,7 @@ class Scorer:
                 settings,
                 reference.description,
                 null_prompt,
-                weighing=scorer.weighing.words() if scorer.weighing else None,
+                weighing=in_words(scorer.weighing) if scorer.weighing else None,
                 batches=batches,
                 warnings=warnings,
             )
@@ -147,7 +147,7 @@ class Scorer:
         settings = active_settings(self.settings, weigh=self.weigh is not None)
         return {
             "settings": {k: v for k, v in settings.items() if k not in UNIMPORTANT},
-            "weigh": self.weighing and self.weighing.to_dict(),
+            "weigh": self.weighing,
             NULL_PROMPT: list(self.null_prompt.ids),
             **training_pairs,
             **(self._identity_record() if self.settings.precompute else {}),
