@@ -179,7 +179,7 @@ class RunMixin(RunFilesMixin):
     def _new_scorer(self, pairs: Sequence[Pair]) -> Scorer:
         """Creates the scorer of the run; the prompts of these pairs determine the null prompt."""
         source = self._source
-        return Scorer.from_prompts(
+        return Scorer(
             self.settings,
             self._tokenizer,
             self.accelerator,

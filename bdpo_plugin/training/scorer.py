@@ -26,7 +26,7 @@ from bdpo_plugin.output.weighing_record import active_settings, callable_record,
 from bdpo_plugin.reference.batches import token_budget
 from bdpo_plugin.reference.fingerprint import UnreadableReference
 from bdpo_plugin.reference.frozen_model import Reference
-from bdpo_plugin.reference.null_prompt import NullPrompt, find_null_prompt
+from bdpo_plugin.reference.null_prompt import find_null_prompt
 from bdpo_plugin.reference.score_pairs import PairScores, score_dataset, score_pairs
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.settings import UNIMPORTANT, BDPOError, BDPOSettings
@@ -46,11 +46,16 @@ from bdpo_plugin.training.weighing import Weigh, weights_of
 
 
 class Scorer:
-    """Scores and weights the pairs of one run, and prints a summary for the user.
+    """Scores and weights the pairs of one run. When it is made, it finds the null prompt and prints
+    the settings of the run.
 
     Args:
+        settings: the settings of the run.
         output_dir: the output folder, to which ``bdpo/reference_scores*.parquet`` is written.
+        seed: the seed of the run, for its control.
         weigh: replaces :func:`balance_weights`; see :class:`BDPOTrainer`.
+        pairs: the pairs whose prompts determine the null prompt.
+        reference: the reference; with `bdpo_precompute`, one that can run now.
 
     Attributes:
         weighing: a record of `weigh`; None if the settings decide the weights.
@@ -66,66 +71,48 @@ class Scorer:
         tokenizer: Any,
         accelerator: Accelerator,
         output_dir: str,
-        null_prompt: NullPrompt,
         seed: int,
-        weigh: Weigh | None = None,
+        weigh: Weigh | None,
+        *,
+        pairs: Sequence[Pair],
+        reference: Reference,
     ) -> None:
-        self.settings = settings
+        tokens = settings.score_tokens or token_budget(reference.model, accelerator.device)
+        self.settings = replace(settings, score_tokens=tokens)
         self.tokenizer = tokenizer
         self.accelerator = accelerator
         self.output_dir = Path(output_dir, "bdpo")
-        self.null_prompt = null_prompt
         self.seed = seed
         self.weigh = weigh
         # recorded before the first call, because a call may change the callable
         self.weighing = None if weigh is None else callable_record(weigh)
         self.reader = ResponseReader()
         self.identity: Identity | None = None
+        self.reuse: dict[str, dict[str, int]] = {}
+        self._stores: dict[tuple[str, ...], ScoreStore] = {}
+        self._unreadable = False
+        prompts = [pair.chosen.prompt_ids for pair in pairs]
+        self.null_prompt = find_null_prompt(tokenizer, prompts, settings.null_prompt)
         by_main(
             accelerator.is_main_process,
             lambda: setattr(self, "_lock", lock_output(output_dir)),
             f"lock {output_dir}",
         )
-        self._stores: dict[tuple[str, ...], ScoreStore] = {}
-        self._unreadable = False
-        self.reuse: dict[str, dict[str, int]] = {}
-
-    @classmethod
-    def from_prompts(
-        cls,
-        settings: BDPOSettings,
-        tokenizer: Any,
-        accelerator: Accelerator,
-        output_dir: str,
-        seed: int,
-        weigh: Weigh | None,
-        *,
-        pairs: Sequence[Pair],
-        reference: Reference,
-    ) -> Scorer:
-        """Creates the scorer of a run, with the null prompt found from the prompts of some pairs,
-        and prints the settings of the run."""
-        tokens = settings.score_tokens or token_budget(reference.model, accelerator.device)
-        settings = replace(settings, score_tokens=tokens)
-        prompts = [pair.chosen.prompt_ids for pair in pairs]
-        null_prompt = find_null_prompt(tokenizer, prompts, settings.null_prompt)
-        scorer = cls(settings, tokenizer, accelerator, output_dir, null_prompt, seed, weigh)
-        warnings = length_warnings(pairs, scorer.reader.traits(reference.model).rotary_limit)
+        warnings = length_warnings(pairs, self.reader.traits(reference.model).rotary_limit)
         batches = None
         if settings.precompute and pairs:  # without `precompute` the model may not run yet
-            can = scorer._probe(reference, pairs)
+            can = self._probe(reference, pairs)
             batches = layout_in_words(can.rows)
             warnings += padding_warnings(can.padding)
         if accelerator.is_main_process:
             print_settings(
-                settings,
+                self.settings,
                 reference.description,
-                null_prompt,
-                weighing=in_words(scorer.weighing) if scorer.weighing else None,
+                self.null_prompt,
+                weighing=in_words(self.weighing) if self.weighing else None,
                 batches=batches,
                 warnings=warnings,
             )
-        return scorer
 
     def _probe(self, reference: Reference, pairs: Sequence[Pair]) -> Capabilities:
         """Probes the reference on the longest sequence of the pairs."""
@@ -166,8 +153,13 @@ class Scorer:
         try:
             self.identity = identify(reference, self.tokenizer, self.accelerator)
         except UnreadableReference as error:
-            self._warn_unreadable(error)
             self.identity = None
+            if self.accelerator.is_main_process and not self._unreadable:
+                print_warning(
+                    f"{error}. So no later run can know that its reference is the same: the scores "
+                    "are used by this run alone and kept only in its output folder."
+                )
+            self._unreadable = True
         scores = score_dataset(
             usable.pairs,
             reference,
@@ -205,15 +197,6 @@ class Scorer:
             ),
             f"write {path}",
         )
-
-    def _warn_unreadable(self, error: UnreadableReference) -> None:
-        """Warns the user, once, that the scores are not kept."""
-        if self.accelerator.is_main_process and not self._unreadable:
-            print_warning(
-                f"{error}. So no later run can know that its reference is the same: the "
-                "scores are used by this run alone and kept only in its output folder."
-            )
-        self._unreadable = True
 
     def _store(self, identity: Identity | None) -> ScoreStore:
         """Returns the store of a reference. All its datasets use one store, so that a problem is

@@ -29,7 +29,7 @@ def reference():
 
 def scorer_of(folder, reference, **settings):
     settings = {"cache_dir": str(folder / "scores"), "null_prompt": "Hello"} | settings
-    return Scorer.from_prompts(
+    return Scorer(
         BDPOSettings(**settings),
         TOKENIZER,
         Accelerator(cpu=True),
