@@ -35,7 +35,8 @@ BESIDE_AXOLOTL := tests/objective tests/inspection tests/test_settings.py tests/
 BESIDE_TRL := tests/sources tests/demo tests/model tests/output/test_weighing_record.py \
 	tests/soak/test_soak.py tests/benchmarks/test_architectures.py tests/tools tests/test_security.py \
 	$(addprefix tests/cli/test_cli_,basics.py mi.py pictures.py recipes.py) \
-	$(addprefix tests/training/test_,checkpoints.py score_columns.py template_dates.py) \
+	$(addprefix tests/training/test_,checkpoints.py datasets.py mixin.py score_columns.py scorer.py \
+	step.py template_dates.py weighing.py) \
 	$(addprefix tests/hosts/trl/test_,bad_data.py fuzz.py layout.py reused_scores.py trl_snippets.py \
 	truth_of_a_run.py two_processes.py unreadable_reference.py without_mi.py) \
 	$(addprefix tests/reference/test_,chat_template.py eviction.py null_prompt.py score_pairs.py \

@@ -268,7 +268,7 @@ def ours(
 ) -> tuple[np.ndarray, ResponseReader]:
     reader, scores = ResponseReader(), np.full(len(work), np.nan)
     for batch, found in score_requests(model, reader, work, budgeted_batches(work, budget), CPU):
-        scores[batch] = [score.logps for score in found]
+        scores[batch] = found[:, 0]
     return scores, reader
 
 

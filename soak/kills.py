@@ -243,7 +243,7 @@ def _compare(life: Life, undisturbed: Run, run: Run) -> None:
             life.faults.append(f"{twice} scores are stored twice")
     except OSError as error:
         life.faults.append(f"the store: {error}")
-    for left in (file for end in ("tmp", "damaged") for file in run.folder.rglob(f"*.{end}")):
+    for left in run.folder.rglob("*.tmp"):
         life.faults.append(f"{left.name} is left in {left.parent.name}")
 
 

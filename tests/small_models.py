@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -96,13 +97,18 @@ def random_pairs(n, *, seed=0, vocabulary=1000, prompt=(2, 9), response=(1, 9)):
     return pairs
 
 
+class Score(NamedTuple):
+    logps: float
+    gain: float | None = None
+
+
 def scores_of(model, jobs: list[ScoreRequest], *, budget=256, reader=None, batches=None):
     """The scores of `jobs`, in their order."""
     batches = batches or budgeted_batches(jobs, budget)
     found = {}
     with torch.no_grad():
         for batch, scores in score_requests(model, reader or ResponseReader(), jobs, batches, CPU):
-            found |= dict(zip(batch, scores, strict=True))
+            found |= {i: Score(*score) for i, score in zip(batch, scores.tolist(), strict=True)}
     return [found[i] for i in range(len(jobs))]
 
 

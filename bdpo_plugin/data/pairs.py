@@ -60,12 +60,8 @@ PROBLEMS = {
 
 
 def first_rows(rows: Sequence[int], numbers: Sequence[int | str] | None = None) -> str:
-    """Formats the first five of some rows for a message.
-
-    Args:
-        rows: the positions of the rows.
-        numbers: the names by which the user knows all rows of the dataset; default: positions.
-    """
+    """Formats the first five of some rows for a message, by the names that the user knows
+    (`numbers`; default: positions)."""
     shown = [row if numbers is None else numbers[row] for row in rows[:5]]
     return ", ".join(map(str, shown)) + (", ..." if len(rows) > 5 else "")
 
@@ -137,14 +133,9 @@ def check_pairs(
     """Checks the pairs of a dataset for the problems of :data:`PROBLEMS`.
 
     Args:
-        pairs: the pairs after truncation, as training uses them.
-        name: the name of the dataset, for the messages.
         lengths: the numbers of response tokens (chosen, rejected) of each pair before truncation.
-        bos: the id of the BOS token.
         prompt_boundary_mismatch: the positions of the pairs whose prompt is known not to end where
             the response begins.
-        is_blank: returns whether the tokens of a response decode to no text.
-        numbers: see :class:`DataReport`.
     """
     report = DataReport(name, 0, numbers=numbers)
     boundary = set(prompt_boundary_mismatch)

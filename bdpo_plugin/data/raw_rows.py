@@ -19,12 +19,13 @@ FILL = "Remove these rows, or fill them in."
 
 _FORM = "Write text, or a list of messages {'role': ..., 'content': ...}."
 _ONE_FORM = "Write all sides as text, or all of them as lists of messages."
+_IN_THEM = " Where the responses have the prompt in them, remove the column `prompt`."
 _PROMPT = "Write the prompt into a column `prompt`, or at the beginning of both responses."
 _SURROGATE = (
     "Write the character whole, or take it out: "
     "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
 )
-_PARTS = "Join the parts into one text."
+_MESSAGES = "a list of messages"
 
 
 @dataclass
@@ -69,19 +70,14 @@ class RowReport:
 
 
 def raise_problems(reports: Iterable[RowReport]) -> None:
-    """Raises one error that lists all problems of some reports.
-
-    Raises:
-        BDPOError: A report has a problem.
-    """
-    found = [report for report in reports if report.lines()]
-    if found:
-        told = "\n".join(
-            f"The {report.name} data cannot be trained on:\n"
-            + "\n".join(f"- {line}" for line in report.lines())
-            for report in found
-        )
-        raise BDPOError(f"{told}\nNothing has been computed.")
+    """Raises a :class:`BDPOError` that lists all problems of some reports, if there are any."""
+    told: list[str] = []
+    for report in reports:
+        if lines := report.lines():
+            told.append(f"The {report.name} data cannot be trained on:")
+            told += [f"- {line}" for line in lines]
+    if told:
+        raise BDPOError("\n".join([*told, "Nothing has been computed."]))
 
 
 def check_rows(
@@ -90,17 +86,8 @@ def check_rows(
     problems: Callable[[Any], Iterable[Problem]],
     numbers: Sequence[int | str] | None = None,
 ) -> None:
-    """Checks the rows of a dataset and raises one error that lists all problems.
-
-    Args:
-        rows: the rows of the dataset.
-        name: the name of the dataset.
-        problems: returns the problems of a row.
-        numbers: the names by which the user knows the rows; default: positions.
-
-    Raises:
-        BDPOError: A row has a problem, or there are no rows.
-    """
+    """Raises a :class:`BDPOError` that lists all problems of the rows of a dataset, if there are
+    any. It has a problem if it has no rows."""
     report = RowReport(name, numbers=numbers)
     for number, row in enumerate(rows):
         report.total += 1
@@ -111,16 +98,8 @@ def check_rows(
 
 
 def raise_row(position: int, name: str, problems: Iterable[Problem]) -> None:
-    """Raises one error that lists all problems of a row of a stream.
-
-    Args:
-        position: the position of the row in the stream.
-        name: the name of the dataset.
-        problems: the problems of the row.
-
-    Raises:
-        BDPOError: The row has a problem.
-    """
+    """Raises a :class:`BDPOError` that lists all problems of the row at a position of a stream, if
+    there are any."""
     if told := "; ".join(f"{words}. {remedy}" for words, remedy in problems):
         raise BDPOError(
             f"Row {position} of the {name} data, a stream, cannot be trained on: {told} "
@@ -134,19 +113,12 @@ def missing_columns(
     """Yields a problem for each of some columns that a row does not have."""
     for column in columns:
         if column not in row:
-            found = ", ".join(map(repr, row)) or "nothing"
-            yield f"there is no `{column}`, only {found}", remedy
+            yield f"there is no `{column}`, only {', '.join(map(repr, row)) or 'nothing'}", remedy
 
 
 def missing_keys(where: str, message: Any, keys: Collection[str], remedy: str) -> Iterator[Problem]:
-    """Yields a problem for each of some keys that a message does not have.
-
-    Args:
-        where: a description of the message.
-        message: the message.
-        keys: the required keys.
-        remedy: how to fix a message that lacks a key.
-    """
+    """Yields a problem for each of some keys that a message does not have. `where` describes the
+    message, and `remedy` how to mend it."""
     if not isinstance(message, Mapping):
         wanted = " and ".join(f"`{key}`" for key in keys)
         words = f"{where} is {kind_of(message)}, not a dict with {wanted}"
@@ -209,11 +181,12 @@ class RowCheck:
     def __call__(self, row: Mapping[str, Any]) -> list[Problem]:
         """Returns the problems of a row. A pair that is well formed but cannot be trained on has
         none here."""
-        found = list(missing_columns(row, ("chosen", "rejected"), _COLUMNS))
+        remedy = "Name the columns `prompt`, `chosen` and `rejected`."
+        found = list(missing_columns(row, ("chosen", "rejected"), remedy))
         forms = {}
         for column in ("prompt", "chosen", "rejected"):
             if column in row:
-                forms[column] = _form(row[column])
+                forms[column] = "text" if isinstance(row[column], str) else _MESSAGES
                 found += self._field(column, row[column])
         found += _template_arguments(row)
         return found or self._together(row, forms)
@@ -235,14 +208,14 @@ class RowCheck:
         where = f"a message of `{column}`"
         calls = isinstance(message, Mapping) and message.get("tool_calls")
         wanted = ("role",) if calls else ("role", "content")
-        yield from missing_keys(where, message, wanted, _KEYS)
+        yield from missing_keys(where, message, wanted, "Name the keys `role` and `content`.")
         if not isinstance(message, Mapping):
             return
         role, content = message.get("role"), message.get("content")
-        if "role" in message and not isinstance(role, str):
-            yield f"the `role` of {where} is {kind_of(role)}", "Write 'user' or 'assistant', say."
-        elif role is not None:
+        if isinstance(role, str):
             yield from _text(f"the `role` of {where}", role)
+        elif "role" in message:
+            yield f"the `role` of {where} is {kind_of(role)}", "Write 'user' or 'assistant', say."
         if isinstance(content, str):
             yield from _text(f"the `content` of {where}", content)
         elif content is None:
@@ -252,7 +225,7 @@ class RowCheck:
             yield f"the `content` of {where} is {kind_of(content)}, not text", "Write text."
         elif not self._reads_parts():
             words = "a list of parts, which the chat template does not read"
-            yield f"the `content` of {where} is {words}", _PARTS
+            yield f"the `content` of {where} is {words}", "Join the parts into one text."
         else:
             for part in content:
                 yield from _text(f"the `content` of {where}", part["text"])
@@ -261,28 +234,16 @@ class RowCheck:
         """Returns the problems of a row whose fields are valid one by one but not together."""
         if len(set(forms.values())) > 1:
             words = ", ".join(f"`{column}` is {form}" for column, form in forms.items())
-            remedy = _ONE_FORM
-            if forms["chosen"] == forms["rejected"] == _MESSAGES:
-                remedy += " Where the responses have the prompt in them, remove the column `prompt`"
-                remedy += "."
-            return [(words, remedy)]
-        form = forms["chosen"]
-        self._form = self._form or form
-        if form != self._form:
-            return [(f"the row is {form}, and the first one is {self._form}", _ONE_FORM)]
+            messages = forms["chosen"] == forms["rejected"] == _MESSAGES
+            return [(words, _ONE_FORM + (_IN_THEM if messages else ""))]
+        self._form = self._form or forms["chosen"]
+        if forms["chosen"] != self._form:
+            words = f"the row is {forms['chosen']}, and the first one is {self._form}"
+            return [(words, _ONE_FORM)]
         if "prompt" not in row and not _share_a_prompt(row["chosen"], row["rejected"]):
             words = "there is no `prompt`, and `chosen` and `rejected` do not begin with the same"
             return [(words, _PROMPT)]
         return []
-
-
-_MESSAGES = "a list of messages"
-_COLUMNS = "Name the columns `prompt`, `chosen` and `rejected`."
-_KEYS = "Name the keys `role` and `content`."
-
-
-def _form(value: Any) -> str:
-    return "text" if isinstance(value, str) else _MESSAGES
 
 
 def kind_of(value: Any) -> str:

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bdpo_plugin.output.run_folder import RECORD, evaluations
+from click import ClickException
+
+from bdpo_plugin.output.run_folder import RECORD, evaluations, find_trainer_state
 from bdpo_plugin.redact import REDACTED, redacted
 from bdpo_plugin.settings import RECIPE
 
@@ -72,10 +74,7 @@ def read_facts(
     """Reads what a model card says of a run, without what must not leave this machine.
 
     Args:
-        folder: the output folder.
-        configuration: the configuration that the host was started with.
         log: the log of the trainer; None: the folder's own, or that of its latest checkpoint.
-        repo: the name of the repository that the folder is uploaded to.
     """
     keys: dict[str, Any] = redacted(dict(configuration or {}))[0]
     about = keys.get(RECIPE)
@@ -157,11 +156,11 @@ def _shown(text: object, key: str = "base_model") -> str | None:
 
 
 def _log(folder: Path) -> Iterable[Mapping[str, Any]]:
-    """Returns the log in the folder, or that of its latest checkpoint."""
-    own = _json(folder / "trainer_state.json")
-    checkpoints = [_json(path) for path in folder.glob("checkpoint-*/trainer_state.json")]
-    latest = max(checkpoints, key=lambda state: state.get("global_step", 0), default={})
-    log: list[Mapping[str, Any]] = (own or latest).get("log_history", [])
+    """Returns the log of a run; empty if there is none, as a card must never end a run."""
+    try:
+        log: list[Mapping[str, Any]] = _json(find_trainer_state(folder)).get("log_history", [])
+    except (ClickException, OSError, ValueError, KeyError):
+        return []
     return log
 
 

@@ -60,14 +60,12 @@ def complete_card(
 
     Args:
         folder: the output folder of the run. It has a README.md if the host has written one.
-        settings: the settings of the run.
         configuration: the configuration that the host was started with. Secrets, prompts and
             templates in it are redacted, and so is what identifies a machine or a person.
         cite: whether to cite the paper, as the host's card does not.
         weighing: a description of the callable that weighs the pairs, if there is one. It replaces
             some of the settings.
         log: the log of the trainer; None: the one in the folder.
-        repo: the name of the repository that the folder is uploaded to.
     """
     path = Path(folder, "README.md")
     # ModelCard.load would take the path of a missing file for the name of a hub repository

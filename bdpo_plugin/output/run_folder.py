@@ -152,7 +152,6 @@ def _settings(directory: Path, saved: Path) -> dict[str, dict[str, Any]]:
     says of B-DPO once more.
 
     Args:
-        directory: the output folder.
         saved: the folder with the latest state: the output folder or one of its checkpoints.
     """
     import yaml

@@ -46,7 +46,6 @@ def write_record(
 
     Args:
         trainer: a :class:`~bdpo_plugin.training.mixin.RunMixin` whose data is ready.
-        finished: the last log of the run, if it has ended.
         resumed: whether training resumed from a checkpoint. The logged time is then only that of
             the last part of the run, and is not recorded.
     """
@@ -146,10 +145,6 @@ class FirstSteps(TrainerCallback):
     it uses the same random number generator as dropout. The process ends with status 0 if
     :data:`FIRST_STEPS_IN` names the output folder. Otherwise it ends with status 1 and a message,
     as the variable may have been left in a user's shell by mistake.
-
-    Args:
-        steps: the number of steps.
-        output_dir: the output folder of the run.
     """
 
     def __init__(self, steps: int, output_dir: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from bdpo_plugin.atomic import written_whole
 from bdpo_plugin.objective import BalanceWeights
-from bdpo_plugin.output.weighing_record import CallableRecord, active_settings
+from bdpo_plugin.output.weighing_record import active_settings, in_words
 from bdpo_plugin.reference.score_pairs import PairScores
 from bdpo_plugin.settings import BDPOSettings
 
@@ -40,7 +41,7 @@ def save_scores(
     weights: BalanceWeights,
     settings: BDPOSettings,
     groups: Sequence[str] | None = None,
-    weighing: CallableRecord | None = None,
+    weighing: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the scores of a dataset atomically as Parquet, one row per pair.
 
@@ -74,7 +75,7 @@ def save_scores(
     active = active_settings(settings, weigh=weighing is not None)
     metadata |= {key: str(value) for key, value in active.items()}
     if weighing is not None:
-        metadata["weigh"] = weighing.words()
+        metadata["weigh"] = in_words(weighing)
     table = table.replace_schema_metadata(metadata)
     with written_whole(path) as temporary:
         pq.write_table(table, temporary)

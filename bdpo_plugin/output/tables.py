@@ -32,16 +32,8 @@ def print_settings(
     batches: str | None = None,
     warnings: Sequence[str] = (),
 ) -> None:
-    """Prints the table of the settings of a run.
-
-    Args:
-        settings: the settings of the run.
-        reference: a description of the reference model.
-        null_prompt: the null prompt of the run.
-        weighing: a description of the callable that weighs the pairs, if there is one.
-        batches: a description of the form of the reference pass's batches, if it is known by now.
-        warnings: further warnings.
-    """
+    """Prints the table of the settings of a run. The texts are descriptions for the user: of the
+    reference, of a callable that weighs the pairs, and of the form of the scoring batches."""
     warnings = (*null_prompt.warnings, *warnings)
     if _quiet():
         for warning in (*warnings, *([control_note(settings)] if settings.control else [])):
@@ -68,12 +60,8 @@ def print_settings(
 
 
 def weighting_in_words(settings: BDPOSettings, weighing: str | None = None) -> str:
-    """Describes how the pairs of a run are weighed.
-
-    Args:
-        settings: the settings of the run.
-        weighing: a description of the callable that weighs them, if there is one.
-    """
+    """Describes how the pairs of a run are weighed: by its settings, or by a callable, of which
+    `weighing` is a description."""
     if weighing is not None:
         return f"given as a callable: {weighing}"
     words = f"{settings.weighting}, alpha {settings.alpha:g}"
@@ -105,21 +93,13 @@ def print_warning(warning: str) -> None:
     _print(table)
 
 
-def print_problems(problems: Sequence[str]) -> None:
-    """Prints the table of problems in the data, if there are any."""
+def print_problems(problems: Sequence[str], where: str = "in the data") -> None:
+    """Prints the table of problems, if there are any."""
     if problems:
-        table = _table("[bold red]B-DPO: problems in the data")
+        table = _table(f"[bold red]B-DPO: problems {where}")
         for problem in problems:
             table.add_row(_shown(problem))
         _print(table)
-
-
-def print_store_problems(problems: Sequence[str]) -> None:
-    """Prints the table of problems with the scores on disk."""
-    table = _table("[bold red]B-DPO: problems with the stored scores")
-    for problem in problems:
-        table.add_row(_shown(problem))
-    _print(table)
 
 
 def print_scores(
@@ -158,8 +138,7 @@ def _shown(text: str) -> str:
 
 
 def _table(title: str) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False)
-    return table
+    return Table(title=title, title_justify="left", show_header=False)
 
 
 def _quiet() -> bool:

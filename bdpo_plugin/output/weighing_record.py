@@ -10,8 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
 from platform import python_version
 from types import CodeType, FunctionType
 from typing import Any
@@ -20,6 +19,7 @@ import datasets
 import torch
 from datasets.fingerprint import Hasher
 
+from bdpo_plugin.reference.callables import names_in
 from bdpo_plugin.settings import BDPOSettings
 
 _RELEASES = ", ".join(
@@ -30,61 +30,38 @@ OVERRIDDEN = ("bdpo_alpha", "bdpo_weighting", "bdpo_balance", "bdpo_scaling")
 
 
 def active_settings(settings: BDPOSettings, *, weigh: bool) -> dict[str, Any]:
-    """Returns the settings that affect a run, by their keys. The folder of the scores does not.
-
-    Args:
-        settings: the settings of the run.
-        weigh: whether a callable replaces the settings in :data:`OVERRIDDEN`.
-    """
+    """Returns the settings that affect a run, by their keys. The folder of the scores does not,
+    nor do, with a callable (`weigh`), the settings that it replaces."""
     without = ("bdpo_cache_dir", *(OVERRIDDEN if weigh else ()))
     return {key: value for key, value in settings.to_keys().items() if key not in without}
 
 
-@dataclass(frozen=True)
-class CallableRecord:
-    """The record of a callable.
+def callable_record(given: Callable[..., Any]) -> dict[str, Any]:
+    """Returns the record of a callable, as JSON values. Never raises, whatever the callable is.
 
     It does not depend on memory addresses, so that another process creates the same record for the
     same callable. Functions of the same module that it calls are part of the record. Functions of
     other modules are recorded by name only.
 
-    Attributes:
-        name: module and qualified name.
-        source: digest of the source code, if it is in a file. None for a lambda, as its line may
-            contain other code; its bytecode is part of `content`.
-        values: the numbers that it computes with, by name: captured values, defaults, global
-            variables, attributes.
-        content: digest of everything that it computes with; None if a part cannot be read.
-        made_with: the releases of packages that `content` depends on.
+    Returns:
+        ``name``: module and qualified name. ``source``: digest of the source code, if it is in a
+        file; None for a lambda, as its line may contain other code; its bytecode is part of
+        ``content``. ``values``: the numbers that it computes with, by name (captured values,
+        defaults, global variables, attributes). ``content``: digest of everything that it computes
+        with; None if a part cannot be read. ``made_with``: the releases of packages that
+        ``content`` depends on.
     """
-
-    name: str
-    source: str | None
-    values: dict[str, str]
-    content: str | None
-    made_with: str = _RELEASES
-
-    @classmethod
-    def of(cls, given: Callable[..., Any]) -> CallableRecord:
-        """Creates the record of a callable. Never raises, whatever the callable is."""
-        return cls(
-            name=_or_none(_name, given) or _name(type(given)),
-            source=_or_none(_source, given),
-            values=_or_none(_numbers, given) or {},
-            content=_or_none(lambda given: Hasher.hash(_content(given)), given),
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def words(self) -> str:
-        """Returns the name, and the details that distinguish it from others of that name."""
-        return _words(self.to_dict())
+    return {
+        "name": _or_none(_name, given) or _name(type(given)),
+        "source": _or_none(_source, given),
+        "values": _or_none(_numbers, given) or {},
+        "content": _or_none(lambda given: Hasher.hash(_content(given)), given),
+        "made_with": _RELEASES,
+    }
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool | None:
-    """Whether two records, as :meth:`CallableRecord.to_dict` returns them, are of different
-    callables. None if that cannot be decided."""
+    """Whether two records are of different callables. None if that cannot be decided."""
     if any(before[part] != now[part] for part in ("name", "values")):
         return True
     if None not in (before["source"], now["source"]) and before["source"] != now["source"]:
@@ -97,11 +74,10 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool | None
 
 
 def in_words(record: Mapping[str, Any] | None) -> str:
-    """Formats a record, or the absence of one, for a message."""
-    return "none" if record is None else _words(record)
-
-
-def _words(record: Mapping[str, Any]) -> str:
+    """Returns the name in a record, and the details that distinguish it from others of that name;
+    "none" if there is no record."""
+    if record is None:
+        return "none"
     parts = [f"{name} = {value}" for name, value in record["values"].items()]
     digests = [f"{part} {record[part][:8]}" for part in ("source", "content") if record[part]]
     return f"{record['name']} ({', '.join([*parts, *digests]) or 'its source is not known'})"
@@ -150,20 +126,13 @@ def _functions(function: FunctionType) -> list[FunctionType]:
     """Returns a function and all functions of its module that it calls by name, also indirectly."""
     found = [function]
     for one in found:  # the list grows during the loop
-        for name in _names(one.__code__):
+        for name in names_in(one.__code__):
             called = one.__globals__.get(name)
             if not isinstance(called, FunctionType) or called in found:
                 continue
             if called.__module__ == function.__module__:
                 found.append(called)
     return found
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
 
 
 def _content(given: Any) -> Any:
@@ -188,11 +157,10 @@ def _nowhere(function: FunctionType, others: list[FunctionType]) -> FunctionType
     """Returns a copy of a function without its module, so that its code is hashed, not its name.
 
     Args:
-        function: the function to hash.
         others: functions that are hashed separately, and so are left out of its globals.
     """
     code, known = _without_file(function.__code__), function.__globals__
-    used = {name: known[name] for name in _names(code) if name in known}
+    used = {name: known[name] for name in names_in(code) if name in known}
     used = {name: value for name, value in used.items() if not any(value is f for f in others)}
     copied = FunctionType(
         code, used, function.__name__, function.__defaults__, function.__closure__

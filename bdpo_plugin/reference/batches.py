@@ -35,8 +35,6 @@ def budgeted_batches(
     has no such partner. A group stays in one batch, because its common prompt may be run once.
 
     Args:
-        requests: the requests to group.
-        token_budget: the most tokens of a batch.
         shared: whether batches run packed, with a common prefix once. If True, the tokens of the
             packed row count, else those of the padded batch.
 
@@ -57,14 +55,10 @@ def budgeted_batches(
         """Returns the tokens of the longest row, the number of rows, and the number of tokens with
         the common prompt counted once."""
         of_group = [requests[i] for i in group]
-        nulls = [
-            len(request.null_prompt_ids)
-            for request in of_group
-            if request.null_prompt_ids is not None
-        ]
+        nulls = [r.null_prompt_ids for r in of_group if r.null_prompt_ids is not None]
         rows = sum(request.rows for request in of_group)
         responses = sum(request.rows * len(request.completion_ids) for request in of_group)
-        beginnings = len(of_group[0].prompt_ids) + max(nulls, default=0)
+        beginnings = len(of_group[0].prompt_ids) + max(map(len, nulls), default=0)
         return max(request.length for request in of_group), rows, beginnings + responses
 
     batches: list[list[int]] = []

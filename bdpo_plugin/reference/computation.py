@@ -27,7 +27,14 @@ from torch import nn
 
 from bdpo_plugin.model.traits import unwrapped
 from bdpo_plugin.redact import digest_of
-from bdpo_plugin.reference.content import Words, cells, package_of
+from bdpo_plugin.reference.callables import (
+    file_of,
+    functions_of,
+    names_in,
+    package_of,
+    replaced_forward,
+)
+from bdpo_plugin.reference.content import Words
 
 #: Entries of a configuration, at any depth, that do not affect a forward pass.
 _VOLATILE = {
@@ -61,8 +68,7 @@ _NOTES_BEGIN = ("ds_", "fp32_weights", "neftune")
 #: Matches names of attributes that a forward pass leaves behind (states of recurrent layers).
 _KEPT = re.compile("cache|_states?$")
 
-#: The types of the private attributes that are described; private attributes of other types are
-#: left out.
+#: The types of the private attributes that are described; others are left out.
 _PLAIN = (bool, int, float, str, FunctionType, MethodType)
 
 #: Packages whose hooks on forwards move tensors, gather shards, record outputs or let gradients
@@ -81,7 +87,6 @@ def computation(root: nn.Module, packages: Iterable[str] = ()) -> str:
 
     Args:
         root: a model of transformers, or one whose `config` has `to_dict`; in any wrapper.
-        packages: further packages whose releases count.
 
     Raises:
         TypeError: A part of the model cannot be described.
@@ -95,18 +100,10 @@ def computation(root: nn.Module, packages: Iterable[str] = ()) -> str:
 
 
 def without_notes(config: Any) -> Any:
-    """Returns a configuration's dictionary without the entries that do not affect a forward
-    pass."""
+    """Returns the dictionary of a configuration without the entries of :data:`_VOLATILE`."""
     if isinstance(config, dict):
         return {k: without_notes(v) for k, v in config.items() if k not in _VOLATILE}
     return [without_notes(v) for v in config] if isinstance(config, (list, tuple)) else config
-
-
-def autocast_in_words(device_type: str) -> str:
-    """Returns the dtype of autocast for a device type at this point, or ``none``."""
-    if not torch.is_autocast_enabled(device_type):
-        return "none"
-    return str(torch.get_autocast_dtype(device_type))
 
 
 def _arithmetic() -> list[str]:
@@ -134,8 +131,7 @@ def _release(package: str) -> str | None:
 
 
 def _bare(model: Any) -> nn.Module:
-    """Returns the model of transformers, without the wrappers of distributed training, compilation
-    and PEFT."""
+    """Returns a model without the wrappers of distributed training, compilation and PEFT."""
     bare = unwrapped(getattr(unwrapped(model), "_orig_mod", model))
     bare = bare.get_base_model() if hasattr(bare, "get_base_model") else bare
     found: nn.Module = getattr(bare, "_orig_mod", bare)
@@ -196,8 +192,8 @@ class _Computing(Words):
         config = getattr(module, "config", None)
         if config is not None and hasattr(config, "to_dict"):
             parts.append(self.once(config, self._of_config))
-        if (forward := _forward_of_its_own(module)) is not None:
-            self.packages |= {package_of(f) for f in _functions(forward)}
+        if (forward := replaced_forward(module)) is not None:
+            self.packages |= {package_of(f) for f in functions_of(forward)}
             parts.append(f"forward {self.of(forward)} {self._reached(forward, type(module))}")
         parts += [f"hook {self.of(hook)}" for hook in _hooks(module)]
         parts.append(f"threshold {getattr(getattr(module, 'state', None), 'threshold', None)}")
@@ -225,11 +221,11 @@ class _Computing(Words):
         """Digest of the code that a function of a class runs.
 
         It follows names from function to function within the class and within the files that define
-        the class and the function. For functions of other files it includes their own code only. A
-        function of PyTorch is included only if another package has replaced it.
+        the class and the function. Of functions in other files it includes their own code only, of
+        PyTorch's only those that another package has replaced.
         """
         files = {base.__module__ for base in cls.__mro__ if package_of(base) != "torch"}
-        files |= {str(function.__globals__.get("__name__")) for function in _functions(start)}
+        files |= {file_of(function) for function in functions_of(start)}
         files.discard(_BASE_FILE)
         found: set[str] = set()
         met: set[int] = set()
@@ -238,13 +234,13 @@ class _Computing(Words):
         while waiting:
             value = waiting.pop()
             found.add(self.of(value))
-            for function in _functions(value):
-                if id(function) in met or str(function.__globals__.get("__name__")) not in files:
+            for function in functions_of(value):
+                if id(function) in met or file_of(function) not in files:
                     continue
                 met.add(id(function))
-                for name in _names(function.__code__):
+                for name in names_in(function.__code__):
                     if name not in function.__globals__:
-                        waiting += _functions(getattr_static(cls, name, None))
+                        waiting += functions_of(getattr_static(cls, name, None))
                         continue
                     other = function.__globals__[name]
                     if isinstance(other, (bool, int, float)):
@@ -252,7 +248,7 @@ class _Computing(Words):
                     elif isinstance(other, ModuleType):
                         found |= self._put_into(other, function.__code__)
                     elif not isinstance(other, type):
-                        waiting += _functions(other)
+                        waiting += functions_of(other)
         self.strict = strict
         return digest_of("\n".join(sorted(found)))
 
@@ -261,7 +257,7 @@ class _Computing(Words):
         package has put there."""
         if not library.__name__.startswith("torch"):
             return set()
-        values = {name: vars(library).get(name) for name in _names(code)}
+        values = {name: vars(library).get(name) for name in names_in(code)}
         return {
             f"{name} {self.of(value)}"
             for name, value in values.items()
@@ -269,8 +265,7 @@ class _Computing(Words):
         }
 
     def _of_config(self, config: Any) -> str:
-        """Describes a configuration, with its sub-configurations and the functions that they
-        name."""
+        """Describes a configuration, its sub-configurations and the functions that they name."""
         parts = [self.of(without_notes(config.to_dict()))]
         known = [config, *(vars(config).get(name) for name in getattr(config, "sub_configs", ()))]
         for part in known:
@@ -291,64 +286,14 @@ class _Computing(Words):
         return [self.of(table[name]) for table in tables if name in table]
 
 
-def _forward_of_its_own(module: nn.Module) -> Any:
-    """Returns the function that replaces the forward of a module's class, other than accelerate's
-    wrappers for placement and autocast; None if there is none."""
-    forward = vars(module).get("forward")
-    while forward is not None:
-        function = getattr(forward, "func", getattr(forward, "__func__", forward))
-        file = getattr(function, "__globals__", {}).get("__name__")
-        if file == "accelerate.hooks":
-            forward = vars(module).get("_old_forward")
-        elif file == "accelerate.utils.operations":  # converts the results of autocast to float32
-            forward = vars(module).get("_original_forward")
-        elif function is getattr(type(module), "forward", None):
-            return None
-        else:
-            break
-    return forward
-
-
 def _hooks(module: nn.Module) -> Iterator[Any]:
     """Yields the hooks on a module's forward that may affect its results."""
     for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-        function = next(_functions(hook), hook)
-        file = str(getattr(function, "__globals__", {}).get("__name__"))
+        function = next(functions_of(hook), hook)
+        file = file_of(function)
         if package_of(function) not in _HARMLESS_HOOKS and not file.startswith(_HARMLESS_PARTS):
             yield hook
     placing = getattr(module, "_hf_hook", None)
     for hook in getattr(placing, "hooks", [placing]):
         if hook is not None and type(hook).__name__ not in _PLACING:
             yield hook
-
-
-def _functions(value: Any) -> Iterator[FunctionType]:
-    """Yields the functions that a callable consists of: decorators and the functions that they
-    decorate."""
-    met: set[int] = set()
-    waiting = [value]
-    while waiting:
-        value = waiting.pop()
-        if id(value) in met or isinstance(value, (type, nn.Module)):
-            continue
-        met.add(id(value))
-        if isinstance(value, FunctionType):
-            yield value
-            waiting += cells(value)
-        elif isinstance(value, property):
-            waiting.append(value.fget)
-        elif callable(value) or isinstance(value, (staticmethod, classmethod)):
-            waiting += [
-                getattr_static(value, name, None) for name in ("__wrapped__", "__func__", "func")
-            ]
-            if isinstance(value, MethodType):
-                waiting.append(value.__func__)
-
-
-def _names(code: CodeType) -> set[str]:
-    """Returns the names that some code, and code nested in it, looks up."""
-    found = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            found |= _names(constant)
-    return found

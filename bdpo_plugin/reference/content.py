@@ -7,7 +7,7 @@ import functools
 import hashlib
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from bdpo_plugin.redact import digest_of
+from bdpo_plugin.reference.callables import cells, file_of, package_of
 
 _WIDTH = 4096
 _BLOCK = 2**22
@@ -155,29 +156,10 @@ class Words:
         return self.of([code.co_code, code.co_consts, *names])
 
 
-def package_of(value: Any) -> str:
-    """Returns the package that defines a class or a function. A replaced function counts for the
-    package of its replacement."""
-    name = value.__module__
-    if isinstance(value, FunctionType):
-        name = str(value.__globals__.get("__name__"))
-    return str(name).partition(".")[0]
-
-
-def cells(function: FunctionType) -> Iterator[Any]:
-    """Yields the values in a function's closure."""
-    for cell in function.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:  # the variable is not assigned yet
-            continue
-
-
 def transparent(function: FunctionType) -> bool:
     """Whether a function is a wrapper of this package, which does not change the results of the
     function that it wraps."""
-    ours = str(function.__globals__.get("__name__")).startswith("bdpo_plugin.")
-    return ours and hasattr(function, "__wrapped__")
+    return file_of(function).startswith("bdpo_plugin.") and hasattr(function, "__wrapped__")
 
 
 def tensor_digest(tensor: Tensor) -> bytes:

@@ -49,7 +49,6 @@ def share(batches: Sequence[list[int]], tokens: np.ndarray) -> list[list[int]]:
 
     Args:
         batches: batches of indices, the longest sequences first; the part keeps this order.
-        tokens: the number of tokens of each index.
     """
     mine, loads = [], [0] * world_size()
     for batch in batches:
@@ -65,9 +64,6 @@ def raised_by_all(work: Iterator[Any]) -> Iterator[Any]:
 
     The ranks compare their state twice: after the first result, whose batch is the most likely to
     fail because it is the largest, and at the end.
-
-    Args:
-        work: this rank's share, which yields one result after the other.
 
     Raises:
         BDPOError: In every rank, if the work of any rank raised one.

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from bdpo_plugin.reference.store import ASIDE
 
@@ -22,56 +21,34 @@ SIZE = 2 * 2**30
 IN_USE = 1 * DAY
 
 _FOLDER = re.compile(rf"[0-9a-f]{{32}}({re.escape(ASIDE)}[0-9a-f]{{8}})?")
-_FILE = re.compile(
-    r"[0-9a-f]{32}(-[0-9a-f]{8})?\.parquet(\.damaged)?|\.[0-9a-f]{32}\.tmp"  # files of a store
-)
-
-
-class _Stored(NamedTuple):
-    """The stored scores of one reference.
-
-    Attributes:
-        used: the time of the last use by a run, in seconds since the epoch.
-        size: the size of the files, in bytes.
-        folder: the folder of the scores.
-        files: the files in it.
-    """
-
-    used: float
-    size: int
-    folder: Path
-    files: list[Path]
+_FILE = re.compile(r"[0-9a-f]{32}(-[0-9a-f]{8})?\.parquet|\.[0-9a-f]{32}\.tmp")
 
 
 def evict(cache: Path, keep: Path | None = None) -> None:
     """Removes scores older than :data:`AGE` from a cache directory, and the least recently used
     ones while the directory is larger than :data:`SIZE`.
 
-    It never removes scores in use, nor a folder that contains a file not written by a store. A run
-    that begins to use scores in the moment of their removal computes them again.
-
-    Args:
-        cache: the cache directory.
-        keep: a folder that is never removed.
+    It never removes `keep`, scores in use, nor a folder with a file that no store has written. A
+    run that begins to use scores in the moment of their removal computes them again.
     """
     now = time.time()
     stored = sorted(_stored(cache))
-    size = sum(one.size for one in stored)
-    for one in stored:
-        old = now - one.used > AGE
-        if one.folder == keep or now - one.used < IN_USE or not (old or size > SIZE):
+    total = sum(size for _, _, size, _ in stored)
+    for used, folder, size, files in stored:
+        if folder == keep or now - used < IN_USE or (now - used <= AGE and total <= SIZE):
             continue
         with suppress(OSError):
-            if one.folder.stat().st_mtime != one.used:
+            if folder.stat().st_mtime != used:
                 continue  # a run has begun to use it
-            for file in one.files:
+            for file in files:
                 file.unlink(missing_ok=True)
-            one.folder.rmdir()
-            size -= one.size
+            folder.rmdir()
+            total -= size
 
 
-def _stored(cache: Path) -> Iterator[_Stored]:
-    """Yields the folders that stores have written and that this user can access."""
+def _stored(cache: Path) -> Iterator[tuple[float, Path, int, list[Path]]]:
+    """Yields the folders that stores have written and that this user can access: the time of the
+    last use by a run, the folder, the bytes of its files, and these."""
     with suppress(OSError):
         for folder in list(cache.iterdir()):
             with suppress(OSError):
@@ -81,4 +58,4 @@ def _stored(cache: Path) -> Iterator[_Stored]:
                 files = list(folder.iterdir())
                 if all(_FILE.fullmatch(file.name) and not file.is_dir() for file in files):
                     size = sum(file.lstat().st_size for file in files)
-                    yield _Stored(used, size, folder, files)
+                    yield used, folder, size, files

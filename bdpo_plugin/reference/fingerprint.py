@@ -12,8 +12,9 @@ import torch
 from accelerate.utils.modeling import align_module_device, has_offloaded_params
 from torch import Tensor, nn
 
+from bdpo_plugin.reference.callables import package_of
 from bdpo_plugin.reference.computation import computation
-from bdpo_plugin.reference.content import Words, package_of, tensor_digest
+from bdpo_plugin.reference.content import Words, tensor_digest
 from bdpo_plugin.reference.scoring import VERSION
 from bdpo_plugin.settings import BDPOError
 
@@ -58,7 +59,6 @@ def model_fingerprint(model: Any, *, adapter: str | None = None, compute: str = 
     scoring.
 
     Args:
-        model: the model, with or without PEFT adapters.
         adapter: the PEFT adapter that is part of the reference; None: all adapters are off;
             :data:`AS_IT_IS`: the active adapters.
         compute: a description of autocast, if it is on.

@@ -57,11 +57,6 @@ def find_null_prompt(
     chat template; if the prompts are not in the template's format, the longest beginning and end
     that all prompts share; the BOS token (EOS if there is no BOS token).
 
-    Args:
-        tokenizer: the tokenizer of the run.
-        prompts: the token ids of the training prompts, as trained on.
-        override: the value of ``bdpo_null_prompt``.
-
     Raises:
         BDPOError: The override has no token, or there is neither a BOS nor an EOS token to fall
             back on.
@@ -75,6 +70,9 @@ def find_null_prompt(
             )
         return NullPrompt(ids, tokenizer.decode(ids), "bdpo_null_prompt")
 
+    def made(ids: tuple[int, ...], source: str, *rest: Any) -> NullPrompt:
+        return NullPrompt(ids, tokenizer.decode(ids), source, *rest)
+
     strings = [as_string(prompt) for prompt in prompts]
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     bos_string = "" if bos is None else as_string([bos])
@@ -82,11 +80,9 @@ def find_null_prompt(
     if turns and (found := _around_queries(turns, strings)):
         front, back, rate = found
         if (front + back).strip(bos_string):
-            ids = as_ids(front + back)
             own = (front, back) == (turns.front, turns.back)
-            return NullPrompt(
-                ids,
-                tokenizer.decode(ids),
+            return made(
+                as_ids(front + back),
                 "chat template" if own else "chat template and what the prompts share",
                 rate,
                 (*_rate_warning(rate), *_role_warnings(turns, strings, front + back)),
@@ -99,10 +95,8 @@ def find_null_prompt(
     # A scaffold has more tokens than BOS, and leaves room for a query in every prompt.
     room = min(map(len, strings), default=0) - len(front) - len(back)
     if (front + back).strip(bos_string) and room > 0:
-        ids = as_ids(front + back)
-        return NullPrompt(
-            ids,
-            tokenizer.decode(ids),
+        return made(
+            as_ids(front + back),
             f"shared by all prompts{unused}",
             None,
             (
@@ -116,9 +110,8 @@ def find_null_prompt(
             "No null prompt: the prompts share no beginning or end, and the tokenizer has neither "
             "a BOS nor an EOS token. Set `bdpo_null_prompt` to your prompt format without a query."
         )
-    return NullPrompt(
+    return made(
         (bos,),
-        tokenizer.decode([bos]),
         f"BOS token{unused}",
         None,
         (

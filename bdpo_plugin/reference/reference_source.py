@@ -66,9 +66,6 @@ class ReferenceSource:
     def during_step(self, model: Any) -> Reference:
         """Returns the reference for use during a training step.
 
-        Args:
-            model: the policy as prepared for training.
-
         Raises:
             BDPOError: Training changes weights outside of the adapter, so the model with its
                 adapter off is not the reference.

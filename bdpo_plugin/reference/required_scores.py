@@ -43,7 +43,6 @@ def pair_requests(
     chosen completion, then those of its rejected one.
 
     Args:
-        pairs: the B pairs.
         null_prompt: the null prompt; None if only log-probabilities after the prompt are needed.
         with_gain: whether to request the information gain over the null prompt instead of separate
             scores after the null prompt.
@@ -96,21 +95,17 @@ def difference(ranks: list[tuple[np.ndarray, list[int]]], name: str) -> str:
 
     Args:
         ranks: for each rank the (B, k) keys of its pairs and the B numbers of their rows.
-        name: the name of the dataset.
     """
-    counts = [len(numbers) for _, numbers in ranks]
-    most = max(range(len(ranks)), key=counts.__getitem__)
-    longest, numbers = ranks[most]
-    first = counts[most]
-    for keys, _ in ranks:
-        same = (keys == longest[: len(keys)]).all(axis=1)
-        if not same.all():
-            first = min(first, int(same.argmin()))
-        elif len(keys) < len(longest):
-            first = min(first, len(keys))
+    counts = ", ".join(str(len(numbers)) for _, numbers in ranks)
+    pairs, numbers = max(ranks, key=lambda rank: len(rank[1]))
+    first = next(
+        i
+        for i, pair in enumerate(pairs)
+        if any(i == len(keys) or (keys[i] != pair).any() for keys, _ in ranks)
+    )
     return (
-        f"The ranks of this run have different {name} data: {', '.join(map(str, counts))} pairs in "
-        f"ranks 0 to {len(ranks) - 1}; the first that differs is row {numbers[first]}. Every rank "
+        f"The ranks of this run have different {name} data: {counts} pairs in ranks 0 to "
+        f"{len(ranks) - 1}; the first that differs is row {numbers[first]}. Every rank "
         "has to make the same data in the same order; the host shares it out later. The usual "
         "reason is a shuffle or a sample without a fixed seed, files or tokenizers that are not "
         "the same on all machines, or a script that gives each rank a part."

@@ -21,7 +21,7 @@ from bdpo_plugin.reference.distributed import raised_by_all, share, this_rank, w
 from bdpo_plugin.reference.frozen_model import Reference
 from bdpo_plugin.reference.null_prompt import NullPrompt
 from bdpo_plugin.reference.required_scores import pair_requests, required_scores
-from bdpo_plugin.reference.scoring import Score, ScoreRequest, score_requests
+from bdpo_plugin.reference.scoring import ScoreRequest, score_requests
 from bdpo_plugin.reference.shared_store import ABSENT, NOT_FINITE, Exchange
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.reference.verification import verify
@@ -71,11 +71,6 @@ def score_pairs(
 
     Args:
         pairs: B preference pairs, after truncation.
-        reference: the reference model.
-        null_prompt: the null prompt of the run.
-        settings: the settings of the run.
-        reader: the reader of the run.
-        device: the device of the run.
         with_mi: whether to measure the mutual information; if False, no response is run after the
             null prompt.
 
@@ -95,7 +90,7 @@ def score_pairs(
         for batch, of_batch in score_requests(
             model, reader, requests, batches, device, lockstep=lockstep
         ):
-            scores[batch] = _array(of_batch, 1 + with_gain)
+            scores[batch] = _marked(of_batch)
     of_pair = scores.reshape(len(pairs), -1, 1 + with_gain)
     _check_coverage(of_pair, range(len(pairs)))
     computed = torch.ones(len(pairs), dtype=torch.bool)
@@ -123,9 +118,6 @@ def score_dataset(
 
     Args:
         pairs: B preference pairs, after truncation; the same in every rank.
-        store: the store of the reference's scores.
-        name: the name of the dataset, for the progress bar.
-        rows: the row numbers of the pairs for error messages; default: positions.
 
     Raises:
         BDPOError: A score is missing or not finite (the message lists the rows), or the pairs
@@ -137,6 +129,7 @@ def score_dataset(
         with_gain=settings.mi_estimator == "expected",
     )
     rows = range(len(pairs)) if rows is None else rows
+    lockstep = _in_lockstep(reference)
     scores = np.full((len(required.requests), required.columns), ABSENT)
     exchange = Exchange(store, required, scores, rows=rows, name=name, device=device)
     if len(reused := exchange.earlier()):
@@ -149,7 +142,7 @@ def score_dataset(
                 reader=reader,
                 device=device,
                 tokens=settings.score_tokens or SCORE_TOKENS,
-                lockstep=_in_lockstep(reference),
+                lockstep=lockstep,
             )
         )
     computed = np.zeros(len(scores), dtype=bool)
@@ -157,19 +150,29 @@ def score_dataset(
     if len(missing):
         # in the order of the pairs, so that those of one pair can share a batch
         missing = missing[np.argsort(required.first[missing])]
-        requests = [required.requests[i] for i in missing]
-        batches = _batches(requests, reference, settings, reader)
-        _compute(
-            required.requests,
-            [missing[batch].tolist() for batch in batches],
-            scores,
-            computed,
-            reference,
-            reader=reader,
-            device=device,
-            exchange=exchange,
-            name=name,
+        batches = _batches([required.requests[i] for i in missing], reference, settings, reader)
+        batches = [missing[batch].tolist() for batch in batches]
+        tokens = np.array([request.rows * request.length for request in required.requests])
+        mine = _of_this_rank(batches, tokens, lockstep=lockstep)
+        progress = tqdm(
+            total=sum(int(tokens[batch].sum()) for batch in mine),
+            desc=f"Scoring the {visible(name)} data with the reference model",
+            unit="tok",
+            unit_scale=True,
+            disable=this_rank() != 0,
         )
+        try:
+            with progress, reference.activated() as model:
+                found = score_requests(
+                    model, reader, required.requests, mine, device, lockstep=lockstep
+                )
+                for batch, of_batch in found if lockstep else raised_by_all(found):
+                    scores[batch] = _marked(of_batch)
+                    computed[batch] = True
+                    progress.update(int(tokens[batch].sum()))
+                    exchange.give(batch)
+        finally:
+            exchange.write()
         scores, computed = exchange.of_all_ranks(computed)
     of_pair = scores[required.of_pair]
     _check_coverage(of_pair, rows)
@@ -187,51 +190,15 @@ def _batches(
     return budgeted_batches(requests, budget, shared=reader.shares(reference.model))
 
 
-def _compute(
-    requests: Sequence[ScoreRequest],
-    batches: list[list[int]],
-    scores: np.ndarray,
-    computed: np.ndarray,
-    reference: Reference,
-    *,
-    reader: ResponseReader,
-    device: torch.device,
-    exchange: Exchange,
-    name: str,
-) -> None:
-    """Computes this rank's share of some batches, and stores the scores while it runs.
-
-    Args:
-        requests: the n requests.
-        batches: the batches of all ranks, of indices into `requests`, the longest first.
-        scores: (n, columns) array that receives the scores, in place.
-        computed: (n,) bool array that receives which scores were computed, in place.
-        name: the name of the dataset, for the progress bar.
-    """
-    tokens = np.array([request.rows * request.length for request in requests])
-    lockstep = _in_lockstep(reference)
-    if lockstep:  # with the last batch repeated, so that every rank has the same number
-        batches = batches + [batches[-1]] * (-len(batches) % world_size())
-        batches = batches[this_rank() :: world_size()]
-    else:
-        batches = share(batches, tokens)
-    progress = tqdm(
-        total=sum(int(tokens[batch].sum()) for batch in batches),
-        desc=f"Scoring the {visible(name)} data with the reference model",
-        unit="tok",
-        unit_scale=True,
-        disable=this_rank() != 0,
-    )
-    try:
-        with progress, reference.activated() as model:
-            found = score_requests(model, reader, requests, batches, device, lockstep=lockstep)
-            for batch, of_batch in found if lockstep else raised_by_all(found):
-                scores[batch] = _array(of_batch, scores.shape[1])
-                computed[batch] = True
-                progress.update(int(tokens[batch].sum()))
-                exchange.give(batch)
-    finally:
-        exchange.write()
+def _of_this_rank(
+    batches: list[list[int]], tokens: np.ndarray, *, lockstep: bool
+) -> list[list[int]]:
+    """Returns this rank's batches: the same number in every rank with `lockstep`, for which the
+    last one is repeated, else about the same number of tokens."""
+    if not lockstep:
+        return share(batches, tokens)
+    batches = batches + [batches[-1]] * (-len(batches) % world_size())
+    return batches[this_rank() :: world_size()]
 
 
 def _pair_scores(
@@ -274,11 +241,9 @@ def _in_lockstep(reference: Reference) -> bool:
     return world_size() > 1 and is_sharded(reference.model)
 
 
-def _array(scores: list[Score], columns: int) -> np.ndarray:
-    """Converts scores to an (n, columns) array, with :data:`NOT_FINITE` for values that are not
-    finite."""
-    values = np.array(scores, dtype=np.float64)[:, :columns]
-    return np.where(np.isfinite(values), values, NOT_FINITE)
+def _marked(scores: np.ndarray) -> np.ndarray:
+    """Returns scores with :data:`NOT_FINITE` in the place of values that are not finite."""
+    return np.where(np.isfinite(scores), scores, NOT_FINITE)
 
 
 def _check_coverage(scores: np.ndarray, rows: Sequence[int]) -> None:

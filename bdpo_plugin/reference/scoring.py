@@ -4,7 +4,6 @@ batches (method section 3). The reference pass and the verification of stored sc
 from __future__ import annotations
 
 import gc
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -44,34 +43,12 @@ class ScoreRequest(NamedTuple):
 
     @property
     def length(self) -> int:
-        prompts = (
-            [self.prompt_ids]
-            if self.null_prompt_ids is None
-            else [self.prompt_ids, self.null_prompt_ids]
-        )
-        return max(len(p) for p in prompts) + len(self.completion_ids)
-
-
-class Score(NamedTuple):
-    """The score of one completion after one prompt under the reference, in nats.
-
-    Attributes:
-        logps: log pi_ref(y | x), summed over the completion tokens.
-        gain: KL to the distribution after the null prompt, summed over the completion tokens; None
-            if not requested.
-    """
-
-    logps: float
-    gain: float | None
-
-    @property
-    def finite(self) -> bool:
-        return math.isfinite(self.logps) and (self.gain is None or math.isfinite(self.gain))
+        null = 0 if self.null_prompt_ids is None else len(self.null_prompt_ids)
+        return max(len(self.prompt_ids), null) + len(self.completion_ids)
 
 
 class _Sums:
-    """The result of :func:`_queue` for a batch: (B, 1 or 2) sums, whose copy to the CPU may still
-    be running."""
+    """The scores of a batch, whose copy to the CPU may still be running."""
 
     def __init__(self, sums: Tensor) -> None:
         self._copied: Any = None
@@ -81,12 +58,11 @@ class _Sums:
             self._copied = torch.cuda.current_stream(device).record_event()
         self._sums = sums
 
-    def scores(self) -> list[Score]:
-        """Returns the scores of the requests of the batch. Waits for the device."""
+    def scores(self) -> np.ndarray:
+        """Returns the (B, 1 or 2) scores. Waits for the device."""
         if self._copied is not None:
             self._copied.synchronize()
-        rows = self._sums.tolist()
-        return [Score(logps, *gain) if gain else Score(logps, None) for logps, *gain in rows]
+        return np.array(self._sums.tolist())
 
 
 def score_requests(
@@ -98,8 +74,11 @@ def score_requests(
     *,
     lockstep: bool = False,
     packed: bool = True,
-) -> Iterator[tuple[list[int], list[Score]]]:
+) -> Iterator[tuple[list[int], np.ndarray]]:
     """Yields the indices and the scores of each batch as soon as they are computed.
+
+    The scores of B requests are (B, 1) log-probabilities log pi_ref(y | x), or (B, 2) with the
+    information gain over the null prompt; in nats, summed over the completion tokens.
 
     A batch that does not fit in memory is halved. A batch with scores that are not finite runs once
     more with padding, to find out which requests they belong to, because in a packed row they
@@ -108,14 +87,9 @@ def score_requests(
     yielded before it is raised.
 
     Args:
-        model: the reference model.
-        reader: the reader of the run.
-        requests: the requests.
-        batches: batches of indices into `requests`.
-        device: the device on which the model takes its inputs.
+        requests: the requests, either all with a null prompt or none.
         lockstep: whether to run exactly the given batches, and to read each at once; needed for a
             sharded model, of which all ranks must run the same number of batches.
-        packed: whether batches may run without padding.
 
     Raises:
         BDPOError: A single sequence, or a batch with `lockstep`, does not fit in the device's
@@ -151,7 +125,7 @@ def score_requests(
             batch, may_pack, sums = queued.popleft()
             scores = sums.scores()
             again = may_pack and not lockstep and len(batch) > 1
-            if again and not all(score.finite for score in scores):
+            if again and not np.isfinite(scores).all():
                 todo.appendleft((batch, False))
             else:
                 yield batch, scores
@@ -188,7 +162,7 @@ def _no_room(requests: Sequence[ScoreRequest]) -> BDPOError:
 
 def _read_all(
     queued: deque[tuple[list[int], bool, _Sums]],
-) -> Iterator[tuple[list[int], list[Score]]]:
+) -> Iterator[tuple[list[int], np.ndarray]]:
     for batch, _, sums in queued:
         yield batch, sums.scores()
 
@@ -210,10 +184,9 @@ def _queue(
         if request.null_prompt_ids is not None
     ]
     with_gain = len(rows) > len(requests)
-    batch, width = len(rows), max(len(p) + len(r) for p, r in rows)
-    input_ids = torch.zeros(batch, width, dtype=torch.long)
-    attention_mask = torch.zeros(batch, width, dtype=torch.long)
-    positions = torch.zeros(batch, width, dtype=torch.bool)
+    input_ids = torch.zeros(len(rows), max(len(p) + len(r) for p, r in rows), dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    positions = torch.zeros_like(input_ids, dtype=torch.bool)
     for i, (prompt, response) in enumerate(rows):
         length = len(prompt) + len(response)
         input_ids[i, :length] = torch.from_numpy(np.concatenate([prompt, response]))

@@ -31,13 +31,9 @@ class Exchange:
     every rank must call them.
 
     Args:
-        store: the store of the reference's scores.
         required: the n scores of the reference pass, the same in every rank.
         scores: (n, columns) array that receives the scores, in place; :data:`ABSENT` where a score
             is missing.
-        rows: the row numbers of the pairs for error messages.
-        name: the name of the dataset.
-        device: the device of this rank.
 
     Raises:
         BDPOError: The ranks require different scores.
@@ -112,9 +108,6 @@ class Exchange:
     def verified(self, found: Verification) -> None:
         """Records the verification of reused scores. If one differs by more than rounding, discards
         all stored scores in every rank, and warns the user.
-
-        Args:
-            found: the result of the verification.
         """
         before = self._store.verified
         greatest = max(before.difference, found.difference)

@@ -32,9 +32,6 @@ _LEFT_OVER = 3600.0
 #: found this out follows.
 ASIDE = ".set-aside-"
 
-#: The number of files that are read at a time.
-_FILES = 64
-
 _REMEDY = (
     "The run goes on: what cannot be read is computed again, and what cannot be written stays in "
     "memory, for this run alone. `bdpo_cache_dir` sets the folder of the scores."
@@ -69,13 +66,13 @@ class ScoreStore:
 
     Each file is written under a temporary name and then renamed to the hash of its content and the
     id of the run. So every file is complete, and several processes and runs may write at the same
-    time. A file is removed only after its scores are in another file.
+    time. A file is removed only after its scores are in another file; a run that was about to read
+    it computes its scores again.
 
     A file that cannot be read or written never ends a run: the error is recorded in `problems`, for
-    :meth:`tell`.
+    :meth:`tell`, and the scores are computed again.
 
     Args:
-        directory: the cache directory of the user.
         identity: the fingerprints that the scores depend on; None: they are unknown, and no score
             is stored.
         show: shows lines to the user; default: a Python warning.
@@ -100,7 +97,6 @@ class ScoreStore:
         self.verified = Verification()
         self._show = show or _warn
         self._told: set[str] = set()
-        self._gone = False
         self.path: Path | None = None
         if identity is None:
             return
@@ -120,38 +116,22 @@ class ScoreStore:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Reads the scores of some keys.
 
-        It renames a damaged file, so that the file is not read again.
-
         Args:
             wanted: (n,) keys, sorted.
-            names: the names of the files to read; default: all files.
 
         Returns:
             (m,) indices into `wanted`, and (m, 2) their stored log-probability and information gain
             in nats, NaN if there is no gain. A score that is in several files occurs several times.
         """
-        places, scores = [np.zeros(0, np.int64)], [np.zeros((0, 2))]
-        if self.path is None:
-            return places[0], scores[0]
-        left = sorted(self.names() if names is None else names)
-        looked_into: set[str] = set()
-        while left:
-            self._gone = False
-            for start in range(0, len(left), _FILES):
-                columns = self._read(left[start : start + _FILES])
-                if not columns or not len(wanted):
-                    continue
-                keys, values = (np.concatenate(column) for column in zip(*columns, strict=True))
-                order = np.argsort(keys)  # looking up sorted keys is several times faster
-                keys, values = keys[order], values[order]
-                at = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
-                found = wanted[at] == keys
-                places.append(at[found])
-                scores.append(values[found])
-            # another run may have merged some files after their names were read
-            looked_into.update(left)
-            left = sorted(set(self.names()) - looked_into) if self._gone else []
-        return np.concatenate(places), np.concatenate(scores)
+        columns = self._read(sorted(self.names() if names is None else names))
+        if not columns or not len(wanted):
+            return np.zeros(0, np.int64), np.zeros((0, 2))
+        keys, scores = (np.concatenate(column) for column in zip(*columns.values(), strict=True))
+        order = np.argsort(keys)  # looking up sorted keys is several times faster
+        keys, scores = keys[order], scores[order]
+        places = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
+        found = wanted[places] == keys
+        return places[found], scores[found]
 
     def add(self, keys: np.ndarray, scores: np.ndarray) -> bool:
         """Writes more scores, atomically and durably. Scores that are not finite are not stored.
@@ -172,15 +152,13 @@ class ScoreStore:
         The old files are removed after the new one is written. So a run that is killed in between
         leaves some scores twice, and loses none.
         """
-        names = self.names()
-        columns = [(name, of_file) for name in names for of_file in self._read([name])]
+        columns = self._read(self.names())
         if self.path is None or len(columns) < 2:
             return
-        every = [of_file for _, of_file in columns]
-        keys, scores = (np.concatenate(column) for column in zip(*every, strict=True))
+        keys, scores = (np.concatenate(column) for column in zip(*columns.values(), strict=True))
         keys, first = np.unique(keys, return_index=True)
         written = self._write(keys, scores[first])
-        for name, _ in columns if written else ():
+        for name in columns if written else ():
             if name != written:
                 with suppress(OSError):  # a file that stays is only read once more than needed
                     (self.path / name).unlink()
@@ -188,9 +166,6 @@ class ScoreStore:
     def set_aside(self, problem: str) -> None:
         """Renames the folder, so that its scores are not found again. If that fails, the scores of
         this run stay in memory only.
-
-        Args:
-            problem: the reason, for the message to the user.
         """
         if self.path is None:
             return
@@ -256,23 +231,20 @@ class ScoreStore:
             return None
         return name
 
-    def _read(self, names: Iterable[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Reads the keys and scores of some files with :meth:`_columns`."""
+    def _read(self, names: Iterable[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Reads the keys and scores of those of some files that can be read, by their names."""
         if self.path is None:
-            return []
-        found = (self._columns(self.path / name) for name in names)
-        return [columns for columns in found if columns is not None]
+            return {}
+        found = {name: self._columns(self.path / name) for name in names}
+        return {name: columns for name, columns in found.items() if columns is not None}
 
     def _columns(self, file: Path) -> tuple[np.ndarray, np.ndarray] | None:
         """Reads (n,) keys and (n, 2) scores from a file; returns None if it cannot be read."""
         try:
             regular = stat.S_ISREG(file.stat().st_mode)  # reading a pipe would block for ever
             content = file.read_bytes() if regular else b""
-        except FileNotFoundError:
-            if not file.is_symlink():
-                self._gone = True  # another process has removed it
-                return None
-            content = b""
+        except FileNotFoundError:  # another process has merged it
+            return None
         except OSError as error:
             self.problems.setdefault(str(file), f"cannot be read ({_why(error)})")
             return None
@@ -280,32 +252,18 @@ class ScoreStore:
             with suppress(OSError, pa.ArrowException):
                 # one thread, because for columns this short more threads only wait for each other
                 table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
-                table = table.combine_chunks()
                 if table.schema.equals(_SCHEMA) and not table["key"].null_count:
                     return _arrays(table)
-        self._set_aside(file)
+        self.problems.setdefault(str(file), "damaged and not used, delete it")
         return None
-
-    def _set_aside(self, file: Path) -> None:
-        try:
-            file.rename(f"{file}.damaged")
-            self.problems.setdefault(str(file), "damaged and set aside as *.damaged")
-        except FileNotFoundError:
-            pass  # another process has set it aside, and reports it
-        except OSError as error:
-            self.problems.setdefault(str(file), f"damaged, and cannot be set aside ({_why(error)})")
 
 
 def _content(keys: np.ndarray, scores: np.ndarray) -> bytes:
     """Returns the content of a file with these scores."""
-    n = len(keys)
-    key = pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(16), n, [None, pa.py_buffer(np.ascontiguousarray(keys, KEY).tobytes())]
-    )
-    gain = pa.nulls(n, pa.float64())
-    if scores.shape[1] == 2:
-        gain = pa.array(scores[:, 1], from_pandas=True)  # stores NaN as null
-    table = pa.Table.from_arrays([key, pa.array(scores[:, 0]), gain], schema=_SCHEMA)
+    key = pa.array(keys.view("V16").tolist(), pa.binary(16))
+    gain = scores[:, 1] if scores.shape[1] == 2 else np.full(len(keys), np.nan)
+    columns = [key, pa.array(scores[:, 0]), pa.array(gain, from_pandas=True)]  # NaN becomes null
+    table = pa.Table.from_arrays(columns, schema=_SCHEMA)
     pq.write_table(table, sink := pa.BufferOutputStream(), use_dictionary=False)
     content: bytes = sink.getvalue().to_pybytes()
     return content
@@ -313,11 +271,7 @@ def _content(keys: np.ndarray, scores: np.ndarray) -> bytes:
 
 def _arrays(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """Converts a table to (n,) keys and (n, 2) scores, NaN for a missing gain."""
-    if not len(table):
-        return np.zeros(0, KEY), np.zeros((0, 2))
-    (keys,) = table["key"].chunks
-    start = keys.offset * KEY.itemsize
-    keys = np.frombuffer(keys.buffers()[1], KEY, count=len(table), offset=start)
+    keys = np.frombuffer(b"".join(table["key"].to_pylist()), KEY)
     return keys, np.stack([table[name].to_numpy() for name in ("logps", "gain")], axis=1)
 
 

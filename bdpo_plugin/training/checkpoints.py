@@ -26,12 +26,7 @@ CALLABLES = ("weigh", "pair_loss")
 
 
 def write_description(folder: str | Path, description: Mapping[str, Any]) -> None:
-    """Writes the description of a run into a folder of saved weights.
-
-    Args:
-        folder: the folder; it is created if it does not exist.
-        description: the data and the settings with which the weights were trained.
-    """
+    """Writes the description of a run into a folder of saved weights."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     Path(folder, FILE).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
@@ -47,12 +42,9 @@ def check_checkpoint(
     """Refuses a checkpoint from which this run cannot continue exactly.
 
     Args:
-        checkpoint: the folder of the checkpoint.
         description: the description of this run, in the form of :func:`write_description`. An entry
             that is None in either description is unknown and not compared; for :data:`CALLABLES`,
             None means that the run has none.
-        tokenizer: the tokenizer of this run.
-        dates: the dates that its chat template writes; None if it writes none.
         optimizer: whether the host saves the optimizer's state in a file of the folder.
 
     Returns:

@@ -79,15 +79,6 @@ def usable_rows(
 ) -> Usable:
     """Selects the rows of a dataset that can be trained on, and prints the problems of the others.
 
-    Args:
-        dataset: a host's tokenised dataset.
-        tokenised: its pairs.
-        name: the name of the dataset, for messages.
-        tokenizer: the tokenizer of the run.
-        control_column: the column that `bdpo_control` names; None if it names no column.
-        asked: the columns that the argument `weigh` asks for.
-        main: whether this process prints messages.
-
     Raises:
         BDPOError: No pair is left, or the dataset has no such column.
     """
@@ -128,9 +119,7 @@ def check_control_column(column: str | None, columns: Sequence[str], name: str) 
     """Checks that a dataset has the column that `bdpo_control` names.
 
     Args:
-        column: this column; None if the key names no column.
         columns: the columns of the dataset that are kept until it is scored.
-        name: the name of the dataset, for messages.
 
     Raises:
         BDPOError: The dataset does not have the column.
@@ -159,13 +148,7 @@ def _digest(parts: Iterable[bytes]) -> str:
 def description_of(
     pairs: Sequence[Pair], tokenizer: Any, dates: TemplateDates | None
 ) -> dict[str, str]:
-    """Describes the training pairs for the checkpoints of a run.
-
-    Args:
-        pairs: the training pairs.
-        tokenizer: the tokenizer of the run.
-        dates: the dates that its chat template writes into the prompts; None if it writes none.
-    """
+    """Describes the training pairs for the checkpoints of a run."""
     described = {PAIRS: digest(pairs)}
     if dates is None:
         return described
@@ -216,13 +199,7 @@ def is_reserved(column: str) -> bool:
 
 
 def drop_reserved(dataset: Any, name: str, *, main: bool) -> Any:
-    """Removes the columns of a dataset or stream that could be mistaken for results of this run.
-
-    Args:
-        dataset: the dataset or stream as given.
-        name: its name, for messages.
-        main: whether this process prints messages.
-    """
+    """Removes the columns of a dataset or stream that could be mistaken for results of this run."""
     columns = dataset.column_names or list(next(iter(dataset), {}))
     found = list(filter(is_reserved, columns))
     if not found:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from bdpo_plugin.reference.computation import autocast_in_words
 from bdpo_plugin.reference.fingerprint import (
     UnreadableReference,
     model_fingerprint,
@@ -39,7 +39,9 @@ def identify(reference: Reference, tokenizer: Any, accelerator: Accelerator) -> 
     fingerprint, why = None, ""
     try:
         with reference.activated():  # under the autocast of the reference pass
-            autocast = autocast_in_words(accelerator.device.type)
+            kind = accelerator.device.type
+            on = torch.is_autocast_enabled(kind)
+            autocast = torch.get_autocast_dtype(kind) if on else "none"
             fingerprint = model_fingerprint(
                 accelerator.unwrap_model(reference.model),
                 adapter=reference.adapter,

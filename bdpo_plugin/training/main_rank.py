@@ -13,11 +13,6 @@ def by_main(main: bool, act: Callable[[], None], what: str) -> None:
     """Runs an action that can fail, such as writing a file, in the main process. Call it in every
     rank: if the action fails, all ranks stop, and none is left waiting for the main one.
 
-    Args:
-        main: whether this is the main process.
-        act: the action.
-        what: a description of the action, for the error message.
-
     Raises:
         BDPOError: In every rank, if the action failed.
     """
@@ -27,17 +22,15 @@ def by_main(main: bool, act: Callable[[], None], what: str) -> None:
             act()
         except Exception as raised:  # any exception, because the other ranks are waiting
             error = raised
-    message = error and (str(error) if isinstance(error, BDPOError) else _failed(what, error))
+    message = error and str(error)
+    if error and not isinstance(error, BDPOError):
+        message = (
+            f"This run could not {what} ({type(error).__name__}: {error}). Scores that have been "
+            "computed are kept in the cache: make room, or make the output folder writable, and "
+            "start again."
+        )
     for rank, told in enumerate(gathered(message)):
         if told and main:
             raise BDPOError(told) from error
         if told:
             raise BDPOError(f"Rank {rank} of this run could not go on. {told}")
-
-
-def _failed(what: str, error: Exception) -> str:
-    return (
-        f"This run could not {what} ({type(error).__name__}: {error}). Scores that have been "
-        "computed are kept in the cache: make room, or make the output folder writable, and start "
-        "again."
-    )

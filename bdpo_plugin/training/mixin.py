@@ -114,7 +114,6 @@ class RunMixin(RunFilesMixin):
         pairs are scored in the training steps (:meth:`_step`), and a dataset may be a stream.
 
         Args:
-            given: the names and the datasets.
             train: whether the first of them has the training pairs.
             later: whether they were given after the trainer was created. They may then have the
                 same names as others.
@@ -180,7 +179,7 @@ class RunMixin(RunFilesMixin):
     def _new_scorer(self, pairs: Sequence[Pair]) -> Scorer:
         """Creates the scorer of the run; the prompts of these pairs determine the null prompt."""
         source = self._source
-        return Scorer.from_prompts(
+        return Scorer(
             self.settings,
             self._tokenizer,
             self.accelerator,
@@ -225,11 +224,6 @@ class RunMixin(RunFilesMixin):
     ) -> tuple[Tensor, Metrics, Any]:
         """Calls :func:`preference_step` on a batch, with the scores in the batch or, without
         `bdpo_precompute`, with scores computed now.
-
-        Args:
-            model: the policy as prepared for training.
-            columns: the host's batch.
-            batch: the same batch in the form common to all hosts.
         """
         reader = self.scorer.reader
         with ExitStack() as stack:

@@ -17,8 +17,6 @@ def check_model(key: str, name: str, **hub: Any) -> None:
     """Refuses a model that does not exist, or that B-DPO cannot train.
 
     Args:
-        key: the key of the host's configuration that names the model.
-        name: a folder, or a name on the hub.
         hub: `revision`, `token` and `cache_dir` for a model on the hub.
 
     Raises:
@@ -44,10 +42,6 @@ def check_model(key: str, name: str, **hub: Any) -> None:
 
 def check_decoder(config: Any, named: str) -> None:
     """Refuses a model with an encoder, such as T5.
-
-    Args:
-        config: the configuration of the model, or its dictionary.
-        named: the name of the model in the message.
 
     Raises:
         BDPOError: The model has an encoder.

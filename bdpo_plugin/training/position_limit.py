@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from bdpo_plugin.data.pairs import Pair
+from bdpo_plugin.data.pairs import Pair, first_rows
 from bdpo_plugin.settings import BDPOError
+from bdpo_plugin.training.score_columns import longest
 
 
 def check_room(
-    pairs: Sequence[Pair], rows: Iterable[int] | None, null: int, limit: int | None
+    pairs: Sequence[Pair], rows: Sequence[int] | None, null: int, limit: int | None
 ) -> None:
     """Refuses pairs that are longer than the model's position limit.
 
     Args:
-        pairs: the pairs after truncation.
         rows: the row numbers of the pairs for the message; None if they are unknown.
-        null: the number of tokens of the null prompt.
         limit: the model's `position_limit`, of its :class:`~bdpo_plugin.model.traits.Traits`; None
             if it has no limit.
 
@@ -25,29 +24,25 @@ def check_room(
     """
     if limit is None:
         return
-    for what, longest, remedy in (
+    responses = [max(len(side.completion_ids) for side in pair) for pair in pairs]
+    for what, lengths, remedy in (
         (
             "prompt and response",
-            [max(len(s.prompt_ids) + len(s.completion_ids) for s in pair) for pair in pairs],
+            longest(pairs).tolist(),
             "Set the host's sequence length (`sequence_len`, `cutoff_len`, `max_length`) to "
             f"{limit} or less",
         ),
         (
             f"the null prompt ({null} tokens) and a response",
-            [null + max(len(s.completion_ids) for s in pair) for pair in pairs],
+            [null + length for length in responses],
             "Set `bdpo_null_prompt` to a shorter one, or shorten the responses by the host's "
             "sequence length (`sequence_len`, `cutoff_len`, `max_length`)",
         ),
     ):
-        names = rows if rows is not None else range(len(pairs))
-        found = [row for row, length in zip(names, longest, strict=True) if length > limit]
+        found = [place for place, length in enumerate(lengths) if length > limit]
         if found:
-            where = "of this batch" if rows is None else f"(rows {_few(found)})"
+            where = "of this batch" if rows is None else f"(rows {first_rows(found, rows)})"
             raise BDPOError(
-                f"{len(found)} of {len(pairs)} pairs {where}: {what} have up to {max(longest)} "
+                f"{len(found)} of {len(pairs)} pairs {where}: {what} have up to {max(lengths)} "
                 f"tokens, and this model has positions for {limit}. {remedy}."
             )
-
-
-def _few(rows: Sequence[int]) -> str:
-    return ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")

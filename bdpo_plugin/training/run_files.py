@@ -17,7 +17,7 @@ from bdpo_plugin.objective import bdpo_loss
 from bdpo_plugin.output.model_card import complete_card
 from bdpo_plugin.output.run_record import FirstSteps, first_steps, write_record
 from bdpo_plugin.output.tables import print_warning
-from bdpo_plugin.output.weighing_record import CallableRecord
+from bdpo_plugin.output.weighing_record import callable_record, in_words
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 from bdpo_plugin.training.checkpoints import check_checkpoint, write_description
 from bdpo_plugin.training.main_rank import by_main
@@ -129,13 +129,13 @@ class RunFilesMixin(_Trainer):
                 self.args.output_dir,
                 self.settings,
                 configuration=self.configuration,
-                weighing=weighing.words() if weighing else None,
+                weighing=in_words(weighing) if weighing else None,
                 log=self.state.log_history,
             )
 
     def _description(self) -> dict[str, Any]:
         """Describes everything, other than the host's own settings, that the losses of the run
         depend on."""
-        own = None if self.pair_loss is bdpo_loss else CallableRecord.of(self.pair_loss).to_dict()
+        own = None if self.pair_loss is bdpo_loss else callable_record(self.pair_loss)
         scored = self.scorer.description(self._training_pairs)
         return {**scored, "pair_loss": own, "loss": asdict(self._terms)}

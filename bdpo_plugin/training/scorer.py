@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,12 @@ from bdpo_plugin.model.probe import Capabilities
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.objective import BalanceWeights
 from bdpo_plugin.output.score_file import save_scores
-from bdpo_plugin.output.tables import (
-    print_scores,
-    print_settings,
-    print_store_problems,
-    print_warning,
-)
-from bdpo_plugin.output.weighing_record import CallableRecord, active_settings
+from bdpo_plugin.output.tables import print_problems, print_scores, print_settings, print_warning
+from bdpo_plugin.output.weighing_record import active_settings, callable_record, in_words
 from bdpo_plugin.reference.batches import token_budget
 from bdpo_plugin.reference.fingerprint import UnreadableReference
 from bdpo_plugin.reference.frozen_model import Reference
-from bdpo_plugin.reference.null_prompt import NullPrompt, find_null_prompt
+from bdpo_plugin.reference.null_prompt import find_null_prompt
 from bdpo_plugin.reference.score_pairs import PairScores, score_dataset, score_pairs
 from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.settings import UNIMPORTANT, BDPOError, BDPOSettings
@@ -43,23 +39,23 @@ from bdpo_plugin.training.model_warnings import (
     length_warnings,
     padding_warnings,
 )
-from bdpo_plugin.training.output_lock import OutputLock
+from bdpo_plugin.training.output_lock import lock_output
 from bdpo_plugin.training.position_limit import check_room
 from bdpo_plugin.training.score_columns import longest, score_columns
 from bdpo_plugin.training.weighing import Weigh, weights_of
 
 
 class Scorer:
-    """Scores and weights the pairs of one run, and prints a summary for the user.
+    """Scores and weights the pairs of one run. When it is made, it finds the null prompt and prints
+    the settings of the run.
 
     Args:
         settings: the settings of the run.
-        tokenizer: the tokenizer of the run.
-        accelerator: the accelerator of the run.
         output_dir: the output folder, to which ``bdpo/reference_scores*.parquet`` is written.
-        null_prompt: the null prompt of the run.
         seed: the seed of the run, for its control.
         weigh: replaces :func:`balance_weights`; see :class:`BDPOTrainer`.
+        pairs: the pairs whose prompts determine the null prompt.
+        reference: the reference; with `bdpo_precompute`, one that can run now.
 
     Attributes:
         weighing: a record of `weigh`; None if the settings decide the weights.
@@ -75,66 +71,48 @@ class Scorer:
         tokenizer: Any,
         accelerator: Accelerator,
         output_dir: str,
-        null_prompt: NullPrompt,
-        seed: int,
-        weigh: Weigh | None = None,
-    ) -> None:
-        self.settings = settings
-        self.tokenizer = tokenizer
-        self.accelerator = accelerator
-        self.output_dir = Path(output_dir, "bdpo")
-        self.null_prompt = null_prompt
-        self.seed = seed
-        self.weigh = weigh
-        # recorded before the first call, because a call may change the callable
-        self.weighing = None if weigh is None else CallableRecord.of(weigh)
-        self.reader = ResponseReader()
-        self.identity: Identity | None = None
-        by_main(
-            accelerator.is_main_process,
-            lambda: setattr(self, "_lock", OutputLock.take(output_dir)),
-            f"lock {output_dir}",
-        )
-        self._stores: dict[tuple[str, ...], ScoreStore] = {}
-        self._unreadable = False
-        self.reuse: dict[str, dict[str, int]] = {}
-
-    @classmethod
-    def from_prompts(
-        cls,
-        settings: BDPOSettings,
-        tokenizer: Any,
-        accelerator: Accelerator,
-        output_dir: str,
         seed: int,
         weigh: Weigh | None,
         *,
         pairs: Sequence[Pair],
         reference: Reference,
-    ) -> Scorer:
-        """Creates the scorer of a run, with the null prompt found from the prompts of some pairs,
-        and prints the settings of the run."""
+    ) -> None:
         tokens = settings.score_tokens or token_budget(reference.model, accelerator.device)
-        settings = replace(settings, score_tokens=tokens)
+        self.settings = replace(settings, score_tokens=tokens)
+        self.tokenizer = tokenizer
+        self.accelerator = accelerator
+        self.output_dir = Path(output_dir, "bdpo")
+        self.seed = seed
+        self.weigh = weigh
+        # recorded before the first call, because a call may change the callable
+        self.weighing = None if weigh is None else callable_record(weigh)
+        self.reader = ResponseReader()
+        self.identity: Identity | None = None
+        self.reuse: dict[str, dict[str, int]] = {}
+        self._stores: dict[tuple[str, ...], ScoreStore] = {}
+        self._unreadable = False
         prompts = [pair.chosen.prompt_ids for pair in pairs]
-        null_prompt = find_null_prompt(tokenizer, prompts, settings.null_prompt)
-        scorer = cls(settings, tokenizer, accelerator, output_dir, null_prompt, seed, weigh)
-        warnings = length_warnings(pairs, scorer.reader.traits(reference.model).rotary_limit)
+        self.null_prompt = find_null_prompt(tokenizer, prompts, settings.null_prompt)
+        by_main(
+            accelerator.is_main_process,
+            lambda: setattr(self, "_lock", lock_output(output_dir)),
+            f"lock {output_dir}",
+        )
+        warnings = length_warnings(pairs, self.reader.traits(reference.model).rotary_limit)
         batches = None
         if settings.precompute and pairs:  # without `precompute` the model may not run yet
-            can = scorer._probe(reference, pairs)
+            can = self._probe(reference, pairs)
             batches = layout_in_words(can.rows)
             warnings += padding_warnings(can.padding)
         if accelerator.is_main_process:
             print_settings(
-                settings,
+                self.settings,
                 reference.description,
-                null_prompt,
-                weighing=scorer.weighing.words() if scorer.weighing else None,
+                self.null_prompt,
+                weighing=in_words(self.weighing) if self.weighing else None,
                 batches=batches,
                 warnings=warnings,
             )
-        return scorer
 
     def _probe(self, reference: Reference, pairs: Sequence[Pair]) -> Capabilities:
         """Probes the reference on the longest sequence of the pairs."""
@@ -156,7 +134,7 @@ class Scorer:
         settings = active_settings(self.settings, weigh=self.weigh is not None)
         return {
             "settings": {k: v for k, v in settings.items() if k not in UNIMPORTANT},
-            "weigh": self.weighing and self.weighing.to_dict(),
+            "weigh": self.weighing,
             NULL_PROMPT: list(self.null_prompt.ids),
             **training_pairs,
             **(self._identity_record() if self.settings.precompute else {}),
@@ -171,13 +149,17 @@ class Scorer:
 
         Args:
             usable: the rows of the dataset that can be trained on, the same in every rank.
-            reference: the reference model.
         """
         try:
             self.identity = identify(reference, self.tokenizer, self.accelerator)
         except UnreadableReference as error:
-            self._warn_unreadable(error)
             self.identity = None
+            if self.accelerator.is_main_process and not self._unreadable:
+                print_warning(
+                    f"{error}. So no later run can know that its reference is the same: the scores "
+                    "are used by this run alone and kept only in its output folder."
+                )
+            self._unreadable = True
         scores = score_dataset(
             usable.pairs,
             reference,
@@ -216,20 +198,12 @@ class Scorer:
             f"write {path}",
         )
 
-    def _warn_unreadable(self, error: UnreadableReference) -> None:
-        """Warns the user, once, that the scores are not kept."""
-        if self.accelerator.is_main_process and not self._unreadable:
-            print_warning(
-                f"{error}. So no later run can know that its reference is the same: the "
-                "scores are used by this run alone and kept only in its output folder."
-            )
-        self._unreadable = True
-
     def _store(self, identity: Identity | None) -> ScoreStore:
         """Returns the store of a reference. All its datasets use one store, so that a problem is
         reported once."""
         digests = None if identity is None else (*identity.weights, *identity.computation)
-        store = ScoreStore(self.settings.cache_dir, digests, print_store_problems)
+        show = partial(print_problems, where="with the stored scores")
+        store = ScoreStore(self.settings.cache_dir, digests, show)
         return self._stores.setdefault(digests or (), store)
 
     def scores_record(self) -> dict[str, Any] | None:
@@ -298,7 +272,6 @@ class Scorer:
         :func:`~bdpo_plugin.training.weighing.weights_of`.
 
         Args:
-            scores: the scores.
             usable: the dataset that they are of; None for a batch.
         """
         groups, columns = (usable.groups, usable.columns) if usable else (None, {})

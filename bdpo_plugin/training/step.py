@@ -49,11 +49,7 @@ def preference_step(
     """Runs the policy on a batch of B pairs and computes the loss (method section 7).
 
     Args:
-        reader: the reader of the run.
-        model: the policy, in any wrapper.
-        batch: the B pairs.
         scores: the columns of :data:`~bdpo_plugin.training.score_columns.SCORE_COLUMNS`, each (B,).
-        terms: the loss terms of the run.
         pair_loss: a function with the arguments of :func:`bdpo_loss` that returns the loss of each
             pair, (B,).
 

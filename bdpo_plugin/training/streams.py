@@ -25,12 +25,8 @@ class StreamFilter:
     of a data loader are in shared memory, where the main process can read them.
 
     Args:
-        name: the name of the stream.
         pair: returns for a row the pair after truncation, and its numbers of response tokens
             (chosen, rejected) before truncation.
-        bos: the id of the BOS token.
-        is_blank: returns whether the tokens of a response decode to no text.
-        workers: the number of workers of the data loader.
         position: the column with the position of a row in the stream.
     """
 
@@ -107,7 +103,6 @@ class ReportStreams(TrainerCallback):
     """Prints at the end of training the problems found in the streams.
 
     Args:
-        accelerator: the accelerator of the run.
         filters: the filters of its streams; the caller may add filters to the list later.
     """
 

@@ -63,7 +63,6 @@ class TemplateDates:
         the host writes any.
 
         Args:
-            tokenizer: the tokenizer.
             host: the formats of dates that the host itself writes into prompts.
         """
         given = getattr(tokenizer, "chat_template", None) or ""

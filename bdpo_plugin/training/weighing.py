@@ -49,12 +49,9 @@ def weights_of(
     was not measured.
 
     Args:
-        scores: the scores of the pairs.
-        settings: the settings of the run.
         weigh: replaces :func:`~bdpo_plugin.objective.balance_weights`.
         columns: the columns of the data that `weigh` asks for, each of B values.
         groups: the group of each pair, for a control that shuffles within groups.
-        seed: the seed of the control.
 
     Raises:
         BDPOError: The `weigh` callable returns something else than weights.

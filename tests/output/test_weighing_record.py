@@ -15,7 +15,7 @@ from running import trainer
 from torch import nn
 
 from bdpo_plugin import BalanceWeights, BDPOError, BDPOTrainer, bdpo_loss
-from bdpo_plugin.output.weighing_record import OVERRIDDEN, CallableRecord, difference
+from bdpo_plugin.output.weighing_record import OVERRIDDEN, callable_record, difference, in_words
 from bdpo_plugin.training.checkpoints import FILE
 
 FACTOR = 0.5
@@ -88,7 +88,7 @@ def capturing(value):
     ids=range(10),
 )
 def test_two_that_differ_in_a_number_are_told_apart(make) -> None:
-    first, same, other = (CallableRecord.of(make(f)).to_dict() for f in (0.5, 0.5, -0.9))
+    first, same, other = (callable_record(make(f)) for f in (0.5, 0.5, -0.9))
     assert first == same
     assert difference(first, same) is False
     assert difference(first, other) is True
@@ -97,18 +97,18 @@ def test_two_that_differ_in_a_number_are_told_apart(make) -> None:
 
 def test_functions_of_one_line_and_global_numbers(monkeypatch) -> None:
     one, two = (lambda won, lost: by(0.5)(won, lost), lambda won, lost: by(0.6)(won, lost))
-    assert difference(*(CallableRecord.of(f).to_dict() for f in (one, two))) is True
-    before = CallableRecord.of(with_global)
-    assert before.values == {"FACTOR": "0.5"}
+    assert difference(*(callable_record(f) for f in (one, two))) is True
+    before = callable_record(with_global)
+    assert before["values"] == {"FACTOR": "0.5"}
     monkeypatch.setattr(sys.modules[__name__], "FACTOR", 0.7)
-    assert difference(before.to_dict(), CallableRecord.of(with_global).to_dict()) is True
-    assert before.words().startswith(f"{__name__}.with_global (FACTOR = 0.5, source ")
+    assert difference(before, callable_record(with_global)) is True
+    assert in_words(before).startswith(f"{__name__}.with_global (FACTOR = 0.5, source ")
 
 
 SCRIPT = """
 import torch
 from bdpo_plugin.training.checkpoints import FILE
-from bdpo_plugin.output.weighing_record import CallableRecord
+from bdpo_plugin.output.weighing_record import callable_record, in_words
 {blank}
 def helper(x): return {what}
 def named(won, lost): return helper(won)
@@ -117,7 +117,7 @@ class Called:
     def __call__(self, won, lost): return helper(won)
 if __name__ == "__main__":
     for given in (named, Called(), lambda won, lost, k=3: helper(won), max, torch.sign):
-        print(CallableRecord.of(given).words())
+        print(in_words(callable_record(given)))
 """
 
 
@@ -139,7 +139,7 @@ def test_what_an_imported_module_calls_is_read_as_well(tmp_path, monkeypatch) ->
     for number, what in enumerate(("x", "x * 2")):
         (tmp_path / f"mine{number}.py").write_text(SCRIPT.format(blank="", what=what))
         module = importlib.import_module(f"mine{number}")
-        record = CallableRecord.of(module.named).to_dict() | {"name": "mine.named"}
+        record = callable_record(module.named) | {"name": "mine.named"}
         records.append(record)
     assert difference(*records) is True
 
@@ -158,15 +158,15 @@ class Hostile:
     ids=["builtin", "torch", "cache", "vmap", "hostile"],
 )
 def test_whatever_it_is_nothing_is_raised(given) -> None:
-    record = CallableRecord.of(given)
-    assert difference(record.to_dict(), CallableRecord.of(given).to_dict()) in (False, None)
-    assert "0x" not in json.dumps(record.to_dict())
+    record = callable_record(given)
+    assert difference(record, callable_record(given)) in (False, None)
+    assert "0x" not in json.dumps(record)
 
 
 def test_what_cannot_be_read_cannot_be_told() -> None:
-    record = CallableRecord.of(capturing({"a": [(n for n in (1, 2))]}))  # no generator can be read
-    assert record.content is None
-    assert difference(record.to_dict(), record.to_dict()) is None
+    record = callable_record(capturing({"a": [(n for n in (1, 2))]}))  # no generator can be read
+    assert record["content"] is None
+    assert difference(record, record) is None
 
 
 OPTIONS = {"save_strategy": "steps", "save_steps": 1, "bdpo_control": "swapped"}

@@ -120,7 +120,6 @@ def test_links_and_what_is_no_folder(cache, tmp_path, monkeypatch):
 def test_all_kinds_of_files_of_a_store_go_with_it(cache):
     folder = made(cache, "a")
     (file,) = folder.iterdir()
-    file.with_name(f"{file.name}.damaged").write_bytes(b"")
     file.with_name(f".{'0' * 32}.tmp").write_bytes(b"")
     file.with_name(f"{'1' * 32}.parquet").write_bytes(b"of an earlier release")
     used(folder, 400)

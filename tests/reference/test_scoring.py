@@ -16,6 +16,7 @@ from small_models import (
     ARCHITECTURES,
     CPU,
     OddLogits,
+    Score,
     counted_rows,
     random_side,
     recast,
@@ -321,7 +322,7 @@ def test_on_cuda_the_copy_stands_behind_its_own_batch(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
     sums = scoring._Sums(Sums())
     assert order == [("copied", "cpu", True), "event"]
-    assert sums.scores() == [(1, 2), (3, 4)]
+    assert sums.scores().tolist() == [[1, 2], [3, 4]]
     assert order[2:] == ["waited for"]
 
 
@@ -346,7 +347,7 @@ def test_a_batch_is_read_once_the_next_is_queued(tokenizer, behind):
         seen = []
         for batch, scores in score_requests(model, reader, jobs, batches, CPU):
             seen.append((batch, len(rows)))
-            assert_same(scores, [wanted[i] for i in batch])
+            assert_same([Score(*score) for score in scores.tolist()], [wanted[i] for i in batch])
     forwards = [1, 2, 3] if not behind else [2, 3, 3]
     assert seen == list(zip(batches, forwards, strict=True))
 
@@ -399,7 +400,7 @@ def test_a_score_that_is_not_finite_spoils_no_other(tokenizer, behind):
     with counted_rows(model) as rows:
         found = scores_of(model, jobs, batches=[[0, 1, 2], [3, 4, 5]], reader=reader)
     assert rows == [3, 3, 3]
-    assert [score.finite for score in found] == [i != 2 for i in range(6)]
+    assert [math.isfinite(score.logps) for score in found] == [i != 2 for i in range(6)]
     assert_same(found[:2] + found[3:], wanted[:2] + wanted[3:])
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from bdpo_plugin import BDPOError
-from bdpo_plugin.training.output_lock import OutputLock
+from bdpo_plugin.training.output_lock import lock_output
 
 FORK = multiprocessing.get_context("fork")
 
 
 def _hold(folder, held, done):
-    kept = OutputLock.take(folder)
+    kept = lock_output(folder)
     held.set()
     done.wait(60)
     del kept
@@ -37,22 +37,22 @@ def other(tmp_path):
 def test_a_second_process_is_refused_until_the_first_has_died(tmp_path, other):
     words = rf"Another B-DPO run has .*/run \(process {other.pid} on {socket.gethostname()}\)"
     with pytest.raises(BDPOError, match=words):
-        OutputLock.take(tmp_path / "run")
+        lock_output(tmp_path / "run")
     (tmp_path / "run").mkdir()
     link = tmp_path / "link"
     link.symlink_to("run")
     with pytest.raises(BDPOError, match="Another B-DPO run"):
-        OutputLock.take(link)
-    free = OutputLock.take(tmp_path / "other")
+        lock_output(link)
+    free = lock_output(tmp_path / "other")
     other.kill()  # as by a crash
     other.join()
-    assert OutputLock.take(link) is OutputLock.take(tmp_path / "run") is not free
+    assert lock_output(link) is lock_output(tmp_path / "run") is not free
     assert list((tmp_path / "run").iterdir()) == []
 
 
 def _tries(folder, said):
     try:
-        OutputLock.take(folder)
+        lock_output(folder)
         said.put("taken")
     except BDPOError as error:
         said.put(str(error))
@@ -70,7 +70,7 @@ def tried(folder):
 
 def test_it_lasts_as_long_as_one_of_its_trainers(tmp_path):
     folder = tmp_path / "run"
-    first, second = OutputLock.take(folder), OutputLock.take(folder)
+    first, second = lock_output(folder), lock_output(folder)
     for file in (tmp_path / "cache" / "bdpo" / "locks").iterdir():
         os.close(os.open(file, os.O_RDONLY))  # which lets go of a lock of POSIX
     del first
@@ -90,8 +90,7 @@ def test_a_run_goes_on_where_nothing_can_be_locked(tmp_path, monkeypatch, capsys
     else:
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setattr(Path, "home", _no_home)
-    kept = [OutputLock.take(tmp_path / "run") for _ in range(2)]
-    assert kept[0] is kept[1]
+    assert lock_output(tmp_path / "run") is None
     # however its lines are wrapped
     told = "".join(capsys.readouterr().out.replace("│", "").split())
     assert told.count("cannotbelocked") == 1
