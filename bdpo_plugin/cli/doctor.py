@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bdpo_plugin.cli.no_side_effects import no_side_effects
-from bdpo_plugin.inspection.findings import FAILED, OK, UNKNOWN, WARNING, Finding, fix_in
+from bdpo_plugin.hosts import part
+from bdpo_plugin.inspection.findings import FAILED, OK, WARNING, Finding, fix_in
 from bdpo_plugin.recipes.host_config import (
     Config,
     check_installed,
@@ -31,8 +32,11 @@ if TYPE_CHECKING:
     from bdpo_plugin.inspection.configuration import Inspected
 
 _COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red", "not known": "dim"}
-#: The lines by which a configuration of each host asks for B-DPO.
-_OURS = {"axolotl": "rl: bdpo", "llamafactory": "stage: dpo\npref_loss: bdpo"}
+#: The key by which a configuration of each host asks for B-DPO, and the lines that do.
+_OURS = {
+    "axolotl": ("rl", "rl: bdpo"),
+    "llamafactory": ("pref_loss", "stage: dpo\npref_loss: bdpo"),
+}
 
 
 @click.command()
@@ -43,10 +47,10 @@ _OURS = {"axolotl": "rl: bdpo", "llamafactory": "stage: dpo\npref_loss: bdpo"}
 def doctor(config: Path | None, as_json: bool) -> None:
     """Look at this environment, and at what CONFIG would do in it, without loading any weights.
 
-    CONFIG is a YAML of Axolotl or LLaMA-Factory: its keys, its data and the first three rows
-    as the model would read them, the null prompt, and the memory that a run would take. Of a YAML
-    of `bdpo train` only the keys and the model are looked at. Beside what should change is a fix
-    that can be copied. Ends with 1 where something would keep a run from training B-DPO.
+    CONFIG is a YAML of Axolotl, LLaMA-Factory or `bdpo train`: its keys, its data and the first
+    three rows as the model would read them, the null prompt, and the memory that a run would take.
+    Beside what should change is a fix that can be copied. Ends with 1 where something would keep a
+    run from training B-DPO.
     """
     found = read_config(config) if config else None
     hide = hider(found.keys if found else {})
@@ -73,8 +77,8 @@ def _looked_at(
         findings = list(environment())
         if path and config:
             findings += needs(config, {finding.name: finding for finding in findings})
-            for part in _configuration(path, config):
-                (findings if isinstance(part, Finding) else rows).append(part)  # type: ignore[arg-type]
+            for found in _configuration(path, config):
+                (findings if isinstance(found, Finding) else rows).append(found)  # type: ignore[arg-type]
     return findings, rows
 
 
@@ -86,21 +90,22 @@ def _configuration(path: Path, config: Config) -> Iterator[Finding | dict[str, s
     from bdpo_plugin.inspection.run_findings import run_findings
     from bdpo_plugin.inspection.text_findings import find_null, text_findings
 
-    if config.host == "trl":
-        yield from _of_trl(config)
-        return
-    ours = _OURS[config.host]
-    try:
-        check_preference(path, config)
-    except click.ClickException as error:
-        yield Finding("keys", FAILED, error.message, ours)
-        return
-    if config.keys.get("rl" if config.host == "axolotl" else "pref_loss") != "bdpo":
-        words = f"this is no B-DPO run: it has not `{ours.splitlines()[-1]}`"
-        yield Finding("keys", WARNING, words, ours)
+    if config.host != "trl":  # `bdpo train` trains nothing else
+        key, ours = _OURS[config.host]
+        try:
+            check_preference(path, config)
+        except click.ClickException as error:
+            yield Finding("keys", FAILED, error.message, ours)
+            return
+        if config.keys.get(key) != "bdpo":
+            yield Finding("keys", WARNING, f"this is no B-DPO run: it has not `{key}: bdpo`", ours)
     try:
         check_installed(config.host)
         check_model(config.host, config.keys)
+        if problems := _trl_problems(config):
+            for problem in problems:
+                yield Finding("configuration", FAILED, problem, fix_in(problem, config.keys))
+            return
         data = _inspect(path, config)
     except click.ClickException as error:
         yield Finding("configuration", FAILED, error.message)
@@ -125,31 +130,18 @@ def _configuration(path: Path, config: Config) -> Iterator[Finding | dict[str, s
         }
 
 
-def _of_trl(config: Config) -> Iterator[Finding]:
-    """Yields the findings about a configuration of `bdpo train`: its keys and its model."""
-    from bdpo_plugin.hosts.trl.recipe_validation import problems
-
-    found = list(problems({k: v for k, v in config.keys.items() if k != RECIPE}))
-    try:
-        check_model(config.host, config.keys)
-    except click.ClickException as error:
-        found.append(error.message)
-    for problem in found:
-        yield Finding("configuration", FAILED, problem, fix_in(problem, config.keys))
-    if not found:
-        yield Finding("configuration", OK, "TRL's parser takes it, and its model is there")
-        words = "of TRL it is checked by `bdpo mi FILE` and `bdpo train FILE`"
-        yield Finding("data", UNKNOWN, words)
+def _trl_problems(config: Config) -> list[str]:
+    """Returns all that `bdpo train` refuses in the keys of a configuration."""
+    if config.host != "trl":
+        return []
+    keys = {key: value for key, value in config.keys.items() if key != RECIPE}
+    return list(part("trl", "recipe_validation").problems(keys))
 
 
 def _inspect(path: Path, config: Config) -> Inspected:
-    if config.host == "axolotl":
-        from bdpo_plugin.hosts.axolotl import inspection as of_axolotl
-
-        return of_axolotl.inspect(config.keys)
-    from bdpo_plugin.hosts.llamafactory import inspection as of_llamafactory
-
-    return of_llamafactory.inspect(path)
+    inspection = part(config.host, "inspection")
+    found: Inspected = inspection.inspect(path if config.host == "llamafactory" else config.keys)
+    return found
 
 
 def _without_effect(config: Config) -> Iterator[Finding]:

@@ -78,6 +78,7 @@ class HostKeys(NamedTuple):
         own_template: the line that asks for the chat template of the tokenizer.
         new_tokens: the lines that add tokens; ``{}`` stands for their list.
         no_thinking: the lines by which the prompt gets the empty thought of a model that thinks.
+        resized: the line that gives the model an embedding for each token of the tokenizer.
     """
 
     length: str
@@ -88,3 +89,4 @@ class HostKeys(NamedTuple):
     own_template: str
     new_tokens: str
     no_thinking: str
+    resized: str = ""

@@ -61,7 +61,7 @@ def _embeddings(model: Any, data: Inspected) -> Iterator[Finding]:
             f"the data has the token {data.tokenizer.convert_ids_to_tokens(most)!r} (number {most})"
             f", and the model has embeddings for {rows} tokens: the template added it to the "
             "tokenizer alone. The run would end with an error of an index",
-            "resize_vocab: true",
+            data.keys.resized,
         )  # fmt: skip
 
 

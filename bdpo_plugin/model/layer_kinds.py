@@ -76,8 +76,8 @@ def attends_only(model: Any, config: Any) -> bool:
 def _config_tells_attention(config: Any) -> bool:
     layers = getattr(config, "num_hidden_layers", None)
     kinds = set(getattr(config, "layer_types", None) or [])
-    for value in vars(config).values():  # some models use another name than `layer_types`
-        if isinstance(value, (list, tuple)) and len(value) == layers:
+    for name, value in vars(config).items():  # some models use another name than `layer_types`
+        if name != "architectures" and isinstance(value, (list, tuple)) and len(value) == layers:
             kinds |= {kind for kind in value if isinstance(kind, str)}
     # ALiBi's biases grow with the position in the row, and so lose precision.
     return kinds <= _ATTENTION | _PER_TOKEN and not getattr(config, "alibi", False)

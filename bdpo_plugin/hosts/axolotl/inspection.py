@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 from axolotl.cli.args import TrainerCliArgs
 from axolotl.cli.config import gpu_capabilities, prepare_plugins
 from axolotl.common.datasets import load_preference_datasets
@@ -17,14 +16,14 @@ from axolotl.utils.config import validate_config
 from axolotl.utils.dict import DictDefault
 from transformers import AutoTokenizer
 
-from bdpo_plugin.data.pairs import Pair, Side
+from bdpo_plugin.data.pairs import Pair
 from bdpo_plugin.data.user_rows import Source, recording_sources
 from bdpo_plugin.hosts.axolotl.limits import check_trained
 from bdpo_plugin.hosts.axolotl.loaded import load_without_side_effects
 from bdpo_plugin.hosts.axolotl.plan import KEYS, plan_of
 from bdpo_plugin.hosts.axolotl.rewrite_config import ENTRIES, MARK
 from bdpo_plugin.hosts.axolotl.side_effects import DROPPED, without_side_effects
-from bdpo_plugin.hosts.trl.tokenised import rendered
+from bdpo_plugin.hosts.trl.tokenised import rendered, tokenised_row
 from bdpo_plugin.inspection.configuration import SHOWN, Inspected, chat_template_of, longest
 from bdpo_plugin.settings import BDPOError, BDPOSettings
 from bdpo_plugin.training.score_columns import FILE_ROW
@@ -52,18 +51,18 @@ def inspect(keys: Mapping[str, Any]) -> Inspected:
     length = cfg.sequence_len
     pairs, lengths, prompt_boundary_mismatch = [], [], []
     for number, row in enumerate(data.train_dataset):
-        pair, before, apart = _tokenised(row, tokenizer, length)
-        pairs.append(pair)
-        lengths.append(before)
-        prompt_boundary_mismatch += [number] if apart else []
+        tokenised = tokenised_row(row, tokenizer, length)
+        pairs.append(tokenised.pair)
+        lengths.append(tokenised.lengths)
+        prompt_boundary_mismatch += [number] if tokenised.mismatch else []
 
     def first(source: Source) -> Iterator[Pair]:
         for row in source.made.select(range(min(SHOWN, len(source.made)))):
-            yield _tokenised(row, tokenizer, length)[0]
+            yield tokenised_row(row, tokenizer, length).pair
 
     def uncut() -> int:
         made = (row for source in sources for row in source.made)
-        return longest(_tokenised(row, tokenizer, None)[0] for row in made)
+        return longest(tokenised_row(row, tokenizer, None).pair for row in made)
 
     def texts(source: Source) -> Iterator[str]:
         for row in source.made:
@@ -134,29 +133,3 @@ def _check_template(cfg: Any) -> None:
             f"{wanted[0]['type']}` needs one. Set `chat_template` to the format that the model was "
             "trained with, `chatml` say."
         )
-
-
-def _tokenised(
-    row: dict[str, Any], tokenizer: Any, length: int | None
-) -> tuple[Pair, tuple[int, int], bool]:
-    """Tokenises a row as TRL does.
-
-    Returns:
-        The pair, the numbers of response tokens (chosen, rejected) before truncation, and whether
-        the tokens of the prompt change when a response follows.
-    """
-    prompt, *wholes = rendered(row, tokenizer)
-    special = isinstance(row["prompt"], str)
-    end = tokenizer.eos_token or ""
-    if special:  # TRL appends EOS to text, but leaves the end of messages to the chat template
-        wholes = [whole if whole.endswith(end) else whole + end for whole in wholes]
-    front, *both = (
-        tokenizer(text, add_special_tokens=special)["input_ids"] for text in (prompt, *wholes)
-    )
-    sides = []
-    for ids in both:
-        cut = np.asarray(ids[:length], dtype=np.int64)
-        sides.append(Side(cut[: len(front)], cut[len(front) :]))
-    before = tuple(len(ids) - len(front) for ids in both)
-    apart = any(ids[: len(front)] != front for ids in both)
-    return Pair(*sides), (before[0], before[1]), apart

@@ -17,6 +17,7 @@ KEYS = HostKeys(
     own_template="template: null  # the tokenizer's own",
     new_tokens="add_special_tokens: {}\nresize_vocab: true",
     no_thinking="enable_thinking: false",
+    resized="resize_vocab: true",
 )
 _ATTENTION = {"fa2": "flash_attention_2", "disabled": "eager"}
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from transformers import set_seed
 from trl import get_dataset, get_peft_config, get_quantization_config
 
+from bdpo_plugin.data.user_rows import Source
 from bdpo_plugin.hosts.trl.arguments import Arguments
 from bdpo_plugin.hosts.trl.trainer import BDPOTrainer
 from bdpo_plugin.settings import BDPOError
@@ -108,14 +109,14 @@ def make_trainer(arguments: Arguments, data: Mapping[str, Any]) -> BDPOTrainer:
     return BDPOTrainer(
         model.model_name_or_path,
         args=training,
-        train_dataset=_as_trl(data["train"]),
-        eval_dataset=_as_trl(data["eval"]) if "eval" in data else None,
+        train_dataset=as_trl(data["train"]),
+        eval_dataset=as_trl(data["eval"]) if "eval" in data else None,
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
 
 
-def _as_trl(rows: Any) -> Any:
+def as_trl(rows: Any) -> Any:
     """Converts rows of messages and two single responses to TRL's form. Keeps other rows as is."""
     columns = rows.column_names or list(next(iter(rows), {}))
     before = next((c for c in ("messages", "conversations") if c in columns), None)
@@ -126,3 +127,19 @@ def _as_trl(rows: Any) -> Any:
         return {"prompt": row[before], "chosen": [row["chosen"]], "rejected": [row["rejected"]]}
 
     return rows.map(convert, remove_columns=[before])
+
+
+def sources_of(arguments: Arguments, rows: Dataset) -> list[Source]:
+    """Returns the user's datasets that `rows` were taken from, each as a whole."""
+    if not arguments.mixture.datasets:
+        name = arguments.script.dataset_name
+        return [Source(rows, None, Path(name) if Path(name).is_file() else None)]
+    sources = []
+    for entry in arguments.mixture.datasets:
+        options = {"data_dir": entry.data_dir, "data_files": entry.data_files}
+        whole = load_dataset(entry.path, entry.name, **options, split=entry.split)
+        if entry.columns is not None:
+            whole = whole.select_columns(entry.columns)
+        one = isinstance(entry.data_files, str) and Path(entry.data_files).is_file()
+        sources.append(Source(whole, None, Path(entry.data_files) if one else None))
+    return sources

@@ -6,7 +6,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bdpo_plugin.inspection.plan import QUANTISED_BYTES, Plan, optimizer_bytes
+from bdpo_plugin.inspection.plan import QUANTISED_BYTES, HostKeys, Plan, optimizer_bytes
+
+KEYS = HostKeys(
+    length="max_length",
+    rows="per_device_train_batch_size",
+    accumulation="gradient_accumulation_steps",
+    checkpointing="gradient_checkpointing: true",
+    quantised="use_peft: true\nload_in_4bit: true",
+    own_template="Save the chat template that the model was trained with beside its tokenizer",
+    new_tokens="Add {} to the tokenizer and embeddings to the model, and save both in one folder",
+    no_thinking='Give each row a column `chat_template_kwargs` with {"enable_thinking": false}',
+    resized="Name a folder whose model has an embedding for each token of its tokenizer",
+)
 
 
 def plan_of(keys: Mapping[str, Any]) -> Plan:

@@ -11,7 +11,7 @@ from bdpo_plugin.hosts.trl.limits import check_arguments
 from bdpo_plugin.settings import BDPOError, unknown_key_message
 
 #: Keys that need a GPU, a launcher or a package which only the machine that trains may have.
-_ELSEWHERE = ("deepspeed", "fsdp", "fsdp_config", "bf16", "fp16", "tf32", "report_to", "env")
+ELSEWHERE = ("deepspeed", "fsdp", "fsdp_config", "bf16", "fp16", "tf32", "report_to", "env")
 
 
 def problems(config: dict[str, Any], processes: int = 1) -> Iterator[str]:
@@ -24,7 +24,7 @@ def problems(config: dict[str, Any], processes: int = 1) -> Iterator[str]:
     unknown = sorted({*map(str, config)} - KNOWN - {"env"})
     for key in unknown:
         yield unknown_key_message(key, KNOWN)
-    kept = {key: v for key, v in config.items() if key not in (*_ELSEWHERE, *unknown)}
+    kept = {key: v for key, v in config.items() if key not in (*ELSEWHERE, *unknown)}
     with tempfile.TemporaryDirectory() as folder:
         here = {"output_dir": folder, "use_cpu": True, "bf16": False, "report_to": "none"}
         try:

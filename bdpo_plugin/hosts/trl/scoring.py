@@ -11,11 +11,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 
-from bdpo_plugin.data.user_rows import Source
-from bdpo_plugin.hosts.trl.arguments import Arguments, parse
-from bdpo_plugin.hosts.trl.loading import file_source, load_data, make_trainer
+from bdpo_plugin.hosts.trl.arguments import parse
+from bdpo_plugin.hosts.trl.loading import file_source, load_data, make_trainer, sources_of
 from bdpo_plugin.hosts.trl.side_effects import SHARES, without_side_effects
 from bdpo_plugin.hosts.trl.tokenised import dataset_pairs
 from bdpo_plugin.inspection.scored_pairs import Scored, find_places, keep_scores, texts
@@ -78,29 +77,13 @@ def _score(keys: Mapping[str, Any], output_dir: Path, rows: Dataset | None = Non
         table = keep_scores(Path(arguments.training.output_dir), output_dir)
     pairs = dataset_pairs(trainer.train_dataset, trainer.data_collator.collator)
     scored = data["train"].select(table["row"].to_pylist())
-    sources = _sources(arguments, data["train"])
+    sources = sources_of(arguments, data["train"])
     return Scored(
         table,
         texts(pairs, trainer.processing_class),
         find_places(map(_key, scored), sources, lambda source: map(_key, source.rows)),
         sources,
     )
-
-
-def _sources(arguments: Arguments, rows: Dataset) -> list[Source]:
-    """Returns the user's datasets that `rows` were taken from, each as a whole."""
-    if not arguments.mixture.datasets:
-        name = arguments.script.dataset_name
-        return [Source(rows, None, Path(name) if Path(name).is_file() else None)]
-    sources = []
-    for entry in arguments.mixture.datasets:
-        options = {"data_dir": entry.data_dir, "data_files": entry.data_files}
-        whole = load_dataset(entry.path, entry.name, **options, split=entry.split)
-        if entry.columns is not None:
-            whole = whole.select_columns(entry.columns)
-        one = isinstance(entry.data_files, str) and Path(entry.data_files).is_file()
-        sources.append(Source(whole, None, Path(entry.data_files) if one else None))
-    return sources
 
 
 def _key(row: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from operator import add
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from accelerate import PartialState
@@ -48,7 +48,24 @@ _CUTS: dict[str, Callable[[int | None], slice]] = {
 #: where its tokens and those of prompt plus response begin to differ, so that the rest is right:
 #: the prompt has to be compared. TRL 1.9 leaves the prompt as it is, and removes as many tokens
 #: from the beginning of prompt plus response: these two have to be compared.
-_COMPARED = ("prompt",) if hasattr(dpo_trainer, "common_prefix_length") else ("chosen", "rejected")
+_SHORTENS_PROMPT = hasattr(dpo_trainer, "common_prefix_length")
+_COMPARED = ("prompt",) if _SHORTENS_PROMPT else ("chosen", "rejected")
+
+
+class TokenisedRow(NamedTuple):
+    """A row as TRL tokenises it.
+
+    Attributes:
+        pair: the pair after truncation.
+        prompt: the number of tokens of the prompt before truncation.
+        lengths: the numbers of response tokens (chosen, rejected) before truncation.
+        mismatch: whether the tokens of the prompt change when a response follows.
+    """
+
+    pair: Pair
+    prompt: int
+    lengths: tuple[int, int]
+    mismatch: bool
 
 
 def preference_batch(batch: Mapping[str, Any]) -> PreferenceBatch:
@@ -100,6 +117,39 @@ def _collated(
         examples = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
         pairs += preference_batch(collator(examples)).pairs()
     return pairs
+
+
+def tokenised_row(
+    row: Mapping[str, Any], tokenizer: Any, limit: int | None, mode: str = "keep_start"
+) -> TokenisedRow:
+    """Tokenises a row as TRL does, for commands that do not make a trainer.
+
+    Args:
+        row: the row, with a prompt.
+        tokenizer: the tokenizer of the run.
+        limit: maximum number of tokens of a sequence; None for no limit.
+        mode: TRL's `truncation_mode`.
+    """
+    prompt, *wholes = rendered(row, tokenizer)
+    special = isinstance(row["prompt"], str)
+    end = tokenizer.eos_token or ""
+    if special:  # TRL appends EOS to text, but leaves the end of messages to the chat template
+        wholes = [whole if whole.endswith(end) else whole + end for whole in wholes]
+    front, *both = (
+        tokenizer(text, add_special_tokens=special)["input_ids"] for text in (prompt, *wholes)
+    )
+    mismatch = any(ids[: len(front)] != front for ids in both)
+    if mismatch and _SHORTENS_PROMPT:
+        same = (dpo_trainer.common_prefix_length(front, ids) for ids in both)
+        front = front[: min(same)]
+    cut, before = _CUTS[mode](limit), len(front)
+    sides = []
+    for ids in both:
+        completion_mask = np.arange(len(ids)) >= before
+        whole = np.array([*front, *ids[before:]], dtype=np.int64)
+        sides.append(split_sequence(whole[cut], completion_mask[cut]))
+    lengths = (len(both[0]) - before, len(both[1]) - before)
+    return TokenisedRow(Pair(*sides), before, lengths, mismatch)
 
 
 def prompt_boundary_mismatches(

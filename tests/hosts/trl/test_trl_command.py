@@ -9,6 +9,7 @@ import pytest
 import yaml
 from commandline import bdpo
 from datasets import load_dataset
+from doctor_runs import doctor, fixes
 from running import scores
 from safetensors.torch import load_file
 
@@ -16,11 +17,16 @@ from bdpo_plugin.cli.recipes.first_steps import prepare
 from bdpo_plugin.demo.tiny import write
 from bdpo_plugin.hosts.trl import side_effects
 from bdpo_plugin.hosts.trl.arguments import _GROUPS, parse
+from bdpo_plugin.hosts.trl.inspection import inspect
+from bdpo_plugin.hosts.trl.loading import load_data, make_trainer
+from bdpo_plugin.hosts.trl.tokenised import dataset_pairs
 from bdpo_plugin.recipes.expected import compare
 from bdpo_plugin.recipes.recipe_file import find_recipe, recipe_root
 from bdpo_plugin.settings import BDPOError, BDPOSettings
+from bdpo_plugin.training.score_columns import ROW
 
 TINY = recipe_root() / "trl" / "tiny.yml"
+TRAIN = Path("bdpo-demo", "tiny", "train.jsonl")
 KEYS = yaml.safe_load(TINY.read_text(encoding="utf-8"))
 #: Names of what leaves a machine, or is left on it.
 SMELL = re.compile(r"hub_|push|report|trackio|resume|output_dir")
@@ -172,18 +178,79 @@ def test_the_whole_way_of_a_recipe(here, tmp_path, monkeypatch):
         assert wrong == ([] if name == "same" else ["`losses`"])
 
 
-def test_doctor_looks_at_the_keys_and_the_model(here, tmp_path):
-    code, shown = bdpo("doctor", write_config(tmp_path / "config.yml"), "--json")
-    findings = {f["name"]: f for f in json.loads(shown)["findings"]}
-    assert (code, findings["configuration"]["state"]) == (0, "ok")
-    assert "bdpo mi FILE" in findings["data"]["words"]
-    wrong = write_config(tmp_path / "config.yml", model_name_or_path="./none", bdpo_alpha=-1)
-    code, shown = bdpo("doctor", wrong, "--json")
-    failed = [f["words"] for f in json.loads(shown)["findings"] if f["state"] == "failed"]
+def test_doctor_says_that_a_sound_configuration_is_sound(here, tmp_path):
+    code, found, rows = doctor(write_config(tmp_path / "config.yml"))
+    assert code == 0
+    assert found["configuration"] == [("ok", "the host takes it, and its data")]
+    assert found["pairs"][0] == ("ok", "28 of 28 can be trained on")  # the others evaluate
+    first = json.loads(TRAIN.read_text().splitlines()[0])
+    assert first["messages"][0]["content"] in rows[0]["prompt"]
+    assert rows[0]["chosen"].startswith(first["chosen"]["content"])
+    states = {name: [state for state, _ in several] for name, several in found.items()}
+    for name in ("data", "length", "null prompt", "boundary", "batches", "cost"):
+        assert states[name] == ["ok"], name
+
+
+def test_doctor_looks_at_the_keys_the_model_and_the_data(here, tmp_path):
+    def failed(**changes):
+        code, found, _ = doctor(write_config(tmp_path / "config.yml", **changes))
+        assert code == 1
+        return [w for several in found.values() for state, w in several if state == "failed"]
+
+    assert "`bdpo_alpha" in failed(bdpo_alpha=-1)[0]
+    assert "`model_name_or_path: ./none` is no model" in failed(model_name_or_path="./none")[0]
+    assert "could not be loaded" in failed(datasets=None, dataset_name="./none")[0]
+    (words,) = failed(bdpo_control="shuffled:kind")
+    assert "`bdpo_control: shuffled:kind`" in words
+
+    rows = [json.loads(line) for line in TRAIN.read_text().splitlines()]
+    rows[1]["rejected"] = rows[1]["chosen"]
+    rows[2]["chosen"]["content"] *= 40
+    given = tmp_path / "pairs.jsonl"
+    given.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = write_config(
+        tmp_path / "config.yml", datasets=None, dataset_name=str(given), eval_strategy="no"
+    )
+    code, found, _ = doctor(config)
+    assert code == 0
+    assert found["pairs"][0][0] == "warning"
+    assert "rows 1" in found["pairs"][0][1]
+    assert found["length"][0][0] == "warning"
+    assert fixes(config)["length"].startswith("max_length: ")
+    without = [{k: v for k, v in row.items() if k != "rejected"} for row in rows]
+    given.write_text("".join(json.dumps(row) + "\n" for row in without))
+    code, found, _ = doctor(config)
     assert code == 1
-    assert len(failed) == 2
-    assert "`bdpo_alpha" in failed[0]
-    assert "`model_name_or_path: ./none` is no model" in failed[1]
+    assert "rejected" in found["configuration"][0][1]
+
+
+@pytest.mark.parametrize("as_text", [False, True], ids=["messages", "text"])
+@pytest.mark.parametrize("changes", [{}, {"max_length": 30}])
+def test_doctor_reads_the_pairs_that_a_run_trains_on(here, tmp_path, changes, as_text):
+    """In text without a white space between them, tokens of prompt and response may merge."""
+    rows = [json.loads(line) for line in TRAIN.read_text().splitlines()]
+    if as_text:
+        sides = ("chosen", "rejected")
+        rows = [
+            {"prompt": row["messages"][0]["content"]} | {s: row[s]["content"] for s in sides}
+            for row in rows
+        ]
+    given = tmp_path / "pairs.jsonl"
+    given.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = {**KEYS, "dataset_name": str(given), "eval_strategy": "no", **changes}
+    keys = {k: v for k, v in keys.items() if k != "datasets"}
+    keys |= {"bdpo_null_prompt": "?", "bdpo_cache_dir": str(tmp_path / "scores")}
+    inspected = inspect(keys)
+    arguments = parse({k: v for k, v in keys.items() if k != "bdpo_recipe"})
+    arguments.training.output_dir = str(tmp_path / "run")
+    trainer = make_trainer(arguments, load_data(arguments))
+    trained = dataset_pairs(trainer.train_dataset, trainer.data_collator.collator)
+    numbers = dict(zip(inspected.names, inspected.pairs, strict=True))
+    assert len(trained) > 10
+    for row, pair in zip(trainer.train_dataset[ROW], trained, strict=True):
+        for side, ours in zip(pair, numbers[row], strict=True):
+            assert side.prompt_ids.tolist() == ours.prompt_ids.tolist()
+            assert side.completion_ids.tolist() == ours.completion_ids.tolist()
 
 
 @pytest.mark.parametrize("changes", [{}, {"load_in_4bit": True, "use_peft": False}])
