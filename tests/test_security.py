@@ -264,7 +264,7 @@ def test_hostile_texts_in_the_tables(capsys) -> None:
     null = NullPrompt((1,), HOSTILE, HOSTILE, 0.5, (HOSTILE,))
     report.print_settings(settings, HOSTILE, null, warnings=[HOSTILE])
     report.print_problems([HOSTILE])
-    report.print_store_problems([HOSTILE])
+    report.print_problems([HOSTILE], "problems with the stored scores")
     report.print_warning(HOSTILE)
     scores = PairScores(two, two, two, two, two.long(), two.long(), two.bool())
     report.print_scores(HOSTILE, settings, scores, balance_weights(two, two))

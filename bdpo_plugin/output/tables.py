@@ -93,10 +93,10 @@ def print_warning(warning: str) -> None:
     _print(table)
 
 
-def print_problems(problems: Sequence[str], where: str = "in the data") -> None:
+def print_problems(problems: Sequence[str], title: str = "problems in the data") -> None:
     """Prints the table of problems, if there are any."""
     if problems:
-        table = _table(f"[bold red]B-DPO: problems {where}")
+        table = _table(f"[bold red]B-DPO: {title}")
         for problem in problems:
             table.add_row(_shown(problem))
         _print(table)

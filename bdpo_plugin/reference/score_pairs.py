@@ -129,7 +129,6 @@ def score_dataset(
         with_gain=settings.mi_estimator == "expected",
     )
     rows = range(len(pairs)) if rows is None else rows
-    lockstep = _in_lockstep(reference)
     scores = np.full((len(required.requests), required.columns), ABSENT)
     exchange = Exchange(store, required, scores, rows=rows, name=name, device=device)
     if len(reused := exchange.earlier()):
@@ -142,7 +141,7 @@ def score_dataset(
                 reader=reader,
                 device=device,
                 tokens=settings.score_tokens or SCORE_TOKENS,
-                lockstep=lockstep,
+                lockstep=_in_lockstep(reference),
             )
         )
     computed = np.zeros(len(scores), dtype=bool)
@@ -151,28 +150,17 @@ def score_dataset(
         # in the order of the pairs, so that those of one pair can share a batch
         missing = missing[np.argsort(required.first[missing])]
         batches = _batches([required.requests[i] for i in missing], reference, settings, reader)
-        batches = [missing[batch].tolist() for batch in batches]
-        tokens = np.array([request.rows * request.length for request in required.requests])
-        mine = _of_this_rank(batches, tokens, lockstep=lockstep)
-        progress = tqdm(
-            total=sum(int(tokens[batch].sum()) for batch in mine),
-            desc=f"Scoring the {visible(name)} data with the reference model",
-            unit="tok",
-            unit_scale=True,
-            disable=this_rank() != 0,
+        _compute(
+            required.requests,
+            [missing[batch].tolist() for batch in batches],
+            scores,
+            computed,
+            reference,
+            reader=reader,
+            device=device,
+            exchange=exchange,
+            name=name,
         )
-        try:
-            with progress, reference.activated() as model:
-                found = score_requests(
-                    model, reader, required.requests, mine, device, lockstep=lockstep
-                )
-                for batch, of_batch in found if lockstep else raised_by_all(found):
-                    scores[batch] = _marked(of_batch)
-                    computed[batch] = True
-                    progress.update(int(tokens[batch].sum()))
-                    exchange.give(batch)
-        finally:
-            exchange.write()
         scores, computed = exchange.of_all_ranks(computed)
     of_pair = scores[required.of_pair]
     _check_coverage(of_pair, rows)
@@ -190,15 +178,45 @@ def _batches(
     return budgeted_batches(requests, budget, shared=reader.shares(reference.model))
 
 
-def _of_this_rank(
-    batches: list[list[int]], tokens: np.ndarray, *, lockstep: bool
-) -> list[list[int]]:
-    """Returns this rank's batches: the same number in every rank with `lockstep`, for which the
-    last one is repeated, else about the same number of tokens."""
-    if not lockstep:
-        return share(batches, tokens)
-    batches = batches + [batches[-1]] * (-len(batches) % world_size())
-    return batches[this_rank() :: world_size()]
+def _compute(
+    requests: Sequence[ScoreRequest],
+    batches: list[list[int]],
+    scores: np.ndarray,
+    computed: np.ndarray,
+    reference: Reference,
+    *,
+    reader: ResponseReader,
+    device: torch.device,
+    exchange: Exchange,
+    name: str,
+) -> None:
+    """Computes this rank's share of the batches of all ranks, the longest first, and stores the
+    scores while it runs. Writes the (n, columns) scores, and in (n,) `computed` which they are, in
+    place."""
+    tokens = np.array([request.rows * request.length for request in requests])
+    lockstep = _in_lockstep(reference)
+    if lockstep:  # with the last batch repeated, so that every rank has the same number
+        batches = batches + [batches[-1]] * (-len(batches) % world_size())
+        batches = batches[this_rank() :: world_size()]
+    else:
+        batches = share(batches, tokens)
+    progress = tqdm(
+        total=sum(int(tokens[batch].sum()) for batch in batches),
+        desc=f"Scoring the {visible(name)} data with the reference model",
+        unit="tok",
+        unit_scale=True,
+        disable=this_rank() != 0,
+    )
+    try:
+        with progress, reference.activated() as model:
+            found = score_requests(model, reader, requests, batches, device, lockstep=lockstep)
+            for batch, of_batch in found if lockstep else raised_by_all(found):
+                scores[batch] = _marked(of_batch)
+                computed[batch] = True
+                progress.update(int(tokens[batch].sum()))
+                exchange.give(batch)
+    finally:
+        exchange.write()
 
 
 def _pair_scores(

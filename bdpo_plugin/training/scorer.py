@@ -202,7 +202,7 @@ class Scorer:
         """Returns the store of a reference. All its datasets use one store, so that a problem is
         reported once."""
         digests = None if identity is None else (*identity.weights, *identity.computation)
-        show = partial(print_problems, where="with the stored scores")
+        show = partial(print_problems, title="problems with the stored scores")
         store = ScoreStore(self.settings.cache_dir, digests, show)
         return self._stores.setdefault(digests or (), store)
 
