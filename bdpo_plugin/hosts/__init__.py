@@ -3,6 +3,14 @@
 from importlib import import_module
 from typing import Any
 
+_HOSTS = ("axolotl", "llamafactory", "trl")
+_NAMES = (
+    *("arguments", "limits", "plan", "recipe_validation", "rewrite_config", "scoring"),
+    "side_effects",
+)
+#: Host and name of a module -> its whole name. No other module is imported by :func:`part`.
+_PARTS = {(host, name): f"{__name__}.{host}.{name}" for host in _HOSTS for name in _NAMES}
+
 
 def part(host: str, name: str) -> Any:
     """Imports a module of a host by its name, such as ``side_effects``.
@@ -13,4 +21,4 @@ def part(host: str, name: str) -> Any:
         host: ``axolotl``, ``llamafactory`` or ``trl``.
         name: the name of the module.
     """
-    return import_module(f"{__name__}.{host}.{name}")
+    return import_module(_PARTS[host, name])

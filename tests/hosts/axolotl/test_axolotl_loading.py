@@ -99,9 +99,9 @@ def test_a_model_that_is_none(config, tiny, tmp_path) -> None:
     )
     with pytest.raises(BDPOError) as refusal:
         load_cfg(config(base_model=str(tmp_path)))
-    assert f"`base_model: {tmp_path}` cannot be loaded: this folder has no config" in str(
-        refusal.value
-    )
+    told = str(refusal.value)
+    assert f"`base_model: {tmp_path}` cannot be loaded: " in told
+    assert "config.json" in told
     T5Config(num_layers=1, d_model=8).save_pretrained(tmp_path / "t5")
     with pytest.raises(BDPOError) as refusal:
         load_cfg(config(base_model=str(tmp_path / "t5")))
