@@ -115,7 +115,8 @@ def find_null_prompt(
         f"BOS token{unused}",
         None,
         (
-            "the prompts share no scaffold, so the mutual information is measured against a bare "
+            "the prompts have no common beginning or end, so the mutual information is measured "
+            "against a bare "
             f"{tokenizer.decode([bos])!r}, which puts several nats on the first token and distorts "
             f"the ranking. {_REMEDY}",
         ),

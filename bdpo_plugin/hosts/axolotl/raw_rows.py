@@ -66,6 +66,10 @@ _RENAME = (
     "`field_rejected`, with `prompt_format`, `chosen_format` and `rejected_format`."
 )
 _CHAT = "Write text, or use `type: chat_template.default`, which reads messages."
+_RAISES = (
+    "If these are all rows, change the dataset's `type` or the chat template; else change or "
+    "remove them."
+)
 _LAST = "End it with an answer of the role `assistant`."
 _ARGILLA = "Use `type: chat_template.argilla_chat`, which reads conversations of any length."
 
@@ -95,7 +99,7 @@ def map_dataset(call: Call, given: Arguments) -> Any:
                 transform(dict(row), **more)
             except Exception as error:  # a strategy or a template can raise anything
                 told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-                yield f"the dataset's `type` raises {told}", "Change or remove these rows."
+                yield f"the dataset's `type` raises {told}", _RAISES
 
         check_rows(rows, name, raised, numbers)
         raise

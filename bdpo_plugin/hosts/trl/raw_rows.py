@@ -21,7 +21,7 @@ from bdpo_plugin.training.score_columns import FILE_ROW, ROW
 #: nothing else.
 _MISLEADING = ("messages", "completion")
 
-_UNREADABLE = "Change or remove these rows, or choose another chat template."
+_UNREADABLE = "If these are all rows, choose another chat template; else change or remove them."
 
 
 def given_arguments(rest: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
