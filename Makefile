@@ -35,7 +35,7 @@ BESIDE_AXOLOTL := tests/objective tests/inspection tests/test_settings.py tests/
 BESIDE_TRL := tests/sources tests/demo tests/model tests/output/test_weighing_record.py \
 	tests/soak/test_soak.py tests/benchmarks/test_architectures.py tests/tools tests/test_security.py \
 	$(addprefix tests/cli/test_cli_,basics.py mi.py pictures.py recipes.py) \
-	$(addprefix tests/training/test_,checkpoints.py datasets.py mixin.py score_columns.py scorer.py \
+	$(addprefix tests/training/test_,checkpoints.py datasets.py trainer_mixin.py score_columns.py scorer.py \
 	step.py template_dates.py weighing.py) \
 	$(addprefix tests/hosts/trl/test_,bad_data.py fuzz.py layout.py reused_scores.py trl_snippets.py \
 	truth_of_a_run.py two_processes.py unreadable_reference.py without_mi.py) \
@@ -136,7 +136,7 @@ test-llamafactory: .venv-llamafactory/.installed-test ## The tests beside LLaMA-
 	@python -m pytest $(CASES) tests/hosts/llamafactory tests/benchmarks/test_benchmarks.py \
 		tests/soak/test_soak_hosts.py tests/data/test_pairs.py tests/data/test_raw_rows.py \
 		$(addprefix tests/model/test_,kernels.py padding.py row_probe.py tree_attention.py) \
-		$(addprefix tests/reference/test_,computation.py fingerprint.py scoring.py verification.py) \
+		$(addprefix tests/reference/test_,fingerprint_inputs.py fingerprint.py scoring.py verification.py) \
 		tests/training/test_position_limit.py tests/demo/tiny tests/test_autoload.py $(MARKED)
 
 lint: .venv/.installed-test ## ruff, the import rules, the types

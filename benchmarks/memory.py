@@ -21,8 +21,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bdpo_plugin.inspection.memory import GIB, estimate, weightless
+from bdpo_plugin.inspection.model_shape import Shape
 from bdpo_plugin.inspection.plan import Plan
-from bdpo_plugin.inspection.shape import Shape
 from bdpo_plugin.model.reader import ResponseReader
 from benchmarks.runs import console, json_option, save
 

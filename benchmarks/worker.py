@@ -165,7 +165,7 @@ def _parts_of(host: str) -> dict[str, list[str]]:
         FORWARDS: [f"{_REFERENCE}.score_pairs:_compute"],
         "scores written": [f"{_REFERENCE}.shared_store:Exchange.write"],
         "tables": [f"{_RUN}.scorer:{name}" for name in tables],
-        "the rest": [f"{_RUN}.mixin:RunMixin._prepared"],
+        "the rest": [f"{_RUN}.trainer_mixin:RunMixin._prepared"],
     }
 
 

@@ -24,8 +24,15 @@ UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "
 PROCESSES = {"subprocess", "multiprocessing", "pty", "runpy", "code", "codeop", "ctypes"}
 READERS = {"yaml", "ruamel", "xml"}
 YAML = {
-    *("first_steps.py", "host_config.py", "loaded.py", "measured.py", "recipe_file.py"),
-    *("redact.py", "run_folder.py", "scoring.py", "shareable.py", "side_effects.py", "trained.py"),
+    *("first_steps.py", "host_config.py", "load_config.py", "run_numbers.py", "recipe_file.py"),
+    *(
+        "redact.py",
+        "run_folder.py",
+        "scoring.py",
+        "shareable.py",
+        "side_effects.py",
+        "load_trained.py",
+    ),
 }
 
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bdpo_plugin.cli.no_side_effects import no_side_effects
-from bdpo_plugin.cli.options import EXISTING_FILE, EXISTING_FOLDER, JSON, cell, console
-from bdpo_plugin.cli.trained import (
+from bdpo_plugin.cli.load_trained import (
     load_model,
     load_tokenizer,
     load_trained,
     load_trained_tokenizer,
 )
+from bdpo_plugin.cli.no_side_effects import no_side_effects
+from bdpo_plugin.cli.options import EXISTING_FILE, EXISTING_FOLDER, JSON, cell, console
 from bdpo_plugin.output.run_folder import named
 from bdpo_plugin.recipes.host_config import check_model_name
 

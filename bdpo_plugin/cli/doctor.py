@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bdpo_plugin.cli.no_side_effects import no_side_effects
+from bdpo_plugin.cli.no_side_effects import no_side_effects, silence
 from bdpo_plugin.hosts import part
 from bdpo_plugin.inspection.findings import FAILED, OK, WARNING, Finding, fix_in
 from bdpo_plugin.recipes.host_config import (
@@ -73,7 +71,7 @@ def _looked_at(
     from bdpo_plugin.cli.environment import environment, needs
 
     rows: list[dict[str, str]] = []
-    with _quiet():
+    with silence():
         findings = list(environment())
         if path and config:
             findings += needs(config, {finding.name: finding for finding in findings})
@@ -155,24 +153,6 @@ def _without_effect(config: Config) -> Iterator[Finding]:
 
 
 # What is shown --------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppresses everything that hosts and their libraries print to stdout and stderr."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
-    with open(os.devnull, "w") as nothing:
-        for number in (1, 2):
-            os.dup2(nothing.fileno(), number)
-        try:
-            with contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
-                yield
-        finally:
-            for number, copy in zip((1, 2), kept, strict=True):
-                os.dup2(copy, number)
-                os.close(copy)
 
 
 def hider(keys: Mapping[str, Any]) -> Callable[[str], str]:

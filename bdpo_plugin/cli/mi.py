@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bdpo_plugin.cli.doctor import hider
-from bdpo_plugin.cli.labels import find_labels, label_colours
-from bdpo_plugin.cli.no_side_effects import no_side_effects
+from bdpo_plugin.cli.no_side_effects import no_side_effects, stdout_to_stderr
 from bdpo_plugin.cli.options import EXISTING_FILE, FOLDER, JSON, console
+from bdpo_plugin.cli.pair_labels import find_labels, label_colours
 from bdpo_plugin.cli.plot import load_figures
 from bdpo_plugin.hosts import part
 from bdpo_plugin.recipes.host_config import (
@@ -146,7 +143,7 @@ def _score(
         check_preference(config, found)
         check_installed(found.host)
     try:
-        with _stdout_to_stderr(), no_side_effects():
+        with stdout_to_stderr(), no_side_effects():
             scored: Scored
             if config is not None:
                 check_model(found.host, found.keys)
@@ -159,20 +156,6 @@ def _score(
     except BDPOError as error:
         hide = hider({} if config is None else found.keys)
         raise click.ClickException(hide(str(error))) from error
-
-
-@contextlib.contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
-    """Redirects everything that hosts and their libraries print to stderr, also from C code."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 def write_split(

@@ -1,10 +1,12 @@
-"""Turns off telemetry and experiment trackers in commands that only inspect something."""
+"""Turns off telemetry, experiment trackers and the hosts' own output in commands that only inspect
+something."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 #: Environment variables that turn off the reporting of hosts and their libraries. Reporting that a
 #: configuration turns on by its keys is handled by `side_effects.py` of each host.
@@ -37,3 +39,34 @@ def no_side_effects() -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+@contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Context manager in which everything that hosts and their libraries print goes to stderr."""
+    with _descriptor(1, 2), redirect_stdout(sys.stderr):
+        yield
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Context manager in which hosts and their libraries print nothing."""
+    with open(os.devnull, "w") as nothing:
+        number = nothing.fileno()
+        descriptors = _descriptor(1, number), _descriptor(2, number)
+        with descriptors[0], descriptors[1], redirect_stdout(nothing), redirect_stderr(nothing):
+            yield
+
+
+@contextmanager
+def _descriptor(number: int, target: int) -> Iterator[None]:
+    """Sends what is written to a file descriptor, also by C code, to another one."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    kept = os.dup(number)
+    os.dup2(target, number)
+    try:
+        yield
+    finally:
+        os.dup2(kept, number)
+        os.close(kept)

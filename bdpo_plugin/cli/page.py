@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bdpo_plugin.cli.labels import COLOURS, OTHERS
+from bdpo_plugin.cli.pair_labels import COLOURS, OTHERS
 from bdpo_plugin.terminal import visible
 
 if TYPE_CHECKING:
-    from bdpo_plugin.data.user_rows import Source
+    from bdpo_plugin.data.recorded_sources import Source
     from bdpo_plugin.inspection.scored_pairs import Scored
 
 #: Maximum characters of a text on the page, so that it stays usable for 20,000 pairs.

@@ -26,7 +26,7 @@ def plot(output_dirs: tuple[Path, ...], out: Path | None) -> None:
     run.
     """
     figures = load_figures()
-    from bdpo_plugin.cli.curves import curves
+    from bdpo_plugin.cli.training_curves import curves
 
     runs = [read_run(directory, name) for directory, name in named(output_dirs)]
     out = out or output_dirs[0]
@@ -51,11 +51,11 @@ def load_figures() -> Any:
         click.ClickException: matplotlib is not installed.
     """
     try:
-        from bdpo_plugin.cli import figures
+        from bdpo_plugin.cli import mi_figures
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
         raise click.ClickException(
             "matplotlib is not installed: pip install 'bdpo-plugin[plot]'"
         ) from error
-    return figures
+    return mi_figures

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from bdpo_plugin.data.user_rows import Source
+from bdpo_plugin.data.recorded_sources import Source
 
 
 def write_subset(source: Source, rows: Sequence[int], folder: Path, name: str) -> Path:

@@ -5,8 +5,8 @@ from typing import Any
 
 _HOSTS = ("axolotl", "llamafactory", "trl")
 _NAMES = (
-    *("arguments", "limits", "plan", "recipe_validation", "rewrite_config", "scoring"),
-    "side_effects",
+    *("arguments", "inspection", "limits", "plan", "recipe_validation", "rewrite_config"),
+    *("scoring", "side_effects"),
 )
 #: Host and name of a module -> its whole name. No other module is imported by :func:`part`.
 _PARTS = {(host, name): f"{__name__}.{host}.{name}" for host in _HOSTS for name in _NAMES}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bdpo_plugin.data.pairs import Pair
-from bdpo_plugin.data.user_rows import Source
+from bdpo_plugin.data.recorded_sources import Source
 from bdpo_plugin.inspection.plan import HostKeys, Plan
 from bdpo_plugin.settings import BDPOSettings
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bdpo_plugin.data.pairs import Pair
+from bdpo_plugin.inspection.model_shape import Shape
 from bdpo_plugin.inspection.plan import Plan
-from bdpo_plugin.inspection.shape import Shape
 
 
 class Cost(NamedTuple):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from bdpo_plugin.inspection.model_shape import Shape
 from bdpo_plugin.inspection.plan import Plan
-from bdpo_plugin.inspection.shape import Shape
 
 GIB = 2**30
 #: The most logits at once (`bdpo_plugin/model/head.py`), and the tokens of a scoring batch on a GPU

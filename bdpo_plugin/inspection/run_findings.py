@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from bdpo_plugin.inspection.cards import USABLE, fits
 from bdpo_plugin.inspection.configuration import Inspected
 from bdpo_plugin.inspection.cost import epoch_cost
 from bdpo_plugin.inspection.findings import FAILED, OK, UNKNOWN, WARNING, Finding
+from bdpo_plugin.inspection.gpus import USABLE, fits
 from bdpo_plugin.inspection.memory import GIB, estimate, weightless
+from bdpo_plugin.inspection.model_shape import Shape
 from bdpo_plugin.inspection.plan import QUANTISED_BYTES, HostKeys, Plan
-from bdpo_plugin.inspection.shape import Shape
 from bdpo_plugin.model.traits import Traits, row_rules
 from bdpo_plugin.reference.null_prompt import NullPrompt
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bdpo_plugin.data.pairs import Pair
-from bdpo_plugin.data.user_rows import Source
+from bdpo_plugin.data.recorded_sources import Source
 from bdpo_plugin.output.score_file import score_file
 from bdpo_plugin.reference.chat_template import as_ids, as_string, template_turns
 

@@ -45,7 +45,7 @@ def write_record(
     """Writes ``bdpo/run.json`` and, if the configuration is known, ``bdpo/recipe.yml``.
 
     Args:
-        trainer: a :class:`~bdpo_plugin.training.mixin.RunMixin` whose data is ready.
+        trainer: a :class:`~bdpo_plugin.training.trainer_mixin.RunMixin` whose data is ready.
         resumed: whether training resumed from a checkpoint. The logged time is then only that of
             the last part of the run, and is not recorded.
     """

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bdpo_plugin.output.run_folder import SCORES
-from bdpo_plugin.recipes.measured import QUANTILES, dump, expected_of, hardware_of, read_record
 from bdpo_plugin.recipes.recipe_file import Recipe
+from bdpo_plugin.recipes.run_numbers import QUANTILES, dump, expected_of, hardware_of, read_record
 from bdpo_plugin.recipes.shareable import Finding
 from bdpo_plugin.settings import RECIPE
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from bdpo_plugin.recipes.measured import QUANTILES, TOLERANCES
 from bdpo_plugin.recipes.recipe_file import Recipe
+from bdpo_plugin.recipes.run_numbers import QUANTILES, TOLERANCES
 from bdpo_plugin.redact import Place
 from bdpo_plugin.settings import RECIPE
 

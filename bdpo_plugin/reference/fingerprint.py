@@ -13,8 +13,8 @@ from accelerate.utils.modeling import align_module_device, has_offloaded_params
 from torch import Tensor, nn
 
 from bdpo_plugin.reference.callables import package_of
-from bdpo_plugin.reference.computation import computation
-from bdpo_plugin.reference.content import Words, tensor_digest
+from bdpo_plugin.reference.digests import Words, tensor_digest
+from bdpo_plugin.reference.fingerprint_inputs import computation
 from bdpo_plugin.reference.scoring import VERSION
 from bdpo_plugin.settings import BDPOError
 
@@ -54,9 +54,9 @@ def model_fingerprint(model: Any, *, adapter: str | None = None, compute: str = 
     It reads all weights (the hash is linear in them, so a 7B model takes seconds), but not their
     names. So the base model under a LoRA adapter of any rank, seed or target has the same
     fingerprint as the same weights loaded as a separate model. The fingerprint also covers
-    everything that :mod:`~bdpo_plugin.reference.computation` describes, the settings of an adapter
-    that is part of the reference, and the :data:`~bdpo_plugin.reference.scoring.VERSION` of the
-    scoring.
+    everything that :mod:`~bdpo_plugin.reference.fingerprint_inputs` describes, the settings of an
+    adapter that is part of the reference, and the
+    :data:`~bdpo_plugin.reference.scoring.VERSION` of the scoring.
 
     Args:
         adapter: the PEFT adapter that is part of the reference; None: all adapters are off;

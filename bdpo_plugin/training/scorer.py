@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from bdpo_plugin.data.pairs import Pair
-from bdpo_plugin.data.user_rows import is_recording
+from bdpo_plugin.data.recorded_sources import is_recording
 from bdpo_plugin.model.probe import Capabilities
 from bdpo_plugin.model.reader import ResponseReader
 from bdpo_plugin.objective import BalanceWeights
@@ -32,7 +32,6 @@ from bdpo_plugin.reference.store import ScoreStore
 from bdpo_plugin.settings import UNIMPORTANT, BDPOError, BDPOSettings
 from bdpo_plugin.training.checkpoints import COMPUTATION, NULL_PROMPT, REFERENCE
 from bdpo_plugin.training.datasets import Usable
-from bdpo_plugin.training.identity import Identity, identify
 from bdpo_plugin.training.main_rank import by_main
 from bdpo_plugin.training.model_warnings import (
     layout_in_words,
@@ -41,6 +40,7 @@ from bdpo_plugin.training.model_warnings import (
 )
 from bdpo_plugin.training.output_lock import lock_output
 from bdpo_plugin.training.position_limit import check_room
+from bdpo_plugin.training.reference_identity import Identity, identify
 from bdpo_plugin.training.score_columns import longest, score_columns
 from bdpo_plugin.training.weighing import Weigh, weights_of
 

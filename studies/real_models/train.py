@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
 
 from bdpo_plugin import BalanceWeights, BDPOConfig, BDPOTrainer, ChosenRejected
-from bdpo_plugin.data.user_rows import recording_sources
+from bdpo_plugin.data.recorded_sources import recording_sources
 from bdpo_plugin.sources.forms import Pair
 from studies.real_models.design import Job, Preset, Where
 from studies.real_models.evaluate import Evaluation

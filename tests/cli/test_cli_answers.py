@@ -17,7 +17,7 @@ from guarded import nothing_but
 from running import trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from bdpo_plugin.cli.trained import load_trained, load_trained_tokenizer
+from bdpo_plugin.cli.load_trained import load_trained, load_trained_tokenizer
 from bdpo_plugin.demo.tiny import write
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])

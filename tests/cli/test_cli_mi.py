@@ -18,10 +18,10 @@ from datasets import Dataset, load_dataset
 from guarded import nothing_but
 from test_cli_pictures import assert_drawn
 
-from bdpo_plugin.cli.labels import label_colours
 from bdpo_plugin.cli.mi import write_split
+from bdpo_plugin.cli.pair_labels import label_colours
 from bdpo_plugin.cli.subset import write_subset
-from bdpo_plugin.data.user_rows import Source
+from bdpo_plugin.data.recorded_sources import Source
 from bdpo_plugin.demo.tiny import preference_pairs, write
 from bdpo_plugin.inspection.scored_pairs import Place, Scored
 

@@ -15,7 +15,7 @@ from running import history, pairs, scores, trainer
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
 
-from bdpo_plugin.cli.trained import load_trained
+from bdpo_plugin.cli.load_trained import load_trained
 from bdpo_plugin.demo.tiny import write
 from bdpo_plugin.output.run_folder import read_run
 
@@ -102,7 +102,7 @@ def has(colour, picture) -> bool:
 
 
 def test_curves_that_coincide_are_told_apart_on_axes_that_show_them(runs, tmp_path) -> None:
-    curves = import_module("bdpo_plugin.cli.curves")
+    curves = import_module("bdpo_plugin.cli.training_curves")
     run = read_run(runs[1] / "bdpo", "a")
     log = [{"step": step, "loss": 0.5 + 0.001 * step} for step in range(1, 41)]
     log[9]["loss"] = float("nan")
@@ -124,8 +124,10 @@ def test_a_picture_has_at_most_eight_panels(runs, tmp_path, monkeypatch) -> None
     for name in "abcdefghij":
         shutil.copytree(runs[1] / "bdpo", tmp_path / name)
     drawn = []
-    monkeypatch.setattr("bdpo_plugin.cli.curves.curves", lambda runs, path: path)
-    monkeypatch.setattr("bdpo_plugin.cli.figures.mi_scatter", lambda runs, path: drawn.extend(runs))
+    monkeypatch.setattr("bdpo_plugin.cli.training_curves.curves", lambda runs, path: path)
+    monkeypatch.setattr(
+        "bdpo_plugin.cli.mi_figures.mi_scatter", lambda runs, path: drawn.extend(runs)
+    )
     code, shown = bdpo("plot", *(str(tmp_path / name) for name in "abcdefghij"))
     assert code == 0, shown
     assert [name for name, _ in drawn] == list("abcdefgh")

@@ -13,7 +13,7 @@ from commandline import bdpo
 from fake_hub import COMMIT, FakeHub
 
 from bdpo_plugin.cli.recipes.list import in_hours
-from bdpo_plugin.inspection.cards import USABLE
+from bdpo_plugin.inspection.gpus import USABLE
 from bdpo_plugin.recipes.recipe_file import find_recipe, is_sweep, recipe_files, recipe_root
 from bdpo_plugin.recipes.shareable import findings
 from bdpo_plugin.redact import text_left_out

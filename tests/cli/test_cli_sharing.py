@@ -327,7 +327,7 @@ def test_verify_refuses(again) -> None:
 
 
 def test_a_continued_run_has_no_minutes(run, monkeypatch) -> None:
-    from bdpo_plugin.recipes.measured import measured_of
+    from bdpo_plugin.recipes.run_numbers import measured_of
 
     record = json.loads((run / "bdpo" / "run.json").read_text())
     (run / "bdpo" / "run.json").write_text(json.dumps(record | {"train_runtime": 90.0}))

@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from bdpo_plugin.data.pairs import Pair, Side
-from bdpo_plugin.data.user_rows import Source
+from bdpo_plugin.data.recorded_sources import Source
 from bdpo_plugin.demo.tiny import build_tokenizer
 from bdpo_plugin.hosts.llamafactory.plan import KEYS
 from bdpo_plugin.inspection.configuration import Inspected

@@ -12,7 +12,7 @@ from bdpo_plugin.data.pairs import Pair, Side
 from bdpo_plugin.demo.tiny import build_model, build_tokenizer
 from bdpo_plugin.inspection.cost import epoch_cost
 from bdpo_plugin.inspection.memory import estimate, weightless
-from bdpo_plugin.inspection.shape import Shape
+from bdpo_plugin.inspection.model_shape import Shape
 from bdpo_plugin.model.reader import ResponseReader
 
 

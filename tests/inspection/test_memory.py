@@ -11,9 +11,9 @@ from bdpo_plugin.hosts.axolotl.plan import KEYS
 from bdpo_plugin.inspection import memory
 from bdpo_plugin.inspection.memory import Memory, weightless
 from bdpo_plugin.inspection.memory import estimate as of_shape
+from bdpo_plugin.inspection.model_shape import Shape, known_shapes
 from bdpo_plugin.inspection.plan import Plan
 from bdpo_plugin.inspection.run_findings import smaller
-from bdpo_plugin.inspection.shape import Shape, known_shapes
 from bdpo_plugin.model import head
 from bdpo_plugin.reference.batches import SCORE_TOKENS_ON_GPU
 

@@ -23,8 +23,8 @@ from bdpo_plugin.demo.tiny import build_model, build_tokenizer
 from bdpo_plugin.inspection.configuration import Inspected
 from bdpo_plugin.inspection.data_findings import data_findings
 from bdpo_plugin.inspection.findings import FAILED, WARNING, Finding, fix_in
+from bdpo_plugin.inspection.model_shape import known_shapes
 from bdpo_plugin.inspection.run_findings import memory_finding, run_findings
-from bdpo_plugin.inspection.shape import known_shapes
 from bdpo_plugin.inspection.text_findings import find_null, text_findings
 from bdpo_plugin.recipes.host_config import check_model, check_preference, read_config
 from bdpo_plugin.settings import BDPOError, BDPOSettings

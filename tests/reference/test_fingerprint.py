@@ -99,10 +99,10 @@ def test_the_place_of_a_word_counts(first, second, size):
 
 
 def test_across_the_blocks_of_the_hash(monkeypatch):
-    from bdpo_plugin.reference import content
+    from bdpo_plugin.reference import digests
 
-    monkeypatch.setattr(content, "_BLOCK", 2 * content._WIDTH)
-    words = torch.arange(5 * content._WIDTH + 17)
+    monkeypatch.setattr(digests, "_BLOCK", 2 * digests._WIDTH)
+    words = torch.arange(5 * digests._WIDTH + 17)
     seen = {of(words)}
     for at in range(0, len(words), 1000):
         changed = words.clone()

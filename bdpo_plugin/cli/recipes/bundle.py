@@ -16,14 +16,14 @@ from bdpo_plugin.cli.plot import load_figures
 from bdpo_plugin.cli.recipes.check import tell
 from bdpo_plugin.hosts import part
 from bdpo_plugin.output.run_folder import Run, read_run
-from bdpo_plugin.recipes.measured import (
+from bdpo_plugin.recipes.recipe_file import Recipe
+from bdpo_plugin.recipes.run_numbers import (
     expected_of,
     measured_of,
     read_record,
     recipe_of,
     rounded_quantiles,
 )
-from bdpo_plugin.recipes.recipe_file import Recipe
 from bdpo_plugin.recipes.shareable import findings, local_data
 from bdpo_plugin.redact import (
     REDACTED,
@@ -188,7 +188,7 @@ def _draw(run: Run, folder: Path) -> None:
     except click.ClickException as error:
         click.echo(f"No pictures: {error.message}")
         return
-    from bdpo_plugin.cli.curves import curves
+    from bdpo_plugin.cli.training_curves import curves
 
     curves([run], folder / "curves.png")
     if run.measured:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -14,10 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from bdpo_plugin.cli.no_side_effects import stdout_to_stderr
 from bdpo_plugin.cli.options import cell, console
 from bdpo_plugin.hosts import part
-from bdpo_plugin.recipes.measured import yaml_lines
 from bdpo_plugin.recipes.recipe_file import Recipe, find_recipe
+from bdpo_plugin.recipes.run_numbers import yaml_lines
 from bdpo_plugin.recipes.shareable import Finding, findings
 from bdpo_plugin.settings import RECIPE
 from bdpo_plugin.terminal import visible
@@ -92,7 +91,7 @@ def check(
 
 def examine(recipe: Recipe) -> Checked:
     """Checks a recipe without running it."""
-    with redirect_stdout(sys.stderr):  # hosts write their logs to stdout
+    with stdout_to_stderr():  # hosts write their logs to stdout
         return Checked([*findings(recipe), *_host(recipe), *_versions(recipe)])
 
 
@@ -100,7 +99,7 @@ def examine_run(recipe: Recipe, arguments: tuple[str, ...]) -> Checked:
     """Checks a recipe and, if nothing is wrong, compares its first steps, which it runs."""
     from bdpo_plugin.cli.recipes.first_steps import run_first_steps
     from bdpo_plugin.recipes.expected import compare, compared
-    from bdpo_plugin.recipes.measured import hardware_of
+    from bdpo_plugin.recipes.run_numbers import hardware_of
 
     checked = examine(recipe)
     if checked.wrong:

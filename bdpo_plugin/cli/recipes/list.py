@@ -56,8 +56,8 @@ def entries() -> list[dict[str, Any]]:
 def _estimate(recipe: Recipe) -> dict[str, Any]:
     """Returns what the formulas of `bdpo doctor` give: the memory of each GPU, and the hours of
     20,000 pairs on GPUs of three sizes, None where the run does not fit."""
-    from bdpo_plugin.inspection.cards import CARDS, needs_of
-    from bdpo_plugin.inspection.shape import known_shapes
+    from bdpo_plugin.inspection.gpus import CARDS, needs_of
+    from bdpo_plugin.inspection.model_shape import known_shapes
 
     plan = part(recipe.host, "plan").plan_of(recipe.config)
     needs = needs_of(known_shapes()[recipe.model], plan, recipe.about.get("processes", 1))

@@ -15,8 +15,8 @@ from bdpo_plugin.cli.recipes.check import tell
 from bdpo_plugin.output.card_facts import is_local
 from bdpo_plugin.private_text import private_in, secret_in
 from bdpo_plugin.recipes.hub import asking
-from bdpo_plugin.recipes.measured import read_record
 from bdpo_plugin.recipes.recipe_file import read_recipe
+from bdpo_plugin.recipes.run_numbers import read_record
 from bdpo_plugin.recipes.shareable import Finding, findings, private_findings
 from bdpo_plugin.redact import place_words, redacted
 from bdpo_plugin.settings import RECIPE, BDPOSettings

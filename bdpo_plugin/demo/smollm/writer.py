@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from bdpo_plugin.demo.smollm.choice import prompts, select
+from bdpo_plugin.demo.smollm.choose_pairs import prompts, select
 from bdpo_plugin.demo.smollm.model import write_model
 from bdpo_plugin.demo.smollm.packages import MODEL, PAIRS, fetch
 from bdpo_plugin.demo.tiny.writer import write_data

@@ -17,9 +17,9 @@ from axolotl.utils.dict import DictDefault
 from transformers import AutoTokenizer
 
 from bdpo_plugin.data.pairs import Pair
-from bdpo_plugin.data.user_rows import Source, recording_sources
+from bdpo_plugin.data.recorded_sources import Source, recording_sources
 from bdpo_plugin.hosts.axolotl.limits import check_trained
-from bdpo_plugin.hosts.axolotl.loaded import load_without_side_effects
+from bdpo_plugin.hosts.axolotl.load_config import load_without_side_effects
 from bdpo_plugin.hosts.axolotl.plan import KEYS, plan_of
 from bdpo_plugin.hosts.axolotl.rewrite_config import ENTRIES, MARK
 from bdpo_plugin.hosts.axolotl.side_effects import DROPPED, without_side_effects

@@ -25,7 +25,7 @@ from bdpo_plugin.data.raw_rows import (
     missing_columns,
     raise_problems,
 )
-from bdpo_plugin.data.user_rows import record_source
+from bdpo_plugin.data.recorded_sources import record_source
 from bdpo_plugin.hosts.axolotl.responses import Conversations, Responses
 from bdpo_plugin.hosts.axolotl.rewrite_config import LOG, MARK
 from bdpo_plugin.hosts.wrapping import Arguments, Call

@@ -14,8 +14,8 @@ from axolotl.integrations.base import PluginManager
 from axolotl.train import setup_model_and_trainer
 from axolotl.utils.data.rl import _truncate_long_sequences_rl
 
-from bdpo_plugin.data.user_rows import Source, recording_sources
-from bdpo_plugin.hosts.axolotl.loaded import load_without_side_effects
+from bdpo_plugin.data.recorded_sources import Source, recording_sources
+from bdpo_plugin.hosts.axolotl.load_config import load_without_side_effects
 from bdpo_plugin.hosts.axolotl.rewrite_config import PLUGIN
 from bdpo_plugin.hosts.axolotl.side_effects import SHARES
 from bdpo_plugin.hosts.trl.tokenised import dataset_pairs

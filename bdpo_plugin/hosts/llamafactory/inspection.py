@@ -17,7 +17,7 @@ from llamafactory.model import load_tokenizer
 from omegaconf import OmegaConf
 
 from bdpo_plugin.data.pairs import Pair
-from bdpo_plugin.data.user_rows import Source, recording_sources
+from bdpo_plugin.data.recorded_sources import Source, recording_sources
 from bdpo_plugin.hosts.llamafactory.arguments import PREF_LOSS
 from bdpo_plugin.hosts.llamafactory.hooks import checking_rows
 from bdpo_plugin.hosts.llamafactory.plan import KEYS, plan_of

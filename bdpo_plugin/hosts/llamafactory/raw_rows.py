@@ -20,7 +20,7 @@ from bdpo_plugin.data.raw_rows import (
     missing_columns,
     raise_row,
 )
-from bdpo_plugin.data.user_rows import record_source
+from bdpo_plugin.data.recorded_sources import record_source
 from bdpo_plugin.hosts.wrapping import Arguments, Call
 from bdpo_plugin.output.tables import print_problems
 from bdpo_plugin.settings import BDPOError

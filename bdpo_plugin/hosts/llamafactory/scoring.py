@@ -15,7 +15,7 @@ from llamafactory.train.tuner import run_exp
 from omegaconf import OmegaConf
 from transformers import TrainerCallback
 
-from bdpo_plugin.data.user_rows import Source, recording_sources
+from bdpo_plugin.data.recorded_sources import Source, recording_sources
 from bdpo_plugin.hosts.llamafactory.arguments import PREF_LOSS
 from bdpo_plugin.hosts.llamafactory.side_effects import SHARES, without_side_effects
 from bdpo_plugin.hosts.llamafactory.tokenised import TOKENISED, dataset_pairs, tokenised_row

@@ -28,10 +28,10 @@ from bdpo_plugin.output.run_record import add_peak_memory
 from bdpo_plugin.reference.reference_source import ReferenceSource
 from bdpo_plugin.settings import BDPOSettings
 from bdpo_plugin.training.datasets import Tokenised, drop_reserved
-from bdpo_plugin.training.mixin import RunMixin
 from bdpo_plugin.training.score_columns import ScoreCollator
 from bdpo_plugin.training.step import TOTAL, LossTerms
-from bdpo_plugin.training.streams import ReportStreams, StreamFilter
+from bdpo_plugin.training.streaming_data import ReportStreams, StreamFilter
+from bdpo_plugin.training.trainer_mixin import RunMixin
 
 #: Log keys that `plot_loss: true` plots in addition to LLaMA-Factory's own.
 _CURVES = ("rewards/margins", "bdpo/imbalance", "bdpo/weight_chosen", "bdpo/scale")

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import extract_prompt
 
-from bdpo_plugin.data.user_rows import Source
+from bdpo_plugin.data.recorded_sources import Source
 from bdpo_plugin.hosts.trl.arguments import parse
 from bdpo_plugin.hosts.trl.limits import check_arguments
 from bdpo_plugin.hosts.trl.loading import as_trl, load_data, sources_of

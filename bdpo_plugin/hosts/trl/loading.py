@@ -10,7 +10,7 @@ from datasets import Dataset, load_dataset
 from transformers import set_seed
 from trl import get_dataset, get_peft_config, get_quantization_config
 
-from bdpo_plugin.data.user_rows import Source
+from bdpo_plugin.data.recorded_sources import Source
 from bdpo_plugin.hosts.trl.arguments import Arguments
 from bdpo_plugin.hosts.trl.trainer import BDPOTrainer
 from bdpo_plugin.settings import BDPOError

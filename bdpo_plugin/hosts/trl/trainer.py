@@ -44,10 +44,10 @@ from bdpo_plugin.output.tables import print_problems
 from bdpo_plugin.reference.reference_source import ReferenceSource
 from bdpo_plugin.settings import BDPOError
 from bdpo_plugin.training.datasets import Tokenised, drop_reserved, nothing_left
-from bdpo_plugin.training.mixin import RunMixin
 from bdpo_plugin.training.score_columns import FILE_ROW, ROW, SCORE_COLUMNS, ScoreCollator
 from bdpo_plugin.training.step import TOTAL, LossTerms, MetricSums
-from bdpo_plugin.training.streams import ReportStreams, StreamFilter
+from bdpo_plugin.training.streaming_data import ReportStreams, StreamFilter
+from bdpo_plugin.training.trainer_mixin import RunMixin
 from bdpo_plugin.training.weighing import Weigh
 
 

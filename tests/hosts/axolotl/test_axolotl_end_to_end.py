@@ -18,7 +18,7 @@ from real_runs import make_tiny, mean_log_probability, run_command, weights
 from running import scores
 from transformers import AutoModelForCausalLM
 
-from bdpo_plugin.cli.trained import load_trained, load_trained_tokenizer
+from bdpo_plugin.cli.load_trained import load_trained, load_trained_tokenizer
 
 pytestmark = pytest.mark.slow
 

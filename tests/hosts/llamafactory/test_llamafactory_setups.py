@@ -13,7 +13,7 @@ from llamafactory_runs import curve, run, scores
 from real_runs import mean_log_probability, weights
 from torch.testing import assert_close
 
-from bdpo_plugin.cli.trained import load_trained, load_trained_tokenizer
+from bdpo_plugin.cli.load_trained import load_trained, load_trained_tokenizer
 
 pytestmark = pytest.mark.slow
 

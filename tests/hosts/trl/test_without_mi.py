@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from running import history, trainer
 
 from bdpo_plugin.cli import main
-from bdpo_plugin.data.user_rows import recording_sources
+from bdpo_plugin.data.recorded_sources import recording_sources
 from bdpo_plugin.reference import scoring
 
 

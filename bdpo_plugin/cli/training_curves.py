@@ -12,8 +12,8 @@ from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from bdpo_plugin.cli.figures import STYLE, plain
-from bdpo_plugin.cli.labels import COLOURS
+from bdpo_plugin.cli.mi_figures import STYLE, plain
+from bdpo_plugin.cli.pair_labels import COLOURS
 from bdpo_plugin.output.run_folder import Run, evaluations
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bdpo_plugin.demo.smollm.choice import prompts, select
+from bdpo_plugin.demo.smollm.choose_pairs import prompts, select
 from bdpo_plugin.demo.tiny import preference_pairs
 from bdpo_plugin.settings import BDPOError
 

@@ -38,7 +38,7 @@ from bdpo_plugin.training.score_columns import (
 )
 from bdpo_plugin.training.scorer import Scorer
 from bdpo_plugin.training.step import Metrics, preference_step
-from bdpo_plugin.training.streams import StreamFilter
+from bdpo_plugin.training.streaming_data import StreamFilter
 from bdpo_plugin.training.weighing import Weigh, asked_columns
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from bdpo_plugin.data.pairs import Pair, Side
 from bdpo_plugin.inspection.cost import epoch_cost
 from bdpo_plugin.inspection.memory import GIB, Memory, estimate
+from bdpo_plugin.inspection.model_shape import Shape
 from bdpo_plugin.inspection.plan import Plan
-from bdpo_plugin.inspection.shape import Shape
 
 
 class Card(NamedTuple):

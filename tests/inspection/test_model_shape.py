@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bdpo_plugin.demo.tiny import build_model, build_tokenizer
-from bdpo_plugin.inspection.shape import Shape, known_shapes
+from bdpo_plugin.inspection.model_shape import Shape, known_shapes
 
 _SMOLLM = {
     "model_type": "llama",

@@ -34,7 +34,7 @@ from bdpo_plugin.reference.callables import (
     package_of,
     replaced_forward,
 )
-from bdpo_plugin.reference.content import Words
+from bdpo_plugin.reference.digests import Words
 
 #: Entries of a configuration, at any depth, that do not affect a forward pass.
 _VOLATILE = {

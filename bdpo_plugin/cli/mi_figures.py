@@ -16,7 +16,7 @@ from matplotlib.colors import CenteredNorm, LinearSegmentedColormap
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from bdpo_plugin.cli.labels import COLOURS, OTHERS
+from bdpo_plugin.cli.pair_labels import COLOURS, OTHERS
 from bdpo_plugin.terminal import visible
 
 if TYPE_CHECKING:
