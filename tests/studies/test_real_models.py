@@ -169,10 +169,10 @@ def test_a_couple_is_parted_by_its_imbalance() -> None:
 def test_the_likelihood_of_an_answer_is_the_models_own(bench) -> None:
     import torch
 
-    asked = bench.evaluation._asked[:5]
+    asked = bench.evaluation.asked[:5]
     model, logps = bench.model(), bench.evaluation.logps
     for (messages, answer), (nats, tokens) in zip(asked, logps(model, asked), strict=True):
-        ids, prompt = logps._row(messages, answer)
+        ids, prompt = logps.row(messages, answer)
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
         alone = sum(logits[i - 1, ids[i]].item() for i in range(prompt, len(ids)))
