@@ -106,7 +106,9 @@ class Preset:
         dtype: of the frozen weights; the adapter is in float32.
         alphas, betas: runs of B-DPO at each of these alphas by each of these factors of beta.
         at_a_time: prompts answered together.
+        exploratory: arms that run when all seeds have `arms`; no claim waits for them.
         after: epochs after which log-probabilities are measured.
+        hh_at_end: whether the held-out pairs are measured after the last of these epochs alone.
         answered: whether all is measured at the end, with answers.
         unseen: whether prompts and pairs are held out that no tuning has seen (`material.load`).
         plan: the file that says what is asked; empty where nobody has written one.
@@ -123,7 +125,9 @@ class Preset:
     alphas: tuple[float, ...] = ()
     betas: tuple[float, ...] = (1 / 3, 1, 3)
     at_a_time: int = 40
+    exploratory: tuple[str, ...] = ()
     after: tuple[int, ...] = ()
+    hh_at_end: bool = False
     answered: bool = True
     unseen: bool = False
     plan: str = "PLAN.md"
@@ -135,9 +139,10 @@ class Preset:
     def jobs(self) -> Iterator[Job]:
         """The model before training, then seed by seed all arms: what is there can be compared."""
         yield Job(preset=self, arm="untrained", seed=0)
-        for seed in self.seeds:
-            for arm in self.arms:
-                yield Job(preset=self, arm=arm, seed=seed)
+        for arms in (self.arms, self.exploratory):
+            for seed in self.seeds:
+                for arm in arms:
+                    yield Job(preset=self, arm=arm, seed=seed)
         for seed in self.seeds:
             for alpha in self.alphas:
                 for factor in self.betas:
@@ -187,6 +192,7 @@ class Job:
         if self.arm == "untrained":
             parts = [self.arm, self.preset.dtype, training["tokens"], sizes]
         parts += [self.preset.after] if self.preset.after else []
+        parts += ["hh at the end"] if self.preset.hh_at_end else []
         named = [getattr(self.preset, name) for name in ("model", "data", "tasks", "limit")]
         parts += [named, self.preset.answered] if self.preset.data else []
         text = json.dumps(parts, sort_keys=True)
@@ -198,11 +204,13 @@ _MAIN = tuple(arm for arm, keys in ARMS.items() if "half" not in keys)
 _HALVES = tuple(arm for arm in ARMS if arm not in _MAIN)
 _SECOND = Preset(
     seeds=tuple(range(10, 24)),
-    arms=("dpo", "bdpo", "shuffled-label", "random", "safedpo", "dpo-low"),
+    arms=("dpo", "bdpo", "shuffled-label", "safedpo"),
+    exploratory=("random", "dpo-low"),
     dtype="float32",
-    training=Training(epochs=8, sft=0.2),
-    sizes=Sizes(hh=400, likened=3),
-    after=(2, 4, 8),
+    training=Training(xstest=24, hh=8, epochs=8, sft=0.2),
+    sizes=Sizes(hh=60, likened=2),
+    after=(2, 8),
+    hh_at_end=True,
     answered=False,
     unseen=True,
     plan="PLAN-2.md",
@@ -223,7 +231,7 @@ PRESETS = {
         at_a_time=512,
     ),
     "plan-2": _SECOND,
-    "plan-2-halves": replace(_SECOND, arms=_HALVES),
+    "plan-2-halves": replace(_SECOND, arms=_HALVES, exploratory=()),
 }
 #: Seeds of the tuning, which no table has.
 TUNING_SEEDS = (900,)

@@ -153,14 +153,18 @@ def _epochs(records: Records, after: Sequence[int]) -> Any:
     found = {epoch: after_epoch(records, epoch) for epoch in after}
     for measure, row in zip(measures, panels, strict=True):
         row[0].set_ylabel(measure.name.replace(" [", "\n["), fontsize=8)
-        mean_of_dpo = list(_means(found, "dpo", measure)) if "dpo" in arms else []
+        of_dpo = list(_means(found, "dpo", measure)) if "dpo" in arms else []
         for arm, axes in zip(arms, row, strict=True):
             for seed in sorted(records[arm]):
-                values = [level(found[epoch][arm][seed], measure) for epoch in after]
-                axes.plot(after, values, color="tab:gray", alpha=0.4, linewidth=0.8)
-            if mean_of_dpo:
-                axes.plot(after, mean_of_dpo, "--", color="tab:orange", linewidth=1)
-            axes.plot(after, [*_means(found, arm, measure)], color="tab:blue", linewidth=2)
+                of_seed = [(epoch, found[epoch][arm][seed]) for epoch in after]
+                places = [(x, level(run, measure)) for x, run in of_seed if there(run, measure)]
+                axes.plot(
+                    *zip(*places, strict=True), ".-", color="tab:gray", alpha=0.4, linewidth=0.8
+                )
+            if of_dpo:
+                axes.plot(*zip(*of_dpo, strict=True), ".--", color="tab:orange", linewidth=1)
+            means = _means(found, arm, measure)
+            axes.plot(*zip(*means, strict=True), ".-", color="tab:blue", linewidth=2)
             axes.set_xticks(after)
             axes.grid(alpha=0.3)
     for arm, axes in zip(arms, panels[0], strict=True):
@@ -169,9 +173,12 @@ def _epochs(records: Records, after: Sequence[int]) -> Any:
     return figure
 
 
-def _means(found: dict[int, Records], arm: str, measure: Measure) -> Iterator[float]:
-    for records in found.values():
-        yield fmean(level(record, measure) for record in records[arm].values())
+def _means(found: dict[int, Records], arm: str, measure: Measure) -> Iterator[tuple[int, float]]:
+    """Each epoch after which the measure was taken, and its mean over the seeds."""
+    for epoch, records in found.items():
+        levels = [level(run, measure) for run in records[arm].values() if there(run, measure)]
+        if levels:
+            yield epoch, fmean(levels)
 
 
 def _line(axes: Any, groups: list[tuple[float, list[Record]]], measure: Measure, name: str) -> None:

@@ -189,8 +189,8 @@ def _head(records: Records, preset: Preset, name: str) -> Iterator[str]:
     yield ""
     if done < wanted:
         yield (
-            f"**{_whole(records, preset)} of {len(preset.seeds)} seeds have all their arms. "
-            "Nothing is decided before all runs are there.**"
+            f"**{_whole(records, preset)} of {len(preset.seeds)} seeds have all the arms of the "
+            "plan's claims. Nothing is decided before all seeds have.**"
         )
         yield ""
     if preset.answered:
@@ -313,7 +313,13 @@ def _over_epochs(ends: dict[int, Records]) -> Iterator[str]:
         for epoch, records in ends.items():
             if "untrained" in (ours, others) or not (ours in records and others in records):
                 continue
-            found = [(m, difference(records[ours], records[others], m)) for m in _OVER_EPOCHS]
+            both = [*records[ours].values(), *records[others].values()]
+            found = [
+                (m, difference(records[ours], records[others], m))
+                if all(there(run, m) for run in both)
+                else (m, None)
+                for m in _OVER_EPOCHS
+            ]
             cells = [gap.text(m.decimals) if gap else "–" for m, gap in found]
             yield f"| {NAMES[ours]} − {NAMES[others]} | {epoch} | {' | '.join(cells)} |"
     yield ""

@@ -77,7 +77,8 @@ class Bench:
     @cached_property
     def evaluation(self) -> Evaluation:
         material, sizes = self.material, self.preset.sizes
-        return Evaluation(material, self.model(), self.tokenizer, sizes, self.preset.at_a_time)
+        kept, rows = self.where.work / "reference", self.preset.at_a_time
+        return Evaluation(material, self.model(), self.tokenizer, sizes, rows, kept)
 
     def model(self) -> nn.Module:
         """The model before training."""
@@ -90,7 +91,7 @@ class Bench:
         if job.arm == "untrained":
             return {**self._measured(self.model()), "seconds": time.perf_counter() - began}
         pairs = self.pairs(job)
-        evaluated = AfterEpochs(self.evaluation, self.preset.after)
+        evaluated = AfterEpochs(self.evaluation, self.preset)
         with TemporaryDirectory() as output:
             trainer = self.trainer(job, pairs, Path(output))
             trainer.add_callback(evaluated)
@@ -192,13 +193,15 @@ class AfterEpochs(TrainerCallback):
         found: epoch, as text -> the measures.
     """
 
-    def __init__(self, evaluation: Evaluation, epochs: tuple[int, ...]) -> None:
-        self.evaluation, self.epochs = evaluation, epochs
+    def __init__(self, evaluation: Evaluation, preset: Preset) -> None:
+        self.evaluation, self.preset = evaluation, preset
         self.found: dict[str, dict[str, Any]] = {}
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
-        if (epoch := round(state.epoch)) in self.epochs:
-            self.found[str(epoch)] = self.evaluation.preferences(model.eval())
+        after, epoch = self.preset.after, round(state.epoch)
+        if epoch in after:
+            hh = epoch == after[-1] or not self.preset.hh_at_end
+            self.found[str(epoch)] = self.evaluation.preferences(model.eval(), hh=hh)
             model.train()
 
 

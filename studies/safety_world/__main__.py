@@ -45,6 +45,9 @@ HERE = Path(__file__).parent
 @click.option("--tune", is_flag=True, help="DPO's grid on the tuning seeds instead, as a table.")
 @click.option("--processes", default=2, show_default=True, help="Each runs on one core.")
 @click.option("--dry-run", is_flag=True, help="Say how many runs there are, and run none.")
+@click.option(
+    "--from-records", is_flag=True, help="Run nothing: tables and figures from the records alone."
+)
 def main(
     quick: bool,
     confirm: bool,
@@ -53,9 +56,10 @@ def main(
     tune: bool,
     processes: int,
     dry_run: bool,
+    from_records: bool,
 ) -> None:
     """The evidence of PLAN.md: what B-DPO does in a synthetic world, beside its controls."""
-    from studies.safety_world import experiments, report, runner
+    from studies.safety_world import experiments, records, report, runner
 
     if quick + confirm + tune > 1:
         raise click.UsageError("--quick, --confirm and --tune exclude each other.")
@@ -67,6 +71,16 @@ def main(
         if quick or confirm:
             size = experiments.QUICK if quick else experiments.CONFIRMATION
         tables = experiments.experiments(size)
+    name = "results-confirmation" if confirm else "results"
+    folder = results or (work if quick else HERE) / name
+    if from_records:
+        if tune or not (folder / records.NAME).exists():
+            raise click.ClickException(
+                f"{folder} has no {records.NAME}: a whole run of this command writes it."
+            )
+        report.write(size, tables, folder)
+        click.echo(f"{folder}: tables and figures")
+        return
     stages = experiments.stages(size, tables)
     screen = Console(stderr=True)
     for number, jobs in enumerate(stages, 1):
@@ -79,9 +93,9 @@ def main(
     if tune:
         click.echo(report.tables(size, tables, work))
     else:
-        name = "results-confirmation" if confirm else "results"
-        folder = results or (work if quick else HERE) / name
-        report.write(size, tables, work, folder, failed)
+        folder.mkdir(parents=True, exist_ok=True)
+        records.write_records(stages, work, failed, folder / records.NAME)
+        report.write(size, tables, folder)
         screen.print(f"{folder}: tables and figures")
     screen.print(f"{(time.monotonic() - began) / 60:.1f} minutes")
     if failed:

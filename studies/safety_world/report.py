@@ -13,7 +13,8 @@ from studies.safety_world.analysis import contrast, difference, wilson
 from studies.safety_world.design import Contrast, Experiment, Levels
 from studies.safety_world.evaluate import HARMFUL, HARMLESS
 from studies.safety_world.experiments import Size, survey_job
-from studies.safety_world.runner import Job, result
+from studies.safety_world.records import NAME, read_records
+from studies.safety_world.runner import result
 from studies.safety_world.weighting import READINGS
 
 #: Key of a measure -> heading, factor.
@@ -53,16 +54,11 @@ WITH_ARMS = ("subsets", "controls", "imbalance", "noise", "pairs", "memorised")
 _ADDED = "† added on 2026-11-24, after the plan was committed and before any final run."
 
 
-def write(
-    size: Size, tables: Sequence[Experiment], work: Path, folder: Path, failed: dict[str, str]
-) -> None:
-    """``tables.md`` and the figures, from the results that are there."""
+def write(size: Size, tables: Sequence[Experiment], folder: Path) -> None:
+    """``tables.md`` and the figures, from the records in the folder."""
     from studies.safety_world import figures
 
-    def find(job: Job) -> dict[str, Any] | None:
-        return result(job, work)
-
-    folder.mkdir(parents=True, exist_ok=True)
+    find, failed = read_records(folder / NAME)
     levels = {table.name: table.levels(size.seeds, find) for table in tables}
     surveys = [find(survey_job(size, seed)) for seed in size.seeds]
     lines = [*_head(size, tables, failed), *summary.confirmatory(levels)]
@@ -79,7 +75,7 @@ def tables(size: Size, wanted: Sequence[Experiment], work: Path) -> str:
     return "\n".join(line for table in wanted for line in _table(table, found[table.name]))
 
 
-def _head(size: Size, tables: Sequence[Experiment], failed: dict[str, str]) -> Iterator[str]:
+def _head(size: Size, tables: Sequence[Experiment], failed: Sequence[str]) -> Iterator[str]:
     yield "# Tables"
     yield ""
     yield (

@@ -21,7 +21,7 @@ from real_runs import make_tiny
 
 from bdpo_plugin.demo.tiny import preference_pairs
 from studies.real_models import __main__ as main_module
-from studies.real_models import analysis, design, material, report, tasks
+from studies.real_models import analysis, design, hand_labels, material, report, tasks
 from studies.real_models.__main__ import main
 from studies.real_models.design import (
     ARMS,
@@ -169,10 +169,10 @@ def test_a_couple_is_parted_by_its_imbalance() -> None:
 def test_the_likelihood_of_an_answer_is_the_models_own(bench) -> None:
     import torch
 
-    asked = bench.evaluation._asked[:5]
+    asked = bench.evaluation.asked[:5]
     model, logps = bench.model(), bench.evaluation.logps
     for (messages, answer), (nats, tokens) in zip(asked, logps(model, asked), strict=True):
-        ids, prompt = logps._row(messages, answer)
+        ids, prompt = logps.row(messages, answer)
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
         alone = sum(logits[i - 1, ids[i]].item() for i in range(prompt, len(ids)))
@@ -496,3 +496,48 @@ def test_what_a_tuning_saw_is_in_no_measure(bench, data, small_tuning) -> None:
     asked = {p["messages"][-1]["content"] for p in second.hh_held_out}
     assert asked
     assert not asked & seen
+
+
+def test_the_labels_are_of_the_sample_and_make_the_table() -> None:
+    records = analysis.read_all(hand_labels.FOLDER)
+    labels = hand_labels.read_labels()
+    assert sorted(labels) == sorted(hand_labels.sample(records))
+    assert set(labels.values()) == {*hand_labels.WORDS.values()}
+    made = "\n".join(hand_labels.table(records)) + "\n"
+    assert made == (hand_labels.FOLDER / "judge_error.md").read_text()
+    # each text was read once: wherever it stands it has one label
+    for places in hand_labels.texts(records).values():
+        assert len({labels[at] for at in places}) == 1
+
+
+def test_the_error_of_a_judge_has_an_interval_where_none_was_found() -> None:
+    # by hand: 1 - 0.05 ** (1 / 10) = 0.259 bounds ten without one, at 95 % of one side
+    assert hand_labels.bounds(0, 10, 0.90) == (0, pytest.approx(1 - 0.05**0.1))
+    assert hand_labels.gap(0, 0, 12).startswith("+0 (-3")
+    assert hand_labels.gap(6, 1, 12).startswith("-42 (")
+
+
+def test_held_out_pairs_may_be_measured_at_the_end_alone(bench, tmp_path) -> None:
+    late = replace(PRESET, after=(1, 2), hh_at_end=True, answered=False)
+    late = replace(late, training=replace(TRAINING, epochs=2), exploratory=("random",))
+    names = [job.arm for job in replace(late, seeds=(0, 1)).jobs()]
+    assert names == ["untrained", "dpo", "bdpo", "dpo", "bdpo", "random", "random"]
+    with_late = Bench(late, bench.where)
+    for arm in ("dpo", "bdpo"):
+        job = Job(preset=late, arm=arm, seed=0)
+        found = with_late.run(job)
+        assert "hh_margin" not in found["after"]["1"]
+        assert len(found["after"]["2"]["hh_margin"]) == SIZES.hh
+        write_gz(tmp_path / f"{job.name}.json.gz", json.dumps(found | about(job)))
+    text = report.write(tmp_path, late, "late").read_text()
+    assert "| B-DPO − DPO | 1 | " in text
+    assert (tmp_path / "epochs.png").stat().st_size > 1000
+    # what the model before training says is kept, and taken from there by the next process
+    (kept,) = (bench.where.work / "reference").glob("*.json")
+    before = kept.stat().st_mtime_ns
+    assert Bench(late, bench.where).evaluation._before == with_late.evaluation._before
+    assert kept.stat().st_mtime_ns == before
+
+
+def about(job):
+    return {"arm": job.arm, "seed": job.seed, "settings": job.settings, "training": vars(TRAINING)}

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 pytest.importorskip("matplotlib")
 
-from studies.safety_world import analysis, experiments, report, summary
+from studies.safety_world import analysis, experiments, records, report, summary
 from studies.safety_world.__main__ import main
 from studies.safety_world.evaluate import HARMFUL, HARMLESS, score
 
@@ -155,8 +155,26 @@ def written(folder, size, missing=0):
         file.write_text(json.dumps({"result": invented(job)}))
     failed = {job.file(folder).stem: "Traceback" for job in jobs[:missing]}
     tables = experiments.experiments(size)
-    report.write(size, tables, folder, folder / "results", failed)
+    (folder / "results").mkdir()
+    records.write_records(every(size), folder, failed, folder / "results" / records.NAME)
+    report.write(size, tables, folder / "results")
     return tables, failed, (folder / "results" / "tables.md").read_text()
+
+
+def test_the_tables_are_made_again_from_the_records_alone(tmp_path):
+    size = replace(QUICK, seeds=(900,))
+    _, _, text = written(tmp_path, size, 3)
+    only = tmp_path / "elsewhere"
+    only.mkdir()
+    (tmp_path / "results" / records.NAME).rename(only / records.NAME)
+    given = ["--quick", "--from-records", "--results", str(only), "--work", str(tmp_path / "no")]
+    found = CliRunner().invoke(main, given)
+    assert found.exit_code == 0, found.output
+    assert (only / "tables.md").read_text() == text
+    (only / records.NAME).unlink()
+    found = CliRunner().invoke(main, given)
+    assert found.exit_code == 1
+    assert "has no records.jsonl.gz" in found.output
 
 
 @pytest.mark.parametrize("missing", [0, 40, 200])
