@@ -46,10 +46,9 @@ def inspect(keys: Mapping[str, Any]) -> Inspected:
     training, model = arguments.training, arguments.model
     settings = check_arguments(training)
     limit, mode = training.max_length, training.truncation_mode
+    # runs no code of a model's repository, whatever `trust_remote_code` says
     tokenizer = AutoTokenizer.from_pretrained(
-        model.model_name_or_path,
-        revision=model.model_revision,
-        trust_remote_code=training.trust_remote_code,
+        model.model_name_or_path, revision=model.model_revision
     )
     data = {name: as_trl(rows) for name, rows in loaded.items()}
     check_scorable(data.items(), settings)
