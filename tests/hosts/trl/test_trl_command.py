@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import yaml
 from commandline import bdpo
 from datasets import load_dataset
 from doctor_runs import doctor, fixes
+from real_runs import run_command
 from running import scores
 from safetensors.torch import load_file
 
@@ -262,3 +265,32 @@ def test_check_validates_by_trls_parser(tmp_path, changes):
     assert code == 1
     assert "wrong: trl: Unknown key `lerning_rate`. Did you mean `learning_rate`?" in shown
     assert "`padding_free" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_two_processes_train_as_one(here, tmp_path):
+    """By the command of docs/several-gpus.md. A step of both has the pairs of a step of one."""
+    cpu = "--cpu --num_machines 1 --mixed_precision no --dynamo_backend no"
+    for processes, pairs in ((1, 16), (2, 8)):
+        config = write_config(
+            tmp_path / f"{processes}.yml",
+            bdpo_cache_dir=str(tmp_path / f"scores-{processes}"),
+            output_dir=str(tmp_path / str(processes)),
+            per_device_train_batch_size=pairs,
+            lora_dropout=0.0,
+            eval_strategy="no",
+            logging_steps=1,
+            max_steps=1,
+        )
+        command = shutil.which("bdpo", path=Path(sys.executable).parent)
+        words = f"accelerate launch {cpu} --num_processes {processes} {command} train {config}"
+        run_command(words.split(), {"OMP_NUM_THREADS": "1"})
+    one, two = (scores(tmp_path / name) for name in "12")
+    assert two["row"] == one["row"]
+    assert two["mi_chosen"] == pytest.approx(one["mi_chosen"], abs=1e-4)
+    losses = [
+        json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"][0]["loss"]
+        for name in "12"
+    ]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
