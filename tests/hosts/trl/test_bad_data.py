@@ -129,7 +129,7 @@ def test_no_room_for_the_null_prompt(tmp_path, precompute):
 
     with pytest.raises(BDPOError, match=f"{words}`bdpo_null_prompt`") as refusal:
         run()
-    assert ("(rows 0, 1, 2, 3, 4, 5)" in str(refusal.value)) == precompute
+    assert ("(rows 0, 1, 2, 3, 4, ...)" in str(refusal.value)) == precompute
     run(bdpo_alpha=0)  # which does not run it
 
 
