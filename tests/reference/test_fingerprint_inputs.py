@@ -355,8 +355,8 @@ def test_what_shows_no_content_is_no_guess(tokenizer, give, words):
 MAKE = """
 import sys
 sys.path[:0] = {path!r}
-import test_computation
-print(*test_computation.of_every_kind())
+import test_fingerprint_inputs
+print(*test_fingerprint_inputs.of_every_kind())
 """
 
 
