@@ -93,10 +93,13 @@ def test_says_that_it_is_typed(content) -> None:
     assert "Typing :: Typed" in metadata.get_all("Classifier")
 
 
-def test_holds_the_recipes(content) -> None:
+def test_holds_the_recipes_and_the_keys_of_the_hosts(content) -> None:
     recipes = (ROOT / "example_configs").rglob("*.yml")
     texts = {f"bdpo_plugin/{p.relative_to(ROOT).as_posix()}": p.read_text() for p in recipes}
     assert "bdpo_plugin/example_configs/axolotl/tiny-cpu.yml" in texts
+    keys = (ROOT / "bdpo_plugin" / "hosts").rglob("keys.yml")
+    texts |= {path.relative_to(ROOT).as_posix(): path.read_text() for path in keys}
+    assert "bdpo_plugin/hosts/trl/keys.yml" in texts
     assert {name: content[name] for name in content if name.endswith(".yml")} == texts
 
 
