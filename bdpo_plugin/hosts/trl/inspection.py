@@ -25,7 +25,7 @@ from bdpo_plugin.hosts.trl.raw_rows import (
 from bdpo_plugin.hosts.trl.recipe_validation import ELSEWHERE
 from bdpo_plugin.hosts.trl.side_effects import SHARES, without_side_effects
 from bdpo_plugin.hosts.trl.tokenised import rendered, tokenised_row
-from bdpo_plugin.inspection.configuration import SHOWN, Inspected, chat_template_of, longest
+from bdpo_plugin.inspection.configuration import SHOWN, Inspected, chat_template_of
 from bdpo_plugin.settings import BDPOError
 
 
@@ -60,6 +60,7 @@ def inspect(keys: Mapping[str, Any]) -> Inspected:
     numbers = sorted({*range(len(train))} - {*empty})
     with unreadable_rows_named(rows, "train", tokenizer):
         tokenised = [tokenised_row(row, tokenizer, limit, mode) for row in rows]
+    longest_row = max((row.prompt + max(row.lengths) for row in tokenised), default=0)
     # TRL drops rows of which nothing but the prompt would be left
     fits = [limit is None or mode != "keep_start" or row.prompt < limit for row in tokenised]
     numbers = [number for number, fit in zip(numbers, fits, strict=True) if fit]
@@ -73,9 +74,6 @@ def inspect(keys: Mapping[str, Any]) -> Inspected:
     def texts(source: Source) -> Iterator[str]:
         for row in source.made:
             yield "".join(rendered(row, tokenizer))
-
-    def uncut() -> int:
-        return longest(tokenised_row(row, tokenizer, None).pair for row in rows)
 
     first = sources[0].made.select(range(min(SHOWN, len(sources[0].made))))
     return Inspected(
@@ -92,7 +90,7 @@ def inspect(keys: Mapping[str, Any]) -> Inspected:
         rendered=texts,
         cut=sum(limit is not None and length > limit for length in whole),
         left_out=fits.count(False),
-        uncut=uncut,
+        uncut=lambda: longest_row,
         keys=KEYS,
         plan=plan_of(keys),
         resizes=False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -92,20 +91,20 @@ def dataset_pairs(dataset: Dataset, collator: Any) -> list[Pair]:
     """Returns all pairs of a tokenised dataset, truncated as in training."""
     if type(collator) is not DataCollatorForPreference:
         return _collated(dataset, collator)  # another collator may do anything
-    limit = math.inf if collator.max_length is None else collator.max_length
-    cut = _CUTS[collator.truncation_mode](collator.max_length)
-
-    def side(prompt: np.ndarray, response: np.ndarray) -> Side:
-        length = len(prompt) + len(response)
-        if len(prompt) and length <= limit:
-            return Side(prompt, response)
-        completion_mask = np.arange(length) >= len(prompt)
-        return split_sequence(np.concatenate([prompt, response])[cut], completion_mask[cut])
-
+    how = collator.max_length, collator.truncation_mode
     return [
-        Pair(side(prompt, chosen), side(prompt, rejected))
+        Pair(_truncated(prompt, chosen, *how), _truncated(prompt, rejected, *how))
         for prompt, chosen, rejected in token_rows(dataset, TOKENISED)
     ]
+
+
+def _truncated(prompt: np.ndarray, response: np.ndarray, limit: int | None, mode: str) -> Side:
+    """Truncates a prompt with its response as TRL's collator does."""
+    length = len(prompt) + len(response)
+    if len(prompt) and (limit is None or length <= limit):
+        return Side(prompt, response)
+    cut, completion_mask = _CUTS[mode](limit), np.arange(length) >= len(prompt)
+    return split_sequence(np.concatenate([prompt, response])[cut], completion_mask[cut])
 
 
 def _collated(
@@ -142,14 +141,10 @@ def tokenised_row(
     if mismatch and _SHORTENS_PROMPT:
         same = (dpo_trainer.common_prefix_length(front, ids) for ids in both)
         front = front[: min(same)]
-    cut, before = _CUTS[mode](limit), len(front)
-    sides = []
-    for ids in both:
-        completion_mask = np.arange(len(ids)) >= before
-        whole = np.array([*front, *ids[before:]], dtype=np.int64)
-        sides.append(split_sequence(whole[cut], completion_mask[cut]))
-    lengths = (len(both[0]) - before, len(both[1]) - before)
-    return TokenisedRow(Pair(*sides), before, lengths, mismatch)
+    responses = [np.array(ids[len(front) :], dtype=np.int64) for ids in both]
+    begin = np.array(front, dtype=np.int64)
+    pair = Pair(*(_truncated(begin, response, limit, mode) for response in responses))
+    return TokenisedRow(pair, len(front), (len(responses[0]), len(responses[1])), mismatch)
 
 
 def prompt_boundary_mismatches(
