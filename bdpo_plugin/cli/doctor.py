@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bdpo_plugin.cli.no_side_effects import no_side_effects, silence
+from bdpo_plugin.cli.options import EXISTING_FILE, JSON, cell, console
 from bdpo_plugin.hosts import part
 from bdpo_plugin.inspection.findings import FAILED, OK, WARNING, Finding, fix_in
 from bdpo_plugin.recipes.host_config import (
@@ -38,10 +39,8 @@ _OURS = {
 
 
 @click.command()
-@click.argument(
-    "config", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path)
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and no table.")
+@click.argument("config", required=False, type=EXISTING_FILE)
+@JSON
 def doctor(config: Path | None, as_json: bool) -> None:
     """Look at this environment, and at what CONFIG would do in it, without loading any weights.
 
@@ -182,24 +181,21 @@ def _entries(value: Any, key: Any = "") -> Iterator[tuple[Any, Any]]:
 
 
 def _show(findings: Sequence[Finding], rows: Sequence[dict[str, str]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
+    screen = console(120)
     width = max(len(finding.name) for finding in findings)
     for name, state, words, fix in findings:
         line = Table.grid(padding=(0, 2))
         line.add_column(width=width, no_wrap=True)
         line.add_column(width=max(map(len, _COLOURS)), no_wrap=True)
         line.add_column(overflow="fold")
-        line.add_row(name, Text(state, style=_COLOURS[state]), Text(visible(words)))
-        console.print(line)
+        line.add_row(name, cell(state, _COLOURS[state]), cell(words))
+        screen.print(line)
         if fix:  # whole lines, which can be copied into the file or the shell as they are
             lines = f"# {fix}" if fix[0].isupper() else fix
-            console.print(Text(f"# fix:\n{visible(lines)}", style="bold cyan"), soft_wrap=True)
+            screen.print(Text(f"# fix:\n{visible(lines)}", style="bold cyan"), soft_wrap=True)
     if not rows:
         return
     table = Table(
@@ -210,8 +206,8 @@ def _show(findings: Sequence[Finding], rows: Sequence[dict[str, str]]) -> None:
     for side in ("chosen", "rejected"):
         table.add_column(side, ratio=1, overflow="fold")
     for row in rows:
-        cells = [Text(visible(row["prompt"])) for _ in range(2)]
-        for cell, side in zip(cells, ("chosen", "rejected"), strict=True):
-            cell.append(f"⟦{visible(row[side])}⟧", style="bold green")
+        cells = [cell(row["prompt"]) for _ in range(2)]
+        for text, side in zip(cells, ("chosen", "rejected"), strict=True):
+            text.append(f"⟦{visible(row[side])}⟧", style="bold green")
         table.add_row(*cells)
-    console.print(table)
+    screen.print(table)
